@@ -1,0 +1,18 @@
+// What this x86-64 CPU and its operating system let a kernel use.
+#pragma once
+
+namespace mbt_fast::cpu {
+
+// One flag per instruction set that a kernel may be built for. All false on other architectures.
+struct Features {
+  bool avx2_fma = false;     // AVX2 and FMA
+  bool avx512 = false;       // AVX-512 F, BW, DQ and VL
+  bool avx512_bf16 = false;  // dot products of bfloat16 pairs
+  bool amx_bf16 = false;     // tiles of bfloat16, and the permission to use them
+};
+
+// Detected once per process. The first call asks the kernel for permission to use AMX tiles: Linux
+// grants their state per process and on request, so the answer, not cpuid, decides.
+const Features& features();
+
+}  // namespace mbt_fast::cpu

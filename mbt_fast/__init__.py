@@ -1,0 +1,30 @@
+"""Fast, exact attention bottlenecks: the Multimodal Bottleneck Transformer (MBT) in PyTorch.
+
+Attention bottlenecks are those of "Attention Bottlenecks for Multimodal Fusion" (Nagrani et al.,
+NeurIPS 2021), not the Bottleneck Transformer for visual recognition (BoTNet). Importing needs torch
+alone, and touches no device.
+"""
+
+from mbt_fast import checkpoint, dispatch, errors, flops, functional
+from mbt_fast.functional import bottleneck_attention, dense_attention, share_slots_
+from mbt_fast.models import MBT, MBTConfig, create_model, list_models
+from mbt_fast.recompute import checkpoint_policy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MBT",
+    "MBTConfig",
+    "__version__",
+    "bottleneck_attention",
+    "checkpoint",
+    "checkpoint_policy",
+    "create_model",
+    "dense_attention",
+    "dispatch",
+    "errors",
+    "flops",
+    "functional",
+    "list_models",
+    "share_slots_",
+]

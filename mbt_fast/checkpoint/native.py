@@ -1,0 +1,138 @@
+"""Our own format: a directory with ``config.json`` and ``model.safetensors``."""
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbt_fast.checkpoint.atomic import replacing
+from mbt_fast.checkpoint.positions import resize_positions
+from mbt_fast.checkpoint.safetensors_file import read_safetensors
+from mbt_fast.checkpoint.shapes import check_shapes, expected_shapes
+from mbt_fast.errors import CheckpointError
+from mbt_fast.models.config import MBTConfig
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_STAMP = {"format": "mbt_fast", "version": 1}
+
+
+def save_pretrained(
+    directory: "str | PathLike[str]", config: MBTConfig, state_dict: Mapping[str, Tensor]
+) -> None:
+    """Write a config and its weights to a directory, which is made if need be.
+
+    Each file is written beside its place and then renamed, the config last.
+
+    Args:
+        directory: Where ``config.json`` and ``model.safetensors`` go.
+        config: The model.
+        state_dict: Exactly the state dict of ``MBT(config)``.
+
+    Raises:
+        CheckpointError: The weights do not fit the config.
+        OSError: The directory cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    check_shapes(state_dict, expected_shapes(config), "the weights do not fit the config")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    dense = torch.contiguous_format  # cloned, for safetensors refuses tensors that share memory
+    tensors = {n: t.detach().cpu().clone(memory_format=dense) for n, t in state_dict.items()}
+    text = json.dumps({**_STAMP, **config.to_dict()}, indent=2) + "\n"
+    with (
+        replacing(directory / CONFIG_FILE) as config_path,
+        replacing(directory / WEIGHTS_FILE) as weights_path,
+    ):
+        config_path.write_text(text, encoding="utf-8")
+        save_file(tensors, weights_path)
+
+
+def load_pretrained(
+    directory: "str | PathLike[str]", **overrides: Any
+) -> tuple[MBTConfig, dict[str, Tensor]]:
+    """Read a config and its weights; inverse of ``save_pretrained``.
+
+    Args:
+        directory: What ``save_pretrained`` wrote.
+        **overrides: Fields of ``MBTConfig`` to change. A mapping such as ``input_size`` may name
+            some of the modalities only; where the grid of patches changes, the position embeddings
+            are resized.
+
+    Returns:
+        The changed config and a state dict that fits it, on CPU.
+
+    Raises:
+        CheckpointError: A file is malformed, or the weights do not fit the config.
+        ValueError: An override is unknown or contradicts the rest.
+        OSError: A file cannot be read.
+    """
+    directory = Path(directory)
+    saved = _read_config(directory / CONFIG_FILE)
+    state_dict = read_safetensors(directory / WEIGHTS_FILE)
+    what = f"{directory}: the weights do not fit the config"
+    check_shapes(state_dict, expected_shapes(saved), what)
+    config = changed(saved, overrides)
+    state_dict = resize_position_embeddings(state_dict, saved, config)
+    check_shapes(state_dict, expected_shapes(config), what)
+    return config, state_dict
+
+
+def resize_position_embeddings(
+    state_dict: Mapping[str, Tensor], old_config: MBTConfig, new_config: MBTConfig
+) -> dict[str, Tensor]:
+    """Fit position embeddings to another grid: linear along each axis, corner to corner.
+
+    Args:
+        state_dict: Weights of ``old_config``.
+        old_config: The grid that they have.
+        new_config: The grid that they get. Modalities of one config only are left alone.
+
+    Returns:
+        A new dict; entries that need no change are the same tensors.
+
+    Raises:
+        ValueError: A modality changes between video and spectrogram.
+    """
+    resized = dict(state_dict)
+    for m in new_config.modalities:
+        if m not in old_config.modalities:
+            continue
+        old, new = old_config.grid(m), new_config.grid(m)
+        if len(old) != len(new):
+            raise ValueError(f"input_size[{m!r}] must have {len(old)} sizes as before, got {new}")
+        if old != new:
+            name = f"embed.{m}.pos_embed"
+            resized[name] = resize_positions(state_dict[name], old, new)
+    return resized
+
+
+def changed(config: MBTConfig, overrides: Mapping[str, Any]) -> MBTConfig:
+    """A config with some fields changed; mappings are merged, entry by entry.
+
+    Raises:
+        ValueError: An override is unknown or contradicts the rest.
+    """
+    values = config.to_dict()
+    for key, value in overrides.items():
+        merge = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        values[key] = {**values[key], **value} if merge else value
+    return MBTConfig.from_dict(values)
+
+
+def _read_config(path: Path) -> MBTConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        stamp = {key: values.pop(key, None) for key in _STAMP}
+        if stamp != _STAMP:
+            raise CheckpointError(f"{path}: format must be {_STAMP}, got {stamp}")
+        return MBTConfig.from_dict(values)
+    except CheckpointError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a config of mbt_fast: {error}") from error

@@ -1,0 +1,67 @@
+"""``mbt-fast info``: what is installed, what this machine offers, and who may run the ops."""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import torch
+
+import mbt_fast
+from mbt_fast import dispatch, native
+from mbt_fast.profiling.machine import device_name
+
+HELP = "Show versions, devices, the compiled part, and every backend with its reasons."
+OPTIONAL = ("triton", "av", "numpy", "msgpack", "safetensors", "tabulate", "tqdm")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts."""
+    facts = collect()
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, entry in value.items():
+                print(f"  {key:<12} {entry}")
+        else:
+            print(f"{name}: {value}")
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """Everything that ``info`` shows, as plain data."""
+    return {
+        "mbt_fast": mbt_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "packages": {name: _version(name) for name in OPTIONAL},
+        "cpu threads": torch.get_num_threads(),
+        "devices": _devices(),
+        "compiled part": "; ".join(native.why_missing()) or f"built by {native.compiler()}",
+        "cpu features": native.cpu_features(),
+        "backends": {
+            row.name: "; ".join(row.reasons(None)) or "available" for row in dispatch.BACKENDS
+        },
+        "kernels verified on a GPU": "none: this version holds no GPU kernels",
+    }
+
+
+def _devices() -> dict[str, str]:
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return {name: device_name(torch.device(name)) for name in ("cpu", *gpus)}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

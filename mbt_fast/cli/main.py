@@ -1,0 +1,59 @@
+"""Entry point of ``mbt-fast``: choose the subcommand, and turn errors into one line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import mbt_fast
+from mbt_fast.cli import convert, info, predict, profile
+from mbt_fast.dispatch import BackendError
+from mbt_fast.errors import InputError
+
+COMMANDS = {"profile": profile, "predict": predict, "convert": convert, "info": info}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="mbt-fast", description="Multimodal Bottleneck Transformers: exact, fast, measured."
+    )
+    parser.add_argument("--version", action="version", version=mbt_fast.__version__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 well, 2 bad input, 130 interrupted."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (InputError, BackendError, OSError) as error:
+        print(f"mbt-fast: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = _extra_of(error.name)
+        if extra is None:
+            raise
+        print(
+            f"mbt-fast: error: {args.command} needs the package {error.name!r}; "
+            f"pip install 'mbt-fast[{extra}]'",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("mbt-fast: interrupted", file=sys.stderr)
+        return 130
+
+
+def _extra_of(module: str | None) -> str | None:
+    """The optional dependency group that holds ``module``, or ``None`` if it is a bug of ours."""
+    groups = {
+        "cli": ("tabulate", "tqdm"),
+        "clips": ("av",),
+        "weights": ("msgpack", "numpy", "safetensors"),
+    }
+    return next((extra for extra, names in groups.items() if module in names), None)

@@ -1,0 +1,1 @@
+"""From media files to the inputs of a model."""

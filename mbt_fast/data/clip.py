@@ -1,0 +1,201 @@
+"""From a media file to the inputs of a model."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from mbt_fast.data.decode import decode
+from mbt_fast.data.frames import VideoWindow
+from mbt_fast.data.log_mel import WINDOWS
+from mbt_fast.data.probe import probe
+from mbt_fast.data.sound import FRAMES_PER_SECOND, SoundWindow
+from mbt_fast.data.views import view_starts
+from mbt_fast.errors import ClipError
+from mbt_fast.models.config import MBTConfig
+
+KIND = {"rgb": "video", "spectrogram": "audio"}
+AST_STATISTICS = (-4.2677393, 4.5689974)
+MBT_STATISTICS = (1.102, 2.762)
+
+
+class Collector(Protocol):
+    """Takes the decoded frames of one stream and makes them one modality's input."""
+
+    def push(self, time: Fraction, frame: Any) -> None:
+        """Take the next frame, which starts at ``time``."""
+
+    def finish(self) -> Tensor | None:
+        """The input of all views, or ``None`` if no frame came."""
+
+
+class Window(Protocol):
+    """What one view takes of one stream."""
+
+    @property
+    def seconds(self) -> Fraction:
+        """Length of the window."""
+
+    def collector(self, starts: Sequence[Fraction]) -> Collector:
+        """An empty collector for windows with these starts, in seconds."""
+
+
+@dataclass(frozen=True)
+class ClipTransform:
+    """How the frames and the sound of a clip become numbers.
+
+    A window spans ``time / 100`` seconds of sound (hop 10 ms) and ``frames * stride / fps`` seconds
+    of video. Video is scaled, cut to its centre and mapped to [-1, 1]. Sound is averaged to mono at
+    16 kHz and becomes ``(log_mel - mean) / std``.
+
+    The default mean and standard deviation are those of Kaldi's filterbanks, Hann window, over
+    AudioSet, published with AST (github.com/YuanGongND/ast; AST itself divides by twice the
+    deviation). MBT's own, ``MBT_STATISTICS``, belong to features whose extraction, with its log
+    offset and mel scale, was never published: use them only with features that are known to match.
+
+    Args:
+        rgb: Frames, height and width of one window, or ``None`` for a model without video.
+        spectrogram: Time and mel size of one window, or ``None`` for a model without sound.
+        fps: Frames per second that ``stride`` counts in; the file may have any rate.
+        stride: Distance of frames, whole or not. ``None`` makes the video last as long as the
+            sound, or 8 seconds without sound: 25 for the paper's 8 frames. The released
+            checkpoints take 32 frames with stride 2.
+        min_side: Short side of a frame before its centre is cut out; ``None`` is 256/224 of the
+            cut's.
+        window: Analysis window of the spectrogram, ``"hamming"`` (MBT) or ``"hann"`` (AST).
+        mean: Subtracted from the log-mel spectrogram.
+        std: Divides it.
+
+    Raises:
+        ValueError: An option is out of range, or there is neither video nor sound.
+    """
+
+    rgb: tuple[int, ...] | None = (8, 224, 224)
+    spectrogram: tuple[int, ...] | None = (800, 128)
+    fps: float = 25.0
+    stride: float | None = None
+    min_side: int | None = None
+    window: str = "hamming"
+    mean: float = AST_STATISTICS[0]
+    std: float = AST_STATISTICS[1]
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.rgb is None and self.spectrogram is None:
+            raise ValueError("rgb or spectrogram must have a size, got none of both")
+        for name, axes in (("rgb", 3), ("spectrogram", 2)):
+            size = getattr(self, name)
+            if size is not None and (len(size) != axes or min(size) < 1):
+                raise ValueError(f"{name} must have {axes} sizes of at least 1, got {size}")
+        for name in ("fps", "stride", "min_side", "std"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.window not in WINDOWS:
+            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {self.window!r}")
+
+    @classmethod
+    def from_config(cls, config: MBTConfig, **options: Any) -> "ClipTransform":
+        """What a model takes of a clip: its modalities ``rgb`` and ``spectrogram``.
+
+        Args:
+            config: The model's configuration.
+            **options: The other fields of ``ClipTransform``.
+
+        Raises:
+            ValueError: The model has neither modality, or an option is out of range.
+        """
+        rgb, spectrogram = (config.input_size.get(modality) for modality in KIND)
+        return cls(rgb, spectrogram, **options)
+
+    @property
+    def windows(self) -> dict[str, Window]:
+        """What one view takes, per modality of the model."""
+        windows: dict[str, Window] = {}
+        seconds = Fraction(8)
+        if self.spectrogram is not None:
+            seconds = Fraction(self.spectrogram[0], FRAMES_PER_SECOND)
+        if self.rgb is not None:
+            frames, height, width = self.rgb
+            distance = seconds / frames
+            if self.stride is not None:
+                distance = Fraction(self.stride) / Fraction(self.fps)
+            side = self.min_side or round(min(height, width) * 256 / 224)
+            windows["rgb"] = VideoWindow(frames, height, width, distance, side)
+        if self.spectrogram is not None:
+            time, mel = self.spectrogram
+            windows["spectrogram"] = SoundWindow(time, mel, self.window, self.mean, self.std)
+        return windows
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The inputs of a model from one file, and what is worth knowing about them.
+
+    Args:
+        path: The file.
+        inputs: ``{"rgb": [V, 3, T, H, W], "spectrogram": [V, time, mel]}``, float32, ``V`` views;
+            only modalities that the file has.
+        duration: Length of the clip in seconds.
+        formats: The stream behind each modality, in words.
+        starts: Start of each view in seconds from the start of the clip, per modality.
+    """
+
+    path: str
+    inputs: Mapping[str, Tensor]
+    duration: float
+    formats: Mapping[str, str]
+    starts: Mapping[str, tuple[float, ...]]
+
+    @property
+    def n_views(self) -> int:
+        """Number of views, ``V``."""
+        return len(next(iter(self.starts.values())))
+
+
+def load_clip(path: str | os.PathLike[str], transform: ClipTransform, n_views: int = 4) -> Clip:
+    """Decode a file into views that are evenly spaced over it, as MBT is tested.
+
+    The last frame is repeated where the video ends early; missing sound is silence.
+
+    >>> clip = load_clip("clip.mp4", ClipTransform.from_config(model.config))  # doctest: +SKIP
+    >>> logits = model(clip.inputs).mean(0)  # doctest: +SKIP
+
+    Args:
+        path: A media file: video, sound or both, in any container that FFmpeg reads.
+        transform: What the model takes.
+        n_views: Number of views of a clip longer than a window; a shorter one has a single view.
+
+    Returns:
+        The clip, with the modalities that file and model share.
+
+    Raises:
+        ClipError: The file cannot be read or decoded, is cut off, or has no modality of the model.
+        ValueError: ``n_views`` is below 1.
+    """
+    windows = transform.windows
+    source = probe(path, [KIND[modality] for modality in windows])
+    windows = {m: window for m, window in windows.items() if KIND[m] in source.streams}
+    lengths = {modality: window.seconds for modality, window in windows.items()}
+    starts = view_starts(source.duration, lengths, n_views)
+
+    collectors = {
+        KIND[modality]: window.collector([source.start + start for start in starts[modality]])
+        for modality, window in windows.items()
+    }
+    for kind, time, frame in decode(source):
+        collectors[kind].push(time, frame)
+    inputs = {modality: collectors[KIND[modality]].finish() for modality in windows}
+    empty = [KIND[modality] for modality, tensor in inputs.items() if tensor is None]
+    if empty:
+        raise ClipError(f"{source.path}: no {' and no '.join(empty)} could be decoded")
+    return Clip(
+        path=source.path,
+        inputs={modality: tensor for modality, tensor in inputs.items() if tensor is not None},
+        duration=float(source.duration),
+        formats={modality: source.formats[KIND[modality]] for modality in windows},
+        starts={modality: tuple(map(float, starts[modality])) for modality in windows},
+    )

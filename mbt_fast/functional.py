@@ -1,0 +1,185 @@
+"""Public ops. The meaning of a call is checked here, and its backend chosen."""
+
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from mbt_fast import dispatch, reference, sdpa
+from mbt_fast.validation import check_bottleneck_attention, check_dense_attention
+
+Lengths = Sequence[Tensor | None]
+
+
+@overload
+def bottleneck_attention(
+    qkv: Sequence[Tensor],
+    n_bottlenecks: int,
+    *,
+    lengths: Lengths | None = ...,
+    update: str | None = ...,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+    backend: str = ...,
+) -> list[Tensor]: ...
+
+
+@overload
+def bottleneck_attention(
+    qkv: Sequence[Tensor],
+    n_bottlenecks: int,
+    *,
+    lengths: Lengths | None = ...,
+    update: str | None = ...,
+    scale: float | None = ...,
+    return_lse: Literal[True],
+    backend: str = ...,
+) -> tuple[list[Tensor], list[Tensor]]: ...
+
+
+def bottleneck_attention(
+    qkv: Sequence[Tensor],
+    n_bottlenecks: int,
+    *,
+    lengths: Lengths | None = None,
+    update: str | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
+    """Attend inside each stream, own tokens and slots alike: the attention of an MBT fusion layer.
+
+    Equal, for every stream, to::
+
+        q, k, v = stream.unbind(2)                                        # [B, S, H, D] each
+        out = softmax(scale * q @ k.mT) @ v                               # per head
+
+    and, with ``update="mean"``, followed by the shared update of Eq. 9 in "Attention Bottlenecks
+    for Multimodal Fusion" (Nagrani et al., 2021)::
+
+        out[m][:, -P:] = mean over the present streams m of out[m][:, -P:]
+
+    Shapes: ``M`` streams, ``B`` batch, ``S = N + P`` rows of a stream (``N`` own tokens, then ``P``
+    slots, its copy of the bottleneck tokens), ``H`` heads, ``D`` head dimension.
+
+    Args:
+        qkv: ``M`` tensors ``[B, S_m, 3, H, D]``, ``D`` in 16..128, float16, bfloat16, float32 or
+            float64, with any strides; what a Linear of width ``3 * H * D`` returns, viewed. Kernels
+            read it in place if the last stride is 1.
+        n_bottlenecks: ``P >= 0``, the last ``P`` rows of each stream.
+        lengths: ``M`` entries, each ``None`` (no padding) or int32 ``[B]``: how many own tokens are
+            valid, from 0 to ``N``; 0 means that the stream is absent for this example, slots
+            included. Values are checked on the CPU; on a GPU, where that would wait for the device,
+            larger ones act as ``N`` and negative ones as 0.
+        update: ``None``, or ``"mean"`` for the shared update. The paper takes the mean after the
+            MLP, so its layers use ``None``.
+        scale: Factor on the scores. ``None`` means ``D ** -0.5``.
+        return_lse: Also return the log-sum-exp of the scores.
+        backend: ``"auto"`` or a name of ``mbt_fast.dispatch.BACKENDS``. A named backend runs or
+            raises; ``mbt_fast.dispatch.explain`` takes the same arguments and gives the reasons.
+
+    Returns:
+        ``M`` tensors ``[B, S_m, H, D]`` in the dtype of ``qkv`` (under autocast, its dtype). Rows
+        of padding and absent streams are zero, and so is their gradient. With ``return_lse`` a pair
+        with ``M`` tensors ``[B, H, S_m]``, float32 (float64 for float64), natural logarithm,
+        ``-inf`` on padding and absent streams.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value is out of range; the message names it.
+        mbt_fast.dispatch.BackendError: The named backend cannot run this call; the message is the
+            whole table of reasons.
+
+    Numerics:
+        One softmax per row in float32 (float64 for float64). NaN and infinity in valid rows
+        propagate as in ``scaled_dot_product_attention``; in padding they do not. The tolerance is
+        that of ``mbt_fast.testing.assert_close_to_exact``.
+
+    Example:
+        >>> video, sound = torch.randn(2, 1573, 3, 12, 64), torch.randn(2, 405, 3, 12, 64)
+        >>> [tuple(out.shape) for out in bottleneck_attention([video, sound], 4)]
+        [(2, 1573, 12, 64), (2, 405, 12, 64)]
+    """
+    lengths = check_bottleneck_attention(qkv, n_bottlenecks, lengths, update, scale, return_lse)
+    streams = [_autocast(stream) for stream in qkv]
+    name = dispatch.select(dispatch.Call.of("bottleneck_attention", streams), backend)
+    factor = streams[0].shape[-1] ** -0.5 if scale is None else float(scale)
+    if name == "reference":
+        outs, lses = reference.bottleneck_attention(streams, n_bottlenecks, lengths, update, factor)
+    else:
+        outs, lses = sdpa.bottleneck_attention(
+            streams, n_bottlenecks, lengths, update, factor, return_lse
+        )
+    return (outs, lses) if return_lse else outs
+
+
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    valid: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``softmax(scale * query @ key.mT) @ value``: the attention of vanilla fusion (Eq. 4-6).
+
+    The queries of one modality may attend to the keys of all: the pairwise attention that
+    bottlenecks replace, and that they are measured against.
+
+    Args:
+        query: ``[B, H, S, D]``, floating point.
+        key: ``[B, H, K, D]``.
+        value: ``[B, H, K, D]``.
+        valid: bool ``[B, K]``, the keys that take part, or ``None`` for all. Keys and values must
+            be finite where it is false. Where no key is valid the output is zero.
+        scale: Factor on the scores. ``None`` means ``D ** -0.5``.
+        backend: ``"auto"``, ``"sdpa"`` or ``"reference"``.
+
+    Returns:
+        ``[B, H, S, D]``, in the dtype of ``query`` (under autocast, its dtype).
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape or device disagrees with ``query``.
+        mbt_fast.dispatch.BackendError: The named backend cannot run this call.
+    """
+    check_dense_attention(query, key, value, valid, scale)
+    query, key, value = _autocast(query), _autocast(key), _autocast(value)
+    name = dispatch.select(dispatch.Call.of("dense_attention", [query]), backend)
+    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if name == "reference":
+        out, _ = reference.attention(query, key, value, valid, factor)
+    else:
+        out = sdpa.attention(query, key, value, valid, factor)
+    if valid is None:
+        return out
+    return out.masked_fill(~valid.any(dim=-1)[:, None, None, None], 0)
+
+
+def share_slots_(
+    streams: Sequence[Tensor], n_bottlenecks: int, *, lengths: Lengths | None = None
+) -> None:
+    """Write the mean of the slots over the present streams into every stream, in place (Eq. 9).
+
+    Args:
+        streams: ``M`` tensors ``[B, S_m, C]`` whose last ``P`` rows are the slots.
+        n_bottlenecks: ``P``; 0 does nothing.
+        lengths: ``M`` entries, each ``None`` or int32 ``[B]``; 0 means absent, and the slots of an
+            absent stream take no part in the mean. They receive it all the same.
+    """
+    if n_bottlenecks == 0:
+        return
+    lengths = [None] * len(streams) if lengths is None else lengths
+    mean = reference.mean_slots(streams, n_bottlenecks, lengths)
+    for stream in streams:
+        stream[:, stream.shape[1] - n_bottlenecks :] = mean.to(stream.dtype)
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """Cast as autocast would: an operator of our own would otherwise not see it."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))

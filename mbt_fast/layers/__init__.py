@@ -1,0 +1,7 @@
+"""Modules with the weights of an MBT, and how streams pass through them."""
+
+from mbt_fast.layers.block import Attention, Block, Mlp
+from mbt_fast.layers.embed import StreamEmbedding
+from mbt_fast.layers.fusion import FusionLayer
+
+__all__ = ["Attention", "Block", "FusionLayer", "Mlp", "StreamEmbedding"]

@@ -1,0 +1,213 @@
+"""The configuration of an MBT: one flat, frozen record of all that the weights depend on."""
+
+import keyword
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+FUSIONS = ("bottleneck", "vanilla")
+MAX_HEAD_DIM = 128  # the limit of the attention op; smaller heads than its minimum are padded
+
+
+def _rgb_and_spectrogram(rgb: tuple[int, ...], spectrogram: tuple[int, ...]) -> Any:
+    return field(default_factory=lambda: {"rgb": rgb, "spectrogram": spectrogram})
+
+
+@dataclass(frozen=True)
+class MBTConfig:
+    """What an MBT is. The defaults are MBT-B of the paper on eight seconds of AudioSet.
+
+    A modality with three sizes is video, ``(frames, height, width)``, cut into tubelets
+    ``(t, h, w)``; one with two sizes is a spectrogram, ``(time, mel)``, cut into patches
+    ``(time, mel)``. Both have three input channels; a spectrogram's are three copies of itself,
+    as in the official code.
+
+    Args:
+        modalities: Names of the streams, each a Python identifier.
+        input_size: Size of one input per modality.
+        patch_size: Size of one patch per modality; must divide the input size.
+        hidden_size: Channels ``C`` of a token.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads; must divide ``hidden_size``.
+        mlp_dim: Hidden channels of the MLP.
+        num_classes: Outputs of the classifier.
+        fusion: ``"bottleneck"`` (Eq. 7-9 of the paper) or ``"vanilla"`` (Eq. 4-6).
+        fusion_layer: First fused layer, from 0 (early fusion); ``num_layers`` is late fusion.
+        n_bottlenecks: Exact number of bottleneck tokens. Official checkpoints with a token head
+            hold one more than their own config says: 5.
+        share_encoder: One block per layer for all modalities. With ``"vanilla"`` the fused layers
+            are then joint self-attention (Eq. 4).
+        stochastic_depth: Drop rate of the last layer's branches; layer ``l`` has
+            ``stochastic_depth * l / (num_layers - 1)``.
+        dropout: Dropout rate after attention and inside the MLP.
+        test_with_bottlenecks: ``False`` runs every layer unimodally in eval mode.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: A value is out of range, or the fields contradict one another.
+    """
+
+    modalities: tuple[str, ...] = ("rgb", "spectrogram")
+    input_size: Mapping[str, tuple[int, ...]] = _rgb_and_spectrogram((8, 224, 224), (800, 128))
+    patch_size: Mapping[str, tuple[int, ...]] = _rgb_and_spectrogram((1, 16, 16), (16, 16))
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    num_classes: int = 527
+    fusion: str = "bottleneck"
+    fusion_layer: int = 8
+    n_bottlenecks: int = 4
+    share_encoder: bool = False
+    stochastic_depth: float = 0.0
+    dropout: float = 0.0
+    test_with_bottlenecks: bool = True
+
+    def __post_init__(self) -> None:
+        """Normalise containers to tuples and check every field."""
+        object.__setattr__(self, "modalities", tuple(self.modalities))
+        for name in ("input_size", "patch_size"):
+            object.__setattr__(self, name, self._per_modality(name))
+        _check_modalities(self.modalities)
+        _check_numbers(self)
+        for modality in self.modalities:
+            _check_patches(modality, self.input_size[modality], self.patch_size[modality])
+
+    def _per_modality(self, name: str) -> dict[str, tuple[int, ...]]:
+        """One entry for each modality and no other; entries of absent modalities are dropped."""
+        given = getattr(self, name)
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name} must be a mapping from modality to size, got {given!r}")
+        missing = [m for m in self.modalities if m not in given]
+        if missing:
+            raise ValueError(f"{name} must name every modality, got none for {', '.join(missing)}")
+        return {m: tuple(given[m]) for m in self.modalities}
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head, ``D``."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def n_slots(self) -> int:
+        """Bottleneck tokens that the fused layers really carry: none without a second modality."""
+        fuses = self.fusion == "bottleneck" and len(self.modalities) > 1
+        return self.n_bottlenecks if fuses else 0
+
+    def grid(self, modality: str) -> tuple[int, ...]:
+        """Patches along each axis of a modality's input."""
+        sizes = zip(self.input_size[modality], self.patch_size[modality], strict=True)
+        return tuple(size // patch for size, patch in sizes)
+
+    def n_tokens(self, modality: str) -> int:
+        """Own tokens ``N`` of a stream: CLS and the patches."""
+        count = 1
+        for extent in self.grid(modality):
+            count *= extent
+        return count + 1
+
+    def drop_rate(self, layer: int) -> float:
+        """Probability that a residual branch of ``layer`` is dropped in training."""
+        return self.stochastic_depth * layer / max(self.num_layers - 1, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON knows them: tuples become lists."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MBTConfig":
+        """Inverse of ``to_dict``. An unknown key is an error, not a surprise later."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"MBTConfig has no field {', '.join(map(repr, unknown))}")
+        return cls(**values)
+
+    @classmethod
+    def from_scenic(
+        cls, scenic_config: Mapping[str, Any], input_shapes: Mapping[str, tuple[int, ...]]
+    ) -> "MBTConfig":
+        """Read a config with the official keys (``scenic/projects/mbt``).
+
+        Args:
+            scenic_config: The ``config.model`` of scenic together with ``num_classes``.
+            input_shapes: ``{"rgb": [B, T, H, W, 3], "spectrogram": [B, time, mel, 3]}``; the batch
+                dimension may be left out.
+
+        Raises:
+            ValueError: The config asks for something that this library does not implement.
+        """
+        from mbt_fast.models.scenic import config_from_scenic
+
+        return cls(**config_from_scenic(scenic_config, input_shapes))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_modalities(modalities: tuple[str, ...]) -> None:
+    if not modalities:
+        raise ValueError("modalities must name at least one modality, got none")
+    if len(set(modalities)) != len(modalities):
+        raise ValueError(f"modalities must differ from one another, got {modalities}")
+    for name in modalities:
+        if not isinstance(name, str):
+            raise TypeError(f"modalities must be strings, got {name!r}")
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+            raise ValueError(f"modalities must be public Python identifiers, got {name!r}")
+        if name == "shared":
+            raise ValueError(
+                "modalities must not be 'shared', the name of a shared encoder's block"
+            )
+
+
+_POSITIVE = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "num_classes")
+
+
+def _check_numbers(config: MBTConfig) -> None:
+    for name in (*_POSITIVE, "fusion_layer", "n_bottlenecks"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        least = 1 if name in _POSITIVE else 0
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    for name in ("stochastic_depth", "dropout"):
+        if not 0.0 <= getattr(config, name) < 1.0:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+    if config.fusion not in FUSIONS:
+        raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {config.fusion!r}")
+    if config.fusion_layer > config.num_layers:
+        raise ValueError(
+            f"fusion_layer must be at most num_layers = {config.num_layers} (late fusion), "
+            f"got {config.fusion_layer}"
+        )
+    if config.hidden_size % config.num_heads:
+        raise ValueError(
+            f"num_heads must divide hidden_size = {config.hidden_size}, got {config.num_heads}"
+        )
+    if config.head_dim > MAX_HEAD_DIM:
+        raise ValueError(
+            f"num_heads must give heads of at most {MAX_HEAD_DIM} channels, "
+            f"got {config.hidden_size} / {config.num_heads} = {config.head_dim}"
+        )
+
+
+def _check_patches(modality: str, size: tuple[int, ...], patch: tuple[int, ...]) -> None:
+    if len(size) not in (2, 3):
+        raise ValueError(
+            f"input_size[{modality!r}] must be (frames, height, width) or (time, mel), got {size}"
+        )
+    if len(patch) != len(size):
+        raise ValueError(
+            f"patch_size[{modality!r}] must have {len(size)} sizes like the input, got {patch}"
+        )
+    for extent, part in zip(size, patch, strict=True):
+        if not (isinstance(extent, int) and isinstance(part, int)):
+            raise TypeError(f"sizes of {modality!r} must be integers, got {size} and {patch}")
+        if part < 1 or extent < part or extent % part:
+            raise ValueError(
+                f"patch_size[{modality!r}] must divide the input size {size}, got {patch}"
+            )

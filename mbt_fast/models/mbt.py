@@ -1,0 +1,237 @@
+"""The Multimodal Bottleneck Transformer (Nagrani et al., 2021, arXiv 2107.00135), exactly."""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mbt_fast import dispatch
+from mbt_fast.layers import Block, FusionLayer, StreamEmbedding
+from mbt_fast.layers.block import LAYER_NORM_EPS
+from mbt_fast.layers.fusion import SHARED, Streams, enter_fusion, joint_valid, row_ranges
+from mbt_fast.models.config import MBTConfig
+from mbt_fast.models.init import initialise
+from mbt_fast.reference import expand
+from mbt_fast.validation import check_length
+
+Inputs = Mapping[str, Tensor]
+
+
+class MBT(nn.Module):
+    """Transformer towers per modality that exchange information through bottleneck tokens.
+
+    The streams never meet but in the mean over their slots; see ``layers.fusion`` for the layers,
+    and DESIGN.md for streams and slots.
+
+    Args:
+        config: Sizes and the kind of fusion.
+    """
+
+    def __init__(self, config: MBTConfig) -> None:
+        """Build the model with random weights, drawn as the official code draws them."""
+        super().__init__()
+        self.config = config
+        self.embed = nn.ModuleDict({m: _embedding(config, m) for m in config.modalities})
+        self.blocks = nn.ModuleList(_layer(config, index) for index in range(config.num_layers))
+        slots = torch.empty(1, config.n_slots, config.hidden_size)
+        self.bottleneck_tokens = nn.Parameter(slots) if config.n_slots else None
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)  # shared by the modalities
+        self.head = nn.Linear(config.hidden_size, config.num_classes)  # likewise
+        initialise(self, self.bottleneck_tokens, self.head)
+
+    def forward(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Classify.
+
+        Args:
+            inputs: Per modality ``[B, 3, frames, height, width]`` or ``[B, time, mel]``, in the
+                dtype of the weights (any float type under autocast). A modality that is left out is
+                absent for every example.
+            lengths: Per modality int32 ``[B]``: valid own tokens, CLS included; 0 means absent for
+                this example. A modality without an entry has no padding.
+
+        Returns:
+            Logits ``[B, num_classes]``, the mean over the modalities that are present; zero for an
+            example without any.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: A name, shape, device or value does not fit the configuration.
+        """
+        logits = self.forward_modalities(inputs, lengths)
+        if not lengths:
+            return torch.stack(list(logits.values())).mean(dim=0)
+        present = _presence(logits, lengths)
+        total = torch.stack([torch.where(present[m], logits[m], 0) for m in logits]).sum(dim=0)
+        count = torch.stack(list(present.values())).sum(dim=0)
+        return total / count.clamp(min=1)
+
+    def forward_modalities(
+        self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Logits ``[B, num_classes]`` per modality: what the training loss is made of.
+
+        The official loss is the mean of the modalities' losses, not the loss of the mean logits.
+        Arguments as in ``forward``; logits of examples for which the modality is absent mean
+        nothing, and no gradient should be sent through them.
+        """
+        features = self.forward_features(inputs, lengths)
+        return {modality: self.head(cls) for modality, cls in features.items()}
+
+    def forward_features(
+        self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The CLS token ``[B, C]`` of each modality after the final LayerNorm, before the head."""
+        lengths = dict(lengths or {})
+        self._check_inputs(inputs, lengths)
+        given = [m for m in self.config.modalities if m in inputs]
+        streams = {m: self.embedding(m)(inputs[m], lengths.get(m)) for m in given}
+        tokens = self._encode(streams, lengths)
+        return {modality: self.norm(cls) for modality, cls in tokens.items()}
+
+    def set_backend(self, backend: str) -> "MBT":
+        """Choose the backend of every op in the model; returns the model.
+
+        Raises:
+            ValueError: ``backend`` is neither ``"auto"`` nor a name of ``dispatch.BACKENDS``.
+        """
+        dispatch.check_name(backend)
+        for layer in self.layers:
+            layer.backend = backend
+        return self
+
+    @property
+    def layers(self) -> list[FusionLayer]:
+        """The layers, first to last."""
+        return cast(list[FusionLayer], list(self.blocks))
+
+    def embedding(self, modality: str) -> StreamEmbedding:
+        """The embedding of a modality's input."""
+        return cast(StreamEmbedding, self.embed[modality])
+
+    def save_pretrained(self, directory: str | PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to ``directory``."""
+        from mbt_fast import checkpoint
+
+        checkpoint.save_pretrained(directory, self.config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, directory: str | PathLike[str], **overrides: Any) -> "MBT":
+        """Load what ``save_pretrained`` or ``mbt-fast convert`` wrote.
+
+        Args:
+            directory: Holds ``config.json`` and ``model.safetensors``.
+            **overrides: Fields of ``MBTConfig`` that differ from the stored ones. With another
+                ``input_size`` the position embeddings are resized.
+
+        Raises:
+            mbt_fast.errors.CheckpointError: Not readable, or weights that do not fit; names which.
+        """
+        from mbt_fast import checkpoint
+
+        config, state_dict = checkpoint.load_pretrained(directory, **overrides)
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(state_dict, assign=True)
+        return model
+
+    def _encode(self, streams: Streams, lengths: dict[str, Tensor]) -> Streams:
+        """Pass the streams through all layers; return the CLS token ``[B, C]`` of each."""
+        config = self.config
+        fuse = self.training or config.test_with_bottlenecks
+        first = config.fusion_layer if fuse else config.num_layers
+        for layer in self.layers[:first]:
+            streams = layer.bottleneck(streams, 0, lengths)
+        if first == config.num_layers or len(config.modalities) == 1:
+            for layer in self.layers[first:]:
+                streams = layer.bottleneck(streams, 0, lengths)
+        elif config.fusion == "bottleneck":
+            if self.bottleneck_tokens is not None:
+                streams = enter_fusion(streams, self.bottleneck_tokens)
+            for layer in self.layers[first:]:
+                streams = layer.bottleneck(streams, config.n_slots, lengths)
+        elif config.share_encoder:
+            return self._encode_jointly(streams, first, lengths)
+        else:
+            for layer in self.layers[first:]:
+                streams = layer.pairwise(streams, lengths)
+        return {modality: x[:, 0] for modality, x in streams.items()}
+
+    def _encode_jointly(self, streams: Streams, first: int, lengths: dict[str, Tensor]) -> Streams:
+        """Vanilla fusion with one set of weights: the streams are joined once and stay joined."""
+        rows, valid = row_ranges(streams), joint_valid(streams, lengths)
+        tokens = torch.cat(list(streams.values()), dim=1)
+        for layer in self.layers[first:]:
+            tokens = layer.joint(tokens, valid)
+        return {modality: tokens[:, rows[modality].start] for modality in streams}
+
+    def _check_inputs(self, inputs: Inputs, lengths: Mapping[str, Tensor]) -> None:
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"inputs must be a mapping from modality to tensor, got {type(inputs)}")
+        for name, given in (("inputs", inputs), ("lengths", lengths)):
+            unknown = sorted(set(given) - set(self.config.modalities))
+            if unknown:
+                known = ", ".join(self.config.modalities)
+                raise ValueError(
+                    f"{name} must name only modalities of the model ({known}), got "
+                    f"{', '.join(map(repr, unknown))}"
+                )
+        if not inputs:
+            raise ValueError("inputs must hold at least one modality, got none")
+        batch = next(iter(inputs.values())).shape[0]
+        for modality, x in inputs.items():
+            self._check_input(modality, x, batch)
+        for modality, length in lengths.items():
+            if modality not in inputs:
+                raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
+            most = self.config.n_tokens(modality)
+            check_length(f"lengths[{modality!r}]", length, inputs[modality], most)
+
+    def _check_input(self, modality: str, x: Tensor, batch: int) -> None:
+        name = f"inputs[{modality!r}]"
+        expected = (batch, *self.embedding(modality).input_shape)
+        if tuple(x.shape) != expected:
+            raise ValueError(f"{name} must have shape {list(expected)}, got {list(x.shape)}")
+        weight = self.head.weight
+        autocast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
+        if x.dtype != weight.dtype and not autocast:
+            raise TypeError(
+                f"{name} must have dtype {weight.dtype} like the weights, got {x.dtype}"
+            )
+        if x.device != weight.device:
+            raise ValueError(f"{name} must be on {weight.device} like the weights, got {x.device}")
+
+
+def _presence(logits: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whether each modality is present, bool ``[B, 1]``."""
+    present = {}
+    for modality, value in logits.items():
+        given = value.new_ones(value.shape[0], dtype=torch.bool)
+        present[modality] = expand(lengths[modality] > 0 if modality in lengths else given, value)
+    return present
+
+
+def _embedding(config: MBTConfig, modality: str) -> StreamEmbedding:
+    return StreamEmbedding(
+        config.input_size[modality],
+        config.patch_size[modality],
+        config.n_tokens(modality),
+        config.hidden_size,
+    )
+
+
+def _layer(config: MBTConfig, index: int) -> FusionLayer:
+    names = (SHARED,) if config.share_encoder else config.modalities
+    return FusionLayer(
+        {
+            name: Block(
+                config.hidden_size,
+                config.num_heads,
+                config.mlp_dim,
+                config.drop_rate(index),
+                config.dropout,
+            )
+            for name in names
+        }
+    )

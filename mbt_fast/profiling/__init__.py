@@ -1,0 +1,1 @@
+"""What a fusion costs: which models to compare, how to measure them, and which to take."""

@@ -1,0 +1,58 @@
+"""The machine a measurement runs on."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+from mbt_fast import native
+from mbt_fast.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """``"auto"`` is a CUDA GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: No such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device must be auto, cpu or cuda[:index], got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device must exist, got {name!r}; {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of that name, or with ``"auto"`` the machine's best precision, and why it is.
+
+    Best is bfloat16 where the hardware multiplies it natively, and float32 elsewhere.
+    """
+    if name != "auto":
+        return DTYPES[name], "asked for"
+    if device.type == "cuda":
+        return torch.bfloat16, "the device is a GPU"
+    if native.why_missing():
+        return torch.float32, f"the CPU's instruction sets are unknown: {native.why_missing()[0]}"
+    features = native.cpu_features()
+    for flag, words in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
+        if features[flag]:
+            return torch.bfloat16, f"the CPU has {words}"
+    return torch.float32, "the CPU has no bfloat16 products"
+
+
+def device_name(device: torch.device) -> str:
+    """Model name of a device, as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

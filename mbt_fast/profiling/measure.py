@@ -1,0 +1,175 @@
+"""Latency and memory of many models that share their weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from mbt_fast.models import MBT, MBTConfig
+from mbt_fast.testing import interleaved_times, peak_memory
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the models are run."""
+
+    mode: str
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+    backend: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one model; seconds of every call, bytes at the peak."""
+
+    seconds: list[float]
+    peak_bytes: int
+
+    def as_record(self, batch_size: int) -> dict[str, float | int]:
+        """The measured part of a record."""
+        middle = median(self.seconds)
+        tails = quantiles(self.seconds, n=5, method="inclusive") if len(self.seconds) > 1 else None
+        return {
+            "latency_ms_median": 1e3 * middle,
+            "latency_ms_p20": 1e3 * (tails[0] if tails else middle),
+            "latency_ms_p80": 1e3 * (tails[3] if tails else middle),
+            "peak_memory_mb": self.peak_bytes / MIB,
+            "clips_per_second": batch_size / middle,
+            "rounds": len(self.seconds),
+        }
+
+
+def measure(
+    configs: Sequence[MBTConfig],
+    setting: Setting,
+    *,
+    seconds: float,
+    max_rounds: int,
+    on_call: Callable[[], None],
+) -> dict[int, Measurement]:
+    """Measure every model, in interleaved rounds after one warm-up that counts the memory.
+
+    Args:
+        configs: The models; those with the same encoder share their weights.
+        setting: How they are run.
+        seconds: Start no further round after so long; three rounds are run in any case.
+        max_rounds: No more rounds than this.
+        on_call: Told of each finished call, for a progress bar.
+
+    Returns:
+        Measurement by index into ``configs``. After a KeyboardInterrupt, those that have any.
+    """
+    inputs = random_inputs(configs[0], setting)
+    steps = [_step(model, inputs, setting) for model in build_models(configs, setting)]
+    resting = [step.resting_bytes for step in steps]
+    peaks: dict[int, int] = {}
+    try:
+        for index, step in enumerate(steps):
+            peaks[index] = resting[index] + peak_memory(step, setting.device)
+            on_call()
+    except KeyboardInterrupt:
+        return {}
+    times = interleaved_times(
+        {str(index): step for index, step in enumerate(steps)},
+        setting.device,
+        seconds=seconds,
+        max_rounds=max_rounds,
+        on_call=lambda name, elapsed: on_call(),
+    )
+    return {
+        index: Measurement(times[str(index)], peaks[index]) for index in peaks if times[str(index)]
+    }
+
+
+def build_models(configs: Sequence[MBTConfig], setting: Setting) -> list[MBT]:
+    """Models on the device; parameters of the same name and shape are the same tensors."""
+    pool: dict[tuple[str, torch.Size], Tensor] = {}
+    models = []
+    for config in configs:
+        with torch.device("meta"):
+            model = MBT(config)
+        for name, parameter in model.named_parameters():
+            key = (name, parameter.shape)
+            if key not in pool:
+                pool[key] = _draw(name, parameter.shape, setting)
+        state = {name: pool[name, p.shape] for name, p in model.named_parameters()}
+        model.load_state_dict(state, assign=True)
+        model.set_backend(setting.backend).train(setting.mode == "train")
+        models.append(model)
+    return models
+
+
+def random_inputs(config: MBTConfig, setting: Setting) -> dict[str, Tensor]:
+    """One batch of normally distributed inputs; speed may depend on data, never on zeros."""
+    with torch.device("meta"):
+        model = MBT(config)
+    return {
+        modality: torch.randn(
+            setting.batch_size,
+            *model.embedding(modality).input_shape,
+            device=setting.device,
+            dtype=setting.dtype,
+        )
+        for modality in config.modalities
+    }
+
+
+def _draw(name: str, shape: torch.Size, setting: Setting) -> Tensor:
+    """Weights of a trained scale: ones for norms, else normal with variance 1 / fan-in."""
+    weights = torch.empty(shape, device=setting.device, dtype=setting.dtype)
+    if ".norm" in name or name.startswith("norm"):
+        return weights.fill_(1.0 if name.endswith("weight") else 0.0)
+    fan_in = shape[1:].numel() if len(shape) > 1 else shape.numel()
+    return weights.normal_(std=fan_in**-0.5)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call to time: a forward pass, or forward, loss and backward without the optimiser."""
+
+    model: MBT
+    inputs: Mapping[str, Tensor]
+    targets: Tensor | None
+
+    def __call__(self) -> None:
+        if self.targets is None:
+            with torch.inference_mode():
+                self.model(self.inputs)
+            return
+        logits = self.model.forward_modalities(self.inputs)
+        _loss(logits, self.targets).backward()
+        self.model.zero_grad(set_to_none=True)
+
+    @property
+    def resting_bytes(self) -> int:
+        """Weights and inputs, which exist before the call."""
+        held = [*self.model.parameters(), *self.inputs.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def _step(model: MBT, inputs: Mapping[str, Tensor], setting: Setting) -> _Step:
+    if setting.mode == "forward":
+        return _Step(model, inputs, None)
+    targets = torch.rand(
+        setting.batch_size,
+        model.config.num_classes,
+        device=setting.device,
+        dtype=setting.dtype,
+    )
+    return _Step(model, inputs, targets)
+
+
+def _loss(logits: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+    """Mean over modalities of the cross-entropy summed over classes: the official loss."""
+    losses = [
+        binary_cross_entropy_with_logits(value, targets, reduction="sum") / len(targets)
+        for value in logits.values()
+    ]
+    return torch.stack(losses).mean()

@@ -1,0 +1,148 @@
+"""What the ops mean, in eager PyTorch: any float dtype, any device, twice differentiable.
+
+Shape letters, here and everywhere: ``B`` batch, ``M`` streams, ``S`` rows of a stream, ``N`` own
+tokens, ``P`` slots, ``H`` heads, ``D`` head dimension, ``C`` channels (``H * D``).
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """``softmax(scale * query @ key.mT) @ value`` over the valid keys, softmax in float32 or wider.
+
+    Args:
+        query: ``[B, H, S, D]``.
+        key: ``[B, H, K, D]``, finite where not valid.
+        value: ``[B, H, K, D]``, finite where not valid.
+        valid: bool ``[B, K]``, or ``None`` for all. An example without a valid key attends to all
+            of them: softmax stays finite, and the caller, who knows, drops the result.
+        scale: Factor on the scores.
+
+    Returns:
+        The output ``[B, H, S, D]`` in the dtype of ``query``, and the log-sum-exp ``[B, H, S]`` of
+        the scores in the dtype of the softmax.
+    """
+    scores = scale * (query @ key.mT)  # [B, H, S, K]
+    scores = scores.to(softmax_dtype(query.dtype))
+    if valid is not None:
+        scores = scores.masked_fill(~attended(valid)[:, None, None, :], float("-inf"))
+    return torch.softmax(scores, dim=-1).to(value.dtype) @ value, torch.logsumexp(scores, dim=-1)
+
+
+def bottleneck_attention(
+    qkv: Sequence[Tensor],
+    n_bottlenecks: int,
+    lengths: Sequence[Tensor | None],
+    update: str | None,
+    scale: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Self-attention inside each stream, then, with ``update="mean"``, the shared slots.
+
+    Arguments are those of ``functional.bottleneck_attention``, already checked.
+
+    Returns:
+        ``[B, S, H, D]`` and float ``[B, H, S]`` per stream. Padding and absent streams hold zeros,
+        and ``-inf`` in the log-sum-exp.
+    """
+    outs, lses = [], []
+    for stream, length in zip(qkv, lengths, strict=True):
+        valid = valid_rows(length, stream.shape[1], n_bottlenecks)
+        query, key, value = heads_first(drop_padding(stream, valid))
+        out, lse = attention(query, key, value, valid, scale)
+        outs.append(drop_padding(out.transpose(1, 2), valid))
+        lses.append(mask_lse(lse, valid))
+    if update == "mean":
+        outs = share_slots(outs, n_bottlenecks, lengths)
+    return outs, lses
+
+
+def share_slots(
+    streams: Sequence[Tensor], n_bottlenecks: int, lengths: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Replace the slots of every present stream by their mean over the present streams (Eq. 9).
+
+    Args:
+        streams: ``M`` tensors ``[B, S_m, ...]`` whose last ``P`` rows are the slots.
+        n_bottlenecks: ``P``.
+        lengths: Per stream ``None`` or int ``[B]``; 0 means absent, and absent slots become zero.
+    """
+    if n_bottlenecks == 0:
+        return list(streams)
+    mean = mean_slots(streams, n_bottlenecks, lengths)
+    shared = []
+    for stream, length in zip(streams, lengths, strict=True):
+        slots = mean if length is None else torch.where(expand(length > 0, mean), mean, 0)
+        own = stream[:, : stream.shape[1] - n_bottlenecks]
+        shared.append(torch.cat([own, slots.to(stream.dtype)], dim=1))
+    return shared
+
+
+def mean_slots(
+    streams: Sequence[Tensor], n_bottlenecks: int, lengths: Sequence[Tensor | None]
+) -> Tensor:
+    """Mean of the last ``P`` rows over the present streams, zero if none is: ``[B, P, ...]``.
+
+    Summed in float32 or wider and in the order of the streams, so that it is reproducible.
+    """
+    wide = softmax_dtype(streams[0].dtype)
+    total: Tensor | int = 0
+    count: Tensor | int = 0
+    for stream, length in zip(streams, lengths, strict=True):
+        slots = stream[:, stream.shape[1] - n_bottlenecks :].to(wide)
+        if length is None:
+            total, count = total + slots, count + 1
+        else:
+            present = expand(length > 0, slots)
+            total, count = total + torch.where(present, slots, 0), count + present.to(wide)
+    if isinstance(count, Tensor):
+        count = count.clamp(min=1)
+    return cast(Tensor, total / count)
+
+
+def valid_rows(length: Tensor | None, rows: int, n_bottlenecks: int) -> Tensor | None:
+    """Which rows of a stream take part: bool ``[B, S]``, or ``None`` if all do.
+
+    Own rows below ``length``, and every slot of a stream that is present (``length > 0``).
+    """
+    if length is None:
+        return None
+    row = torch.arange(rows, device=length.device)
+    own = row < rows - n_bottlenecks
+    return torch.where(own, row < length[:, None], (length > 0)[:, None])
+
+
+def attended(valid: Tensor) -> Tensor:
+    """Keys that take part in softmax: the valid ones, or all of them where none is valid."""
+    return valid | ~valid.any(dim=-1, keepdim=True)
+
+
+def drop_padding(rows: Tensor, valid: Tensor | None) -> Tensor:
+    """Zero the rows ``[B, S, ...]`` that are not valid, and their gradients; NaN does not leak."""
+    return rows if valid is None else rows.masked_fill(~expand(valid, rows), 0)
+
+
+def mask_lse(lse: Tensor, valid: Tensor | None) -> Tensor:
+    """Set the log-sum-exp ``[B, H, S]`` of rows that attend to nothing to ``-inf``."""
+    return lse if valid is None else lse.masked_fill(~valid[:, None, :], float("-inf"))
+
+
+def heads_first(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """View packed ``[B, S, 3, H, D]`` as query, key and value ``[B, H, S, D]``."""
+    query, key, value = packed.unbind(2)
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def expand(mask: Tensor, like: Tensor) -> Tensor:
+    """Append dimensions of size 1, so that ``mask`` broadcasts against ``like`` from the left."""
+    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+
+
+def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float32 for 16-bit types, the type itself otherwise."""
+    return torch.promote_types(dtype, torch.float32)

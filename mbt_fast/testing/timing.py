@@ -1,0 +1,61 @@
+"""Clocks. Variants are interleaved, so that a drift of the machine hits all of them alike."""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+Times = dict[str, list[float]]
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds that one call takes, until the device has finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleaved_times(
+    variants: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    seconds: float,
+    min_rounds: int = 3,
+    max_rounds: int = 100,
+    on_call: Callable[[str, float], None] = lambda name, elapsed: None,
+) -> Times:
+    """Time variants in rounds of one call each, every round in another order.
+
+    Warm-up is the caller's: the first round counts.
+
+    Args:
+        variants: What to time, by name.
+        device: Where it runs.
+        seconds: Start no further round once this has passed, and ``min_rounds`` are done.
+        min_rounds: Rounds that are run in any case.
+        max_rounds: Rounds that are not exceeded.
+        on_call: Told of each call: its name and its seconds.
+
+    Returns:
+        Seconds per call and variant. After a KeyboardInterrupt, what was measured until then.
+    """
+    times: Times = {name: [] for name in variants}
+    shuffle = random.Random(0).shuffle  # the same orders every time
+    start = time.perf_counter()
+    try:
+        for index in range(max_rounds):
+            if index >= min_rounds and time.perf_counter() - start > seconds:
+                break
+            names = list(variants)
+            shuffle(names)
+            for name in names:
+                times[name].append(timed(variants[name], device))
+                on_call(name, times[name][-1])
+    except KeyboardInterrupt:
+        pass
+    return times

@@ -1,0 +1,172 @@
+"""Checks of what a call means, made once, before a backend is chosen.
+
+A message reads: *name* must *requirement*, got *value*. Types and dtypes raise ``TypeError``;
+shapes, devices and values ``ValueError``. Only metadata is read, but for lengths on the CPU.
+"""
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 128
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_bottleneck_attention(
+    qkv: Sequence[Tensor],
+    n_bottlenecks: int,
+    lengths: Sequence[Tensor | None] | None,
+    update: str | None,
+    scale: float | None,
+    return_lse: bool,
+) -> list[Tensor | None]:
+    """Check the arguments of ``functional.bottleneck_attention``; return one length per stream."""
+    _check_streams(qkv)
+    _check_n_bottlenecks(n_bottlenecks, qkv)
+    if update not in (None, "mean"):
+        raise ValueError(f"update must be None or 'mean', got {update!r}")
+    _check_scale(scale)
+    if not isinstance(return_lse, bool):
+        raise TypeError(f"return_lse must be a bool, got {return_lse!r}")
+    if lengths is None:
+        return [None] * len(qkv)
+    return _check_lengths(lengths, qkv, n_bottlenecks)
+
+
+def check_dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float | None
+) -> None:
+    """Check the arguments of ``functional.dense_attention``."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        _check_tensor(name, tensor)
+        if tensor.ndim != 4:
+            raise ValueError(f"{name} must have shape [B, H, rows, D], got {list(tensor.shape)}")
+        _check_alike(name, tensor, "query", query)
+    batch, heads, _, head_dim = query.shape
+    keys = (batch, heads, key.shape[2], head_dim)
+    for name, tensor in (("key", key), ("value", value)):
+        if tuple(tensor.shape) != keys:
+            raise ValueError(f"{name} must have shape {list(keys)}, got {list(tensor.shape)}")
+    if valid is not None:
+        if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+            raise TypeError(f"valid must be a bool tensor, got {_kind(valid)}")
+        if tuple(valid.shape) != (batch, keys[2]):
+            raise ValueError(
+                f"valid must have shape {[batch, keys[2]]} (batch, keys), got {list(valid.shape)}"
+            )
+    _check_scale(scale)
+
+
+def _check_streams(qkv: Sequence[Tensor]) -> None:
+    if isinstance(qkv, Tensor) or not isinstance(qkv, Sequence):
+        raise TypeError(f"qkv must be a sequence of tensors, one per stream, got {_kind(qkv)}")
+    if not qkv:
+        raise ValueError("qkv must hold at least one stream, got none")
+    for index, stream in enumerate(qkv):
+        name = f"qkv[{index}]"
+        _check_tensor(name, stream)
+        if stream.ndim != 5 or stream.shape[2] != 3:
+            raise ValueError(f"{name} must have shape [B, S, 3, H, D], got {list(stream.shape)}")
+        _check_alike(name, stream, "qkv[0]", qkv[0])
+        batch, _, _, heads, head_dim = qkv[0].shape
+        expected = (batch, stream.shape[1], 3, heads, head_dim)
+        if tuple(stream.shape) != expected:
+            raise ValueError(
+                f"{name} must have shape {list(expected)} like qkv[0], got {list(stream.shape)}"
+            )
+    head_dim = qkv[0].shape[-1]
+    if not MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(
+            f"qkv must have a head dimension D of {MIN_HEAD_DIM} to {MAX_HEAD_DIM}, got {head_dim}"
+        )
+
+
+def _check_tensor(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {_kind(tensor)}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {_kind(tensor)}"
+        )
+
+
+def _check_alike(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+    """The same dtype, but for autocast, which casts both anyway; and the same device."""
+    autocast = torch.is_autocast_enabled(first.device.type)
+    if tensor.dtype != first.dtype and not autocast:
+        raise TypeError(
+            f"{name} must have dtype {first.dtype} like {first_name}, got {tensor.dtype}"
+        )
+    if tensor.device != first.device:
+        raise ValueError(f"{name} must be on {first.device} like {first_name}, got {tensor.device}")
+
+
+def _check_n_bottlenecks(n_bottlenecks: int, qkv: Sequence[Tensor]) -> None:
+    integral = isinstance(n_bottlenecks, (Integral, torch.SymInt))
+    if isinstance(n_bottlenecks, bool) or not integral:
+        raise TypeError(f"n_bottlenecks must be an integer, got {n_bottlenecks!r}")
+    if n_bottlenecks < 0:
+        raise ValueError(f"n_bottlenecks must be at least 0, got {n_bottlenecks}")
+    for index, stream in enumerate(qkv):
+        if stream.shape[1] < n_bottlenecks:
+            raise ValueError(
+                f"qkv[{index}] must have at least n_bottlenecks = {n_bottlenecks} rows, "
+                f"got {stream.shape[1]}"
+            )
+
+
+def _check_scale(scale: float | None) -> None:
+    number = isinstance(scale, (Real, torch.SymFloat)) and not isinstance(scale, bool)
+    if scale is not None and not number:
+        raise TypeError(f"scale must be a number or None, got {_kind(scale)}")
+
+
+def _check_lengths(
+    lengths: Sequence[Tensor | None], qkv: Sequence[Tensor], n_bottlenecks: int
+) -> list[Tensor | None]:
+    if isinstance(lengths, Tensor) or not isinstance(lengths, Sequence):
+        raise TypeError(
+            f"lengths must be a sequence with an entry per stream, got {_kind(lengths)}"
+        )
+    if len(lengths) != len(qkv):
+        raise ValueError(f"lengths must have {len(qkv)} entries like qkv, got {len(lengths)}")
+    for index, (length, stream) in enumerate(zip(lengths, qkv, strict=True)):
+        if length is not None:
+            check_length(f"lengths[{index}]", length, stream, stream.shape[1] - n_bottlenecks)
+    return list(lengths)
+
+
+def check_length(name: str, length: Tensor, stream: Tensor, most: int) -> None:
+    """Check one int32 ``[B]`` of valid own tokens against its stream ``[B, ...]``.
+
+    Raises:
+        TypeError: Not an int32 tensor.
+        ValueError: Wrong shape or device, or, on the CPU, a value outside ``0..most``.
+    """
+    if not isinstance(length, Tensor) or length.dtype != torch.int32:
+        raise TypeError(f"{name} must be an int32 tensor or None, got {_kind(length)}")
+    batch = stream.shape[0]
+    if tuple(length.shape) != (batch,):
+        raise ValueError(f"{name} must have shape [{batch}], got {list(length.shape)}")
+    if length.device != stream.device:
+        raise ValueError(f"{name} must be on {stream.device} like its stream, got {length.device}")
+    if batch and _readable(length):
+        low, high = (int(bound) for bound in length.aminmax())
+        if low < 0 or high > most:
+            bad = low if low < 0 else high
+            raise ValueError(f"{name} must be in 0..{most}, the own tokens, got {bad}")
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether values can be looked at: not on a device that computes, and not while tracing."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    fake = isinstance(tensor, torch._subclasses.FakeTensor)
+    return not fake and not torch._C._functorch.is_batchedtensor(tensor)
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else repr(value)

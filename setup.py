@@ -1,0 +1,103 @@
+"""Build and install mbt_fast. Metadata is in pyproject.toml; here is only what must be computed.
+
+MBT_FAST_NATIVE  auto (default): build csrc/ into mbt_fast._C where a C++17 compiler is found
+                 1: build it or fail       0: never build it
+CXX              the compiler; default c++, g++ or clang++, the first on the PATH
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOTS = {"mbt_fast": "mbt_fast", "mbt_fast.kernels": "kernels"}
+SOURCES = {  # with flags of their own: one translation unit per instruction set
+    "csrc/bindings.cpp": "",
+    "csrc/cpu/features.cpp": "",
+}
+FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra -Werror=return-type"
+
+
+def compiler() -> str | None:
+    """The C++ compiler's command, if there is one."""
+    named = os.environ.get("CXX")
+    candidates = [named] if named else ["c++", "g++", "clang++"]
+    return next((c for c in candidates if shutil.which(shlex.split(c)[0])), None)
+
+
+def why_not_native() -> str | None:
+    """The first reason against building csrc/, or None."""
+    if os.environ.get("MBT_FAST_NATIVE", "auto") == "0":
+        return "MBT_FAST_NATIVE=0"
+    if os.name != "posix":
+        return f"the build knows POSIX compilers only, and this is {sys.platform}"
+    if compiler() is None:
+        return "no C++ compiler is found; install g++ or clang++, or set CXX"
+    try:
+        import ninja  # noqa: F401
+        import pybind11  # noqa: F401
+    except ImportError as error:
+        return f"the build needs the Python package {error.name!r}"
+    return None
+
+
+class NinjaBuild(build_ext):
+    """Compile and link the extension by ninja: parallel, and only what changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Write build.ninja beside the objects and run it."""
+        import ninja
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        folder = Path(self.build_temp).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder / "build.ninja", "w") as file:
+            self.write_ninja(ninja.ninja_syntax.Writer(file), target)
+        subprocess.check_call([Path(ninja.BIN_DIR) / "ninja", "-C", folder])
+
+    def write_ninja(self, out, target: Path) -> None:
+        """One rule to compile, one to link."""
+        import pybind11
+
+        includes = [pybind11.get_include(), sysconfig.get_path("include")]
+        out.variable("cxx", compiler())
+        out.variable("flags", f"{FLAGS} {' '.join(f'-isystem {path}' for path in includes)}")
+        compile_one = "$cxx -MMD -MF $out.d $flags $extra -c $in -o $out"
+        out.rule("compile", compile_one, depfile="$out.d", deps="gcc")
+        undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
+        out.rule("link", f"$cxx -shared {undefined} $in -o $out")
+        objects = []
+        for source, extra in SOURCES.items():
+            path = Path(source).resolve()
+            objects += out.build(f"{path.stem}.o", "compile", str(path), variables={"extra": extra})
+        out.build(str(target), "link", objects)
+
+
+def native() -> dict:
+    """Arguments of ``setup`` for the extension, or none with a sentence that says why."""
+    reason = why_not_native()
+    if reason is None:
+        extension = Extension("mbt_fast._C", list(SOURCES), language="c++")
+        return {"ext_modules": [extension], "cmdclass": {"build_ext": NinjaBuild}}
+    if os.environ.get("MBT_FAST_NATIVE") == "1":
+        raise SystemExit(f"MBT_FAST_NATIVE=1, but {reason}")
+    print(f"mbt_fast: building without mbt_fast._C: {reason}")
+    return {}
+
+
+setup(
+    package_dir=ROOTS,
+    packages=[
+        f"{name}.{sub}" if sub else name
+        for name, folder in ROOTS.items()
+        for sub in ("", *find_packages(folder))
+    ],
+    **native(),
+)

@@ -1,0 +1,196 @@
+"""``mbt-fast convert``: formats, configs and what is printed."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mbt_fast.checkpoint import (
+    from_vit,
+    load_pretrained,
+    load_scenic,
+    save_pretrained,
+    save_scenic,
+    scenic_to_torch,
+)
+from mbt_fast.checkpoint.scenic import scenic_shapes
+from mbt_fast.checkpoint.shapes import vit_shapes
+from mbt_fast.cli import convert
+from mbt_fast.errors import CheckpointError, InputError
+from mbt_fast.models.config import MBTConfig
+from mbt_fast.models.registry import config_for
+
+GOLDEN = Path(__file__).parent / "golden"
+SIZES = {"rgb": [4, 16, 16], "spectrogram": [24, 16]}
+SET_SIZES = ("--set", f"input_size={json.dumps(SIZES)}")
+SMALL = MBTConfig(  # the sizes that are assumed, with few channels
+    input_size={"rgb": (2, 224, 224), "spectrogram": (32, 128)},
+    patch_size={"rgb": (2, 16, 16), "spectrogram": (16, 16)},
+    hidden_size=8,
+    num_layers=3,
+    num_heads=2,
+    mlp_dim=12,
+    num_classes=3,
+    fusion_layer=2,
+    n_bottlenecks=5,
+)
+
+
+def run(*argv):
+    parser = argparse.ArgumentParser()
+    convert.add_arguments(parser)
+    return convert.run(parser.parse_args([str(arg) for arg in argv]))
+
+
+def scenic_config(name="bottleneck"):
+    with np.load(GOLDEN / f"{name}.npz") as archive:
+        return json.loads(str(archive["scenic_config"]))
+
+
+def test_scenic_with_its_config_goes_there_and_back(tmp_path, capsys):
+    config_file = tmp_path / "config.json"
+    config_file.write_text(json.dumps(scenic_config()))
+    source = GOLDEN / "bottleneck.checkpoint"
+    assert run(source, tmp_path / "mbt", "--config", config_file, *SET_SIZES) == 0
+    config, state_dict = load_pretrained(tmp_path / "mbt")
+    assert config.fusion_layer == scenic_config()["fusion_layer"]
+    assert config.modalities == ("spectrogram", "rgb")
+    params = load_scenic(source)
+    assert all(torch.equal(t, state_dict[n]) for n, t in scenic_to_torch(params, config).items())
+    count = sum(array.size for array in params.values())
+    expected = f"wrote {tmp_path / 'mbt'} (mbt_fast): {count:,} parameters\n"
+    assert capsys.readouterr().out == expected
+
+    assert run(tmp_path / "mbt", tmp_path / "back.checkpoint") == 0
+    back = load_scenic(tmp_path / "back.checkpoint")
+    assert back.keys() == params.keys()
+    assert all(np.array_equal(back[path], params[path]) for path in params)
+
+
+def test_whole_scenic_config_brings_the_input_sizes(tmp_path):
+    whole = {
+        "model": {k: v for k, v in scenic_config().items() if k != "num_classes"},
+        "num_classes": 7,
+        "dataset_configs": {
+            "num_frames": 4, "crop_size": 16, "num_spec_frames": 3, "spec_shape": [8, 16],
+        },
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    run(GOLDEN / "bottleneck.checkpoint", tmp_path / "mbt", "--config", tmp_path / "config.json")
+    assert load_pretrained(tmp_path / "mbt")[0].to_dict()["input_size"] == {
+        "spectrogram": SIZES["spectrogram"],
+        "rgb": SIZES["rgb"],
+    }
+
+
+def test_scenic_without_config_is_inferred_and_says_what_it_assumed(tmp_path, capsys):
+    params = {p: np.zeros(s, np.float32) for p, s in scenic_shapes(SMALL).items()}
+    save_scenic(params, tmp_path / "mbtb32")
+    run(tmp_path / "mbtb32", tmp_path / "mbt")
+    assert load_pretrained(tmp_path / "mbt")[0] == SMALL
+    out = capsys.readouterr().out
+    assert "input_size of rgb is assumed to be (2, 224, 224)" in out
+    assert "fusion_layer is assumed to be 2" in out
+    run(tmp_path / "mbtb32", tmp_path / "mbt", "--set", "fusion_layer=1")
+    assert load_pretrained(tmp_path / "mbt")[0].fusion_layer == 1
+    assert "fusion_layer" not in capsys.readouterr().out
+
+
+def test_a_registered_model_is_a_config(tmp_path):
+    config = config_for("mbt_tiny", n_bottlenecks=5)
+    params = {p: np.zeros(s, np.float32) for p, s in scenic_shapes(config).items()}
+    save_scenic(params, tmp_path / "tiny.checkpoint")
+    source = (tmp_path / "tiny.checkpoint", tmp_path / "mbt", "--model", "mbt_tiny")
+    run(*source, "--set", "n_bottlenecks=5")
+    assert load_pretrained(tmp_path / "mbt")[0] == config
+    with pytest.raises(CheckpointError, match=r"bottleneck must be \[1, 4, 64\], got \[1, 5, 64\]"):
+        run(*source)
+    with pytest.raises(InputError, match="got 'mbt_huge'"):
+        run(*source[:3], "mbt_huge")
+
+
+def test_scenic_whose_sizes_cannot_be_assumed_asks_for_them(tmp_path):
+    with pytest.raises(CheckpointError, match=r"input_size\['rgb'\] must be given"):
+        run(GOLDEN / "bottleneck.checkpoint", tmp_path / "mbt")
+    assert run(GOLDEN / "bottleneck.checkpoint", tmp_path / "mbt", *SET_SIZES) == 0
+
+
+@pytest.fixture
+def vit(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    shapes = vit_shapes(8, 12, 3, (16, 16), 197) | {"head.weight": (3, 8), "head.bias": (3,)}
+    weights = {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+    save_file(weights, tmp_path / "vit.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(SMALL.to_dict()))
+    return weights
+
+
+def test_vit_takes_the_official_way_with_the_options_asked_for(tmp_path, vit):
+    source = (tmp_path / "vit.safetensors", tmp_path / "mbt", "--config", tmp_path / "config.json")
+    run(*source)
+    expected = from_vit(vit, SMALL)
+    loaded = load_pretrained(tmp_path / "mbt")[1]
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+    run(*source, "--temporal-init", "average", "--restore-head", "--bottleneck-init", "normal")
+    loaded = load_pretrained(tmp_path / "mbt")[1]
+    expected = from_vit(vit, SMALL, temporal_init="average", restore_head=True)
+    different = [n for n, tensor in expected.items() if not torch.equal(loaded[n], tensor)]
+    assert different == ["bottleneck_tokens"]
+
+
+def test_refused_options_are_input_errors(tmp_path, vit):
+    source = (tmp_path / "vit.safetensors", tmp_path / "mbt", "--config", tmp_path / "config.json")
+    with pytest.raises(InputError, match="n_bottlenecks must be"):
+        run(*source, "--set", "n_bottlenecks=6")
+    with pytest.raises(InputError, match="no field 'depth'"):
+        run(*source, "--set", "depth=6")
+    with pytest.raises(InputError, match="--set must be KEY=VALUE, got 'depth'"):
+        run(*source, "--set", "depth")
+    with pytest.raises(InputError, match="--config or --model must be given"):
+        run(*source[:2])
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json: not a JSON file"):
+        run(*source)
+    assert not (tmp_path / "mbt").exists()
+
+
+def test_mbt_fast_source_can_change_its_input_size(tmp_path):
+    weights = {p: np.zeros(s, np.float32) for p, s in scenic_shapes(SMALL).items()}
+    save_pretrained(tmp_path / "mbt", SMALL, scenic_to_torch(weights, SMALL))
+    run(tmp_path / "mbt", tmp_path / "long", "--set", 'input_size={"spectrogram":[64,128]}')
+    config, _ = load_pretrained(tmp_path / "long")
+    assert config.input_size == {"rgb": (2, 224, 224), "spectrogram": (64, 128)}
+    with pytest.raises(InputError, match="must be left out for mbt_fast weights"):
+        run(tmp_path / "mbt", tmp_path / "other", "--model", "mbt_base")
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "message"),
+    [
+        ("weights.h5", "mbt", "--from must be given"),
+        ("weights.checkpoint", "mbt.bin", "--to must be given"),
+    ],
+)
+def test_ambiguous_paths_need_the_flags(tmp_path, source, destination, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / source, tmp_path / destination)
+
+
+@pytest.mark.parametrize(
+    ("name", "source_format"),
+    [
+        ("a.safetensors", "vit"),
+        ("a.npz", "vit"),
+        ("a.pth", "vit"),
+        ("a.checkpoint", "scenic"),
+        ("a.msgpack", "scenic"),
+        ("mbtb32_as-500k_rgb-spec", "scenic"),
+        ("", "mbt_fast"),
+    ],
+)
+def test_source_format_follows_the_rule_in_help(tmp_path, name, source_format):
+    assert convert._guess_source(tmp_path / name) == source_format

@@ -1,0 +1,117 @@
+"""Official configs, key by key."""
+
+import re
+
+import pytest
+
+from mbt_fast.models.config import MBTConfig
+from mbt_fast.models.scenic import config_from_scenic
+
+OFFICIAL = {
+    "modality_fusion": ("spectrogram", "rgb"),
+    "use_bottleneck": True,
+    "test_with_bottlenecks": False,
+    "share_encoder": True,
+    "n_bottlenecks": 4,
+    "fusion_layer": 8,
+    "hidden_size": 768,
+    "patches": {"size": [16, 12, 2]},
+    "attention_config": {"type": "spacetime"},
+    "num_heads": 12,
+    "mlp_dim": 3072,
+    "num_layers": 12,
+    "representation_size": None,
+    "classifier": "token",
+    "attention_dropout_rate": 0.0,
+    "dropout_rate": 0.2,
+    "stochastic_droplayer_rate": 0.3,
+    "temporal_encoding_config": {"method": "3d_conv"},
+    "num_classes": 527,
+}
+SHAPES = {"rgb": (2, 32, 224, 216, 3), "spectrogram": (2, 800, 132, 3)}
+
+
+def test_every_key_lands_in_its_field():
+    assert MBTConfig.from_scenic(OFFICIAL, SHAPES) == MBTConfig(
+        modalities=("spectrogram", "rgb"),
+        input_size={"rgb": (32, 224, 216), "spectrogram": (800, 132)},
+        patch_size={"rgb": (2, 16, 12), "spectrogram": (16, 12)},
+        hidden_size=768,
+        num_layers=12,
+        num_heads=12,
+        mlp_dim=3072,
+        num_classes=527,
+        fusion="bottleneck",
+        fusion_layer=8,
+        n_bottlenecks=5,
+        share_encoder=True,
+        stochastic_depth=0.3,
+        dropout=0.2,
+        test_with_bottlenecks=False,
+    )
+
+
+def test_batch_dimension_may_be_left_out():
+    bare = {modality: shape[1:] for modality, shape in SHAPES.items()}
+    assert config_from_scenic(OFFICIAL, bare) == config_from_scenic(OFFICIAL, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        ("use_bottleneck", "fusion", "vanilla"),
+        ("n_bottlenecks", "n_bottlenecks", 5),
+        ("share_encoder", "share_encoder", False),
+        ("test_with_bottlenecks", "test_with_bottlenecks", True),
+        ("stochastic_droplayer_rate", "stochastic_depth", 0.0),
+        ("dropout_rate", "dropout", 0.1),
+    ],
+)
+def test_missing_key_has_the_official_default(key, field, value):
+    rest = {k: v for k, v in OFFICIAL.items() if k != key}
+    assert config_from_scenic(rest, SHAPES)[field] == value
+
+
+def test_stochastic_depth_may_be_none():
+    values = config_from_scenic({**OFFICIAL, "stochastic_droplayer_rate": None}, SHAPES)
+    assert values["stochastic_depth"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier": "gap"}, "classifier must be 'token', got 'gap'"),
+        ({"attention_dropout_rate": 0.1}, "attention_dropout_rate must be 0, got 0.1"),
+        (
+            {"temporal_encoding_config": {"method": "temporal_sampling"}},
+            "temporal_encoding_config.method must be '3d_conv', got 'temporal_sampling'",
+        ),
+        (
+            {"attention_config": {"type": "factorized_encoder"}},
+            "attention_config.type must be 'spacetime', got 'factorized_encoder'",
+        ),
+        ({"representation_size": 8}, "representation_size must be None, got 8"),
+        (
+            {"modality_fusion": ["rgb", "flow"]},
+            "modality_fusion must name rgb or spectrogram, got 'flow'",
+        ),
+        ({"patches": {"size": [16, 16]}}, "patches.size must be [height, width, frames], got [16"),
+        ({"num_classes": None}, "num_classes must be given in the scenic config, got none"),
+    ],
+)
+def test_unsupported_value_is_named(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config_from_scenic({**OFFICIAL, **change}, SHAPES)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"rgb": SHAPES["rgb"]},
+        {**SHAPES, "spectrogram": (800, 132)},
+        {**SHAPES, "rgb": (2, 3, 32, 224, 216)},
+    ],
+)
+def test_wrong_input_shapes_are_refused(shapes):
+    with pytest.raises(ValueError, match="input_shapes"):
+        config_from_scenic(OFFICIAL, shapes)

@@ -1,0 +1,50 @@
+"""The table of backends: what it chooses, and what it says."""
+
+import pytest
+import torch
+
+from mbt_fast import dispatch
+
+CALL = dispatch.Call("bottleneck_attention", "cpu", torch.float32)
+
+
+def test_auto_takes_the_first_row_without_reasons(monkeypatch):
+    rows = (
+        dispatch.Backend("first", dispatch.EVERY, device_type="cuda"),
+        dispatch.Backend("second", dispatch.EVERY),
+        dispatch.Backend("third", dispatch.EVERY),
+    )
+    monkeypatch.setattr(dispatch, "BACKENDS", rows)
+    assert dispatch.select(CALL) == "second"
+    assert dispatch.select(CALL, "third") == "third"
+    with pytest.raises(dispatch.BackendError, match="device is cpu, needs cuda"):
+        dispatch.select(CALL, "first")
+
+
+def test_a_row_answers_with_every_reason():
+    row = dispatch.Backend("x", frozenset({"other"}), "cuda", frozenset({torch.float16}))
+    assert row.reasons(CALL) == [
+        "it does not implement bottleneck_attention",
+        "device is cpu, needs cuda",
+        "dtype is torch.float32, needs torch.float16",
+    ]
+    assert row.reasons(None) == []
+
+
+def test_auto_on_this_version_is_sdpa():
+    assert dispatch.select(CALL) == "sdpa"
+
+
+def test_contract_of_names():
+    names = [row.name for row in dispatch.BACKENDS]
+    assert names == ["cuda", "triton", "cpu", "sdpa", "reference"]
+
+
+def test_explain_takes_the_arguments_of_the_op():
+    qkv = [torch.zeros(1, 9, 3, 2, 16, dtype=torch.float64)]
+    text = dispatch.explain(qkv, 4, lengths=None, update="mean", return_lse=True, backend="triton")
+    lines = {line.split()[0]: line for line in text.splitlines()}
+    assert lines["sdpa"].endswith("yes")
+    assert "dtype is torch.float64" in lines["triton"]
+    assert "device is cpu, needs cuda" in lines["cuda"]
+    assert "device" not in dispatch.explain()

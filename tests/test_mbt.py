@@ -1,0 +1,446 @@
+"""The model: the official numbers, absent modalities, padding, and every kind of fusion."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mbt_fast import MBT, MBTConfig, checkpoint, create_model, list_models
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = [
+    "bottleneck",
+    "bottleneck_shared_encoder",
+    "cross_attention",
+    "early",
+    "late",
+    "rgb_only",
+    "self_attention_shared",
+    "spectrogram_only",
+    "unimodal_eval",
+]
+BACKENDS = ["reference", "sdpa", "auto"]
+FUSIONS = {
+    "bottleneck": {},
+    "bottleneck, shared": {"share_encoder": True},
+    "vanilla": {"fusion": "vanilla"},
+    "vanilla, shared": {"fusion": "vanilla", "share_encoder": True},
+    "early": {"fusion_layer": 0},
+    "late": {"fusion_layer": 4},
+    "no bottlenecks": {"n_bottlenecks": 0},
+}
+fusions = pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
+RGB, SPECTROGRAM = (2, 32, 32), (64, 32)
+
+
+def load_golden(name):
+    """Config, float64 model with the recorded weights, inputs, and the raw record."""
+    record = np.load(GOLDEN / f"{name}.npz")
+    shapes = {
+        key.split("/")[1]: record[key].shape for key in record.files if key.startswith("input/")
+    }
+    config = MBTConfig.from_scenic(json.loads(str(record["scenic_config"])), shapes)
+    params = {key[7:]: record[key] for key in record.files if key.startswith("params/")}
+    model = MBT(config).double()
+    state = checkpoint.scenic_to_torch(params, config)
+    model.load_state_dict({name: value.double() for name, value in state.items()})
+    inputs = {}
+    if "rgb" in shapes:
+        inputs["rgb"] = torch.from_numpy(record["input/rgb"]).double().movedim(-1, 1)
+    if "spectrogram" in shapes:
+        inputs["spectrogram"] = torch.from_numpy(record["input/spectrogram"][..., 0]).double()
+    return config, model, inputs, record
+
+
+def assert_within_float32(actual, recorded):
+    """The recorded values are float32: 1e-5 of the largest, as the acceptance of the model asks."""
+    recorded = torch.from_numpy(np.asarray(recorded)).double()
+    error = (actual - recorded).abs().max()
+    assert error <= 1e-5 * recorded.abs().max(), f"relative error {error / recorded.abs().max()}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_official_logits(name, backend):
+    _, model, inputs, record = load_golden(name)
+    model.set_backend(backend).eval()
+    assert_within_float32(model(inputs), record["logits"])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "only" not in n])
+def test_official_training_logits(name):
+    config, model, inputs, record = load_golden(name)
+    logits = model.train().forward_modalities(inputs)
+    assert list(logits) == list(config.modalities)
+    for modality, value in logits.items():
+        assert_within_float32(value, record[f"train_logits/{modality}"])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "unimodal_eval"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_official_gradients(name, backend):
+    config, model, inputs, record = load_golden(name)
+    model.set_backend(backend).eval()
+    weight = torch.from_numpy(record["loss_weight"]).double()
+    (model(inputs) * weight).sum().backward()
+    grads = {
+        key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for key, parameter in model.named_parameters()
+    }
+    official = checkpoint.torch_to_scenic(grads, config)
+    recorded = {key[6:]: record[key] for key in record.files if key.startswith("grads/")}
+    assert set(official) == set(recorded)
+    largest = max(abs(value).max() for value in recorded.values())
+    assert largest > 0
+    for path, value in official.items():
+        error = abs(value - recorded[path]).max()
+        assert error <= 1e-5 * largest, f"{path}: {error} of {largest}"
+
+
+def random_inputs(batch=3, dtype=torch.float64):
+    return {
+        "rgb": torch.randn(batch, 3, *RGB, dtype=dtype),
+        "spectrogram": torch.randn(batch, *SPECTROGRAM, dtype=dtype),
+    }
+
+
+def tiny(**overrides):
+    """A model whose classifier is not zero, so that its logits say something."""
+    model = create_model("mbt_tiny", **overrides).double().eval()
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@fusions
+@pytest.mark.parametrize("missing", ["rgb", "spectrogram"])
+def test_a_missing_modality_is_a_stream_of_length_zero(fusion, missing):
+    model, inputs = tiny(**fusion), random_inputs()
+    rest = {modality: x for modality, x in inputs.items() if modality != missing}
+    absent = model(inputs, lengths={missing: int32(0, 0, 0)})
+    torch.testing.assert_close(absent, model(rest))
+    assert not torch.allclose(absent, model(inputs))
+
+
+@fusions
+def test_examples_of_a_batch_do_not_meet(fusion):
+    """Lengths and absence of one example change nothing for another."""
+    model, inputs = tiny(**fusion), random_inputs()
+    lengths = {"rgb": int32(0, 9, 4), "spectrogram": int32(5, 0, 9)}
+    together = model(inputs, lengths)
+    for index in range(3):
+        one = slice(index, index + 1)
+        alone = model(
+            {m: x[one] for m, x in inputs.items()},
+            {m: length[one] for m, length in lengths.items()},
+        )
+        torch.testing.assert_close(alone, together[one])
+
+
+@fusions
+def test_padding_does_not_matter(fusion):
+    """What lies in the patches behind the valid tokens has no influence, not even as NaN."""
+    model, inputs = tiny(**fusion), random_inputs()
+    lengths = {"spectrogram": int32(5, 3, 1)}  # CLS and 4, 2, 0 patches; 2 patches a row
+    dirty = inputs["spectrogram"].clone()
+    dirty[0, 32:], dirty[1, 16:], dirty[2] = float("nan"), float("inf"), float("nan")
+    expected = model(inputs, lengths)
+    actual = model({**inputs, "spectrogram": dirty}, lengths)
+    torch.testing.assert_close(actual, expected)
+
+
+@fusions
+def test_full_lengths_are_no_lengths(fusion):
+    model, inputs = tiny(**fusion), random_inputs()
+    full = {m: int32(*[model.config.n_tokens(m)] * 3) for m in inputs}
+    torch.testing.assert_close(model(inputs, full), model(inputs))
+
+
+@fusions
+def test_absent_examples_get_no_gradient(fusion):
+    model, inputs = tiny(**fusion), random_inputs()
+    inputs = {m: x.requires_grad_() for m, x in inputs.items()}
+    model(inputs, {"rgb": int32(9, 0, 9)}).sum().backward()
+    grad = inputs["rgb"].grad
+    assert grad[1].eq(0).all()
+    assert grad[0].ne(0).any()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_an_example_without_any_modality_is_zero():
+    model, inputs = tiny(), random_inputs()
+    logits = model(inputs, {"rgb": int32(0, 9, 9), "spectrogram": int32(0, 9, 9)})
+    assert logits[0].eq(0).all()
+    assert logits[1:].ne(0).all()
+
+
+@fusions
+def test_logits_are_the_mean_over_present_modalities(fusion):
+    model, inputs = tiny(**fusion), random_inputs()
+    lengths = {"rgb": int32(0, 9, 9)}
+    each = model.forward_modalities(inputs, lengths)
+    expected = (each["rgb"] + each["spectrogram"]) / 2
+    expected[0] = each["spectrogram"][0]
+    torch.testing.assert_close(model(inputs, lengths), expected)
+
+
+@pytest.mark.parametrize("fusion", [f for f in FUSIONS if "shared" not in f])
+def test_unfused_layers_are_the_towers(fusion):
+    """With late fusion, and in eval mode without bottlenecks, each modality runs alone."""
+    model, inputs = tiny(**{**FUSIONS[fusion], "test_with_bottlenecks": False}), random_inputs()
+    each = model.forward_modalities(inputs)
+    for modality, x in inputs.items():
+        torch.testing.assert_close(
+            model.forward_modalities({modality: x})[modality], each[modality]
+        )
+    fused = model.train().forward_modalities(inputs)
+    meets = fusion in ("bottleneck", "vanilla", "early")
+    assert torch.allclose(fused["rgb"], each["rgb"]) != meets
+
+
+def test_vanilla_with_equal_weights_is_joint_self_attention():
+    """Eq. 5-6 with one set of weights is Eq. 4, which the paper states."""
+    joint = tiny(fusion="vanilla", share_encoder=True)
+    pairwise = tiny(fusion="vanilla")
+    state = pairwise.state_dict()
+    for name, value in joint.state_dict().items():
+        for modality in joint.config.modalities:
+            state[name.replace(".shared.", f".{modality}.")] = value
+    pairwise.load_state_dict({name: state[name] for name in pairwise.state_dict()})
+    inputs = random_inputs()
+    torch.testing.assert_close(pairwise(inputs), joint(inputs))
+
+
+def test_three_modalities():
+    names = ("rgb", "flow", "spectrogram")
+    size = {"rgb": RGB, "flow": (2, 16, 16), "spectrogram": SPECTROGRAM}
+    patch = {"rgb": (1, 16, 16), "flow": (2, 8, 8), "spectrogram": (16, 16)}
+    model = tiny(modalities=names, input_size=size, patch_size=patch)
+    inputs = {**random_inputs(), "flow": torch.randn(3, 3, 2, 16, 16, dtype=torch.float64)}
+    logits = model.forward_modalities(inputs)
+    assert {name: tuple(value.shape) for name, value in logits.items()} == dict.fromkeys(
+        names, (3, 10)
+    )
+    changed = {**inputs, "flow": inputs["flow"] + 1}
+    assert not torch.allclose(model.forward_modalities(changed)["rgb"], logits["rgb"])
+
+
+def test_tokens_are_in_official_order():
+    """RGB index (t, y, x), audio index (time, mel), the last fastest (MBT.md section 3)."""
+    model = create_model("mbt_tiny").double()
+    for modality, grid in (("rgb", (2, 2, 2)), ("spectrogram", (4, 2))):
+        embed = model.embedding(modality)
+        assert model.config.grid(modality) == grid
+        torch.nn.init.zeros_(embed.pos_embed)
+        base = torch.zeros(1, *embed.input_shape, dtype=torch.float64)
+        for index in range(torch.Size(grid).numel()):
+            place = [int(i) for i in torch.unravel_index(torch.tensor(index), grid)]
+            marked = base.clone()
+            corner = [slice(None)] * (marked.ndim - len(grid))
+            corner += [
+                slice(i * p, (i + 1) * p)
+                for i, p in zip(place, model.config.patch_size[modality], strict=True)
+            ]
+            marked[tuple(corner)] = 1
+            moved = (embed(marked) - embed(base))[0].abs().sum(-1).nonzero()[:, 0]
+            assert moved.tolist() == [index + 1]
+
+
+def test_patch_projection_is_a_convolution():
+    embed = create_model("mbt_tiny", patch_size={"rgb": (2, 8, 16), "spectrogram": (16, 8)})
+    for modality, conv in (("rgb", torch.conv3d), ("spectrogram", torch.conv2d)):
+        proj = embed.embedding(modality).proj.double()
+        x = torch.randn(2, 3, *embed.config.input_size[modality], dtype=torch.float64)
+        expected = conv(x, proj.weight, proj.bias, stride=proj.patch_size).flatten(2).mT
+        torch.testing.assert_close(proj(x), expected)
+
+
+def test_released_configuration_has_the_official_parameters():
+    size = {"rgb": (32, 224, 224), "spectrogram": (800, 128)}
+    patch = {"rgb": (2, 16, 16), "spectrogram": (16, 16)}
+    counts = {}
+    for modalities in (("rgb", "spectrogram"), ("rgb",), ("spectrogram",)):
+        with torch.device("meta"):
+            model = MBT(
+                MBTConfig(modalities=modalities, input_size=size, patch_size=patch, n_bottlenecks=5)
+            )
+        counts[modalities] = sum(p.numel() for p in model.parameters())
+    assert counts == {
+        ("rgb", "spectrogram"): 175_009_295,
+        ("rgb",): 89_051_663,
+        ("spectrogram",): 86_360_591,
+    }
+
+
+def test_stochastic_depth_drops_whole_branches_per_example_without_rescaling():
+    block = create_model("mbt_tiny", stochastic_depth=0.5).layers[-1].block("rgb")
+    assert block.drop_rate == 0.5
+    branch = torch.ones(4000, 2, 3)
+    dropped = block.train()._drop_branch(branch)
+    kept = dropped[:, 0, 0]
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert (dropped == kept[:, None, None]).all()
+    deviations = 5  # of a binomial: fails by chance once in a million seeds, and the seed is fixed
+    assert abs(kept.mean() - 0.5) < deviations * (0.25 / 4000) ** 0.5
+    assert torch.equal(block.eval()._drop_branch(branch), branch)
+
+
+def test_drop_rate_grows_linearly_from_zero():
+    model = create_model("mbt_tiny", stochastic_depth=0.3)
+    rates = [layer.block("spectrogram").drop_rate for layer in model.layers]
+    torch.testing.assert_close(rates, [0.0, 0.1, 0.2, 0.3])
+
+
+def test_dropout_acts_in_training_only():
+    model, inputs = tiny(dropout=0.5), random_inputs()
+    torch.testing.assert_close(model(inputs), model(inputs))
+    model.train()
+    assert not torch.allclose(model(inputs), model(inputs))
+
+
+def test_initialisation_is_the_official_one():
+    model = create_model("mbt_base", num_layers=1, fusion_layer=0)
+    state = model.state_dict()
+    std = {name: float(value.std()) for name, value in state.items() if value.numel() > 1}
+    bound = (6 / (768 + 768)) ** 0.5  # Xavier, query, key and value each as 768 x 768
+    weight = state["blocks.0.rgb.attn.qkv.weight"]
+    assert bound * 0.99 < weight.abs().max() <= bound
+    assert state["blocks.0.rgb.mlp.fc1.weight"].abs().max() <= (6 / (768 + 3072)) ** 0.5
+    for name in ("head.weight", "embed.rgb.cls_token", "blocks.0.rgb.attn.proj.bias"):
+        assert state[name].eq(0).all()
+    for name in ("embed.rgb.pos_embed", "bottleneck_tokens"):
+        assert std[name] == pytest.approx(0.02, rel=0.1)
+    assert std["blocks.0.rgb.mlp.fc2.bias"] == pytest.approx(1e-6, rel=0.1)
+    assert std["embed.rgb.proj.weight"] == pytest.approx((3 * 16 * 16) ** -0.5, rel=0.1)
+    assert model.norm.eps == model.layers[0].block("rgb").norm1.eps == 1e-6
+
+
+@pytest.mark.parametrize("fusion", ["bottleneck", "vanilla", "vanilla, shared"])
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_and_export(fusion):
+    model, inputs = tiny(**FUSIONS[fusion]), random_inputs()
+    lengths = {"rgb": int32(9, 0, 3)}
+    compiled = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(compiled(inputs), model(inputs))
+    torch.testing.assert_close(compiled(inputs, lengths), model(inputs, lengths))
+    program = torch.export.export(model, (inputs, lengths))
+    torch.testing.assert_close(program.module()(inputs, lengths), model(inputs, lengths))
+
+
+def test_autocast_trains():
+    model = create_model("mbt_tiny")
+    inputs = random_inputs(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(inputs)
+    assert logits.dtype == torch.bfloat16
+    logits.sum().backward()
+    assert model.head.weight.grad.dtype == torch.float32
+
+
+def test_no_token_is_copied_between_fused_layers(monkeypatch):
+    """Streams and slots: nothing of the stream is concatenated or stacked once fusion has begun."""
+    model, inputs = tiny(), random_inputs()
+    calls = []
+    for name in ("cat", "stack"):
+        original = getattr(torch, name)
+
+        def spy(tensors, *args, name=name, original=original, **kwargs):
+            tensors = list(tensors)
+            calls.append((name, tuple(tensors[0].shape)))
+            return original(tensors, *args, **kwargs)
+
+        monkeypatch.setattr(torch, name, spy)
+    model(inputs)
+    embed = [("cat", (3, 1, 64))] * 2
+    enter = [("cat", (3, 9, 64))] * 2
+    assert calls == [*embed, *enter, ("stack", (3, 10))]
+
+
+def test_save_and_load(tmp_path):
+    model, inputs = tiny(n_bottlenecks=3), random_inputs()
+    model.save_pretrained(tmp_path)
+    loaded = MBT.from_pretrained(tmp_path).eval()
+    assert loaded.config == model.config
+    assert torch.equal(loaded(inputs), model(inputs))
+
+
+def test_load_with_another_input_size(tmp_path):
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    size = {"rgb": RGB, "spectrogram": (128, 32)}
+    loaded = MBT.from_pretrained(tmp_path, input_size=size)
+    assert loaded.embedding("spectrogram").pos_embed.shape == (1, 17, 64)
+    ends = [0, 1, 2, -2, -1]  # CLS, the first and the last row of the grid stay: corner to corner
+    torch.testing.assert_close(
+        loaded.embedding("spectrogram").pos_embed[:, ends],
+        model.embedding("spectrogram").pos_embed[:, ends],
+    )
+    assert torch.equal(loaded.embedding("rgb").pos_embed, model.embedding("rgb").pos_embed)
+
+
+def test_every_listed_model_can_be_created():
+    for name in list_models():
+        with torch.device("meta"):
+            assert create_model(name, num_classes=3).head.out_features == 3
+    with pytest.raises(ValueError, match="name must be one of mbt_tiny.*got 'mbt_huge'"):
+        create_model("mbt_huge")
+    with pytest.raises(ValueError, match="no field 'depth'"):
+        create_model("mbt_tiny", depth=3)
+
+
+GOOD = random_inputs(2, torch.float32)
+BAD = {
+    "not a mapping": (GOOD["rgb"], None, TypeError, "inputs must be a mapping"),
+    "unknown": ({"video": GOOD["rgb"]}, None, ValueError, r"\(rgb, spectrogram\), got 'video'"),
+    "nothing": ({}, None, ValueError, "inputs must hold at least one modality"),
+    "shape": (
+        {"rgb": GOOD["rgb"][:, :, :1]},
+        None,
+        ValueError,
+        r"inputs\['rgb'\] must have shape \[2, 3, 2, 32, 32\], got \[2, 3, 1, 32, 32\]",
+    ),
+    "batch": (
+        {**GOOD, "spectrogram": GOOD["spectrogram"][:1]},
+        None,
+        ValueError,
+        r"inputs\['spectrogram'\] must have shape \[2, 64, 32\]",
+    ),
+    "dtype": (
+        {"rgb": GOOD["rgb"].half()},
+        None,
+        TypeError,
+        "must have dtype torch.float32 like the",
+    ),
+    "bytes": ({"rgb": GOOD["rgb"].byte()}, None, TypeError, "got torch.uint8"),
+    "length name": (GOOD, {"video": int32(1, 1)}, ValueError, "lengths must name only modalities"),
+    "length alone": (
+        {"rgb": GOOD["rgb"]},
+        {"spectrogram": int32(1, 1)},
+        ValueError,
+        "'spectrogram' without input",
+    ),
+    "length dtype": (
+        GOOD,
+        {"rgb": int32(1, 1).long()},
+        TypeError,
+        r"lengths\['rgb'\] must be an int32",
+    ),
+    "length value": (GOOD, {"rgb": int32(1, 10)}, ValueError, r"in 0\.\.9, the own tokens, got 10"),
+}
+
+
+@pytest.mark.parametrize(("inputs", "lengths", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_inputs_are_named(inputs, lengths, error, message):
+    model = create_model("mbt_tiny")
+    with pytest.raises(error, match=message):
+        model(inputs, lengths)
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="backend must be one of"):
+        create_model("mbt_tiny").set_backend("fast")

@@ -1,0 +1,204 @@
+"""``mbt-fast predict`` from files to tables, and the labels it shows."""
+
+import json
+import wave
+from pathlib import Path
+
+import pytest
+import torch
+
+import mbt_fast
+from mbt_fast.cli.main import main
+from mbt_fast.data.clip import ClipTransform, load_clip
+from mbt_fast.data.labels import read_labels
+from mbt_fast.errors import InputError
+
+pytest.importorskip("av")
+pytest.importorskip("tabulate")
+pytest.importorskip("tqdm")
+pytest.importorskip("safetensors")
+
+NASA = str(Path(__file__).parent / "golden" / "nasa.mp4")
+TINY = ["--model", "mbt_tiny", "--device", "cpu"]
+
+
+@pytest.fixture
+def model():
+    """A tiny model whose classes differ, unlike those of a fresh one with its zero head."""
+    torch.manual_seed(0)
+    model = mbt_fast.create_model("mbt_tiny").eval()
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+@pytest.fixture
+def checkpoint(model, tmp_path):
+    model.save_pretrained(tmp_path / "checkpoint")
+    return str(tmp_path / "checkpoint")
+
+
+def predict(*arguments):
+    return main(["predict", *map(str, arguments)])
+
+
+def expected_logits(model, views):
+    clip = load_clip(NASA, ClipTransform.from_config(model.config), n_views=views)
+    with torch.inference_mode():
+        return model(dict(clip.inputs)).mean(0)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("views", [1, 3])
+def test_logits_are_averaged_before_the_activation(
+    model, checkpoint, tmp_path, capsys, activation, views
+):
+    out = tmp_path / "out.json"
+    options = ("--activation", activation, "--views", views, "--top", 10, "--device", "cpu")
+    assert predict(NASA, "--checkpoint", checkpoint, "--json", out, *options) == 0
+    logits = expected_logits(model, views)
+    probabilities = logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
+    order = probabilities.argsort(descending=True)
+    report = json.loads(out.read_text())
+    assert report["weights"] == checkpoint
+    assert report["activation"] == activation
+    assert report["errors"] == []
+    (clip,) = report["clips"]
+    assert clip["path"] == NASA
+    assert clip["seconds"] == 5
+    assert clip["views"] == views
+    assert clip["absent"] == []
+    assert list(clip["streams"]) == ["rgb", "spectrogram"]
+    assert [entry["index"] for entry in clip["classes"]] == order.tolist()
+    assert [entry["label"] for entry in clip["classes"]] == [str(i) for i in order.tolist()]
+    assert [entry["probability"] for entry in clip["classes"]] == probabilities[order].tolist()
+    captured = capsys.readouterr()
+    assert "random" not in captured.out
+    assert captured.err == ""
+
+
+def test_table(model, checkpoint, tmp_path, capsys):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"class {'abcdefghij'[i]}" for i in range(10)) + "\n")
+    options = ("--labels", labels, "--top", 3, "--views", 2, "--device", "cpu")
+    assert predict(NASA, "--checkpoint", checkpoint, *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == NASA
+    assert lines[1].split() == ["5.00", "s,", "2", "views"]
+    assert "rgb (h264" in lines[2]
+    assert "spectrogram (aac" in lines[2]
+    assert lines[3].split() == ["rank", "class", "probability"]
+    values, indices = expected_logits(model, 2).sigmoid().topk(3)
+    for rank in range(3):
+        name = "abcdefghij"[indices[rank]]
+        assert lines[5 + rank].split() == [str(rank + 1), "class", name, f"{values[rank]:.4f}"]
+    assert len([line for line in lines if line]) == 8
+
+
+def test_random_weights_are_called_so(capsys):
+    assert predict(NASA, *TINY, "--top", 50) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("mbt_tiny with random weights: the predictions mean nothing\n")
+    assert len(out.split("----\n")[-1].strip().splitlines()) == 10  # no more than there are
+
+
+def test_an_absent_modality_is_named(tmp_path, capsys):
+    path = tmp_path / "a.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(bytes(32000))
+    assert predict(path, *TINY) == 0
+    out = capsys.readouterr().out
+    assert "uses spectrogram (pcm_s16le, 16000 Hz, 1 channel)\n" in out
+    assert "rgb is absent\n" in out
+
+
+def test_a_bad_clip_does_not_stop_the_others(tmp_path, capsys):
+    bad, out = tmp_path / "missing.mp4", tmp_path / "out.json"
+    assert predict(bad, NASA, *TINY, "--json", out) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"mbt-fast: error: {bad}: no such file\n"
+    assert NASA in captured.out
+    report = json.loads(out.read_text())
+    assert [clip["path"] for clip in report["clips"]] == [NASA]
+    assert report["errors"] == [{"path": str(bad), "error": f"{bad}: no such file"}]
+
+
+def test_stride_reaches_the_transform(model, checkpoint, tmp_path):
+    out = tmp_path / "out.json"
+    options = ("--checkpoint", checkpoint, "--json", out, "--views", 1, "--device", "cpu")
+    assert predict(NASA, *options, "--stride", 60) == 0
+    clip = load_clip(NASA, ClipTransform.from_config(model.config, stride=60), n_views=1)
+    with torch.inference_mode():
+        value = model(dict(clip.inputs)).mean(0).sigmoid().max()
+    assert json.loads(out.read_text())["clips"][0]["classes"][0]["probability"] == value.item()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "mbt_huge"], "--model must be one of mbt_tiny"),
+        ([*TINY, "--stride", "0"], "stride must be positive, got 0.0"),
+        ([*TINY, "--labels", "missing.txt"], "missing.txt: cannot read the labels"),
+        (["--model", "mbt_tiny", "--device", "meta"], "--device meta cannot be used"),
+        (["--model", "mbt_tiny", "--device", "gramophone"], "--device gramophone cannot be used"),
+        (["--checkpoint", "missing"], "missing"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert predict(NASA, *options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("mbt-fast: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--top", "0"], ["--views", "-1"], ["--activation", "relu"]])
+def test_bad_numbers_are_usage_errors(options, capsys):
+    with pytest.raises(SystemExit) as raised:
+        predict(NASA, *TINY, *options)
+    assert raised.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+# Labels.
+
+
+def test_audioset_csv(tmp_path):
+    path = tmp_path / "class_labels_indices.csv"
+    path.write_text('index,mid,display_name\n1,/m/b,"Speech, male"\n0,/m/a,"Cheering"\n')
+    assert read_labels(path, 2) == ["Cheering", "Speech, male"]
+
+
+def test_csv_without_an_index_keeps_its_order(tmp_path):
+    path = tmp_path / "labels.CSV"
+    path.write_text("code,name\nx,second\ny,first\n")
+    assert read_labels(path, 2) == ["second", "first"]
+
+
+def test_text_labels(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_bytes("\ufeffGeräusch, laut\r\nMusik\r\n\r\n".encode())
+    assert read_labels(path, 2) == ["Geräusch, laut", "Musik"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"one\ntwo\n", "must name the model's 3 classes, got 2"),
+        ("a.txt", b"", "must name the model's 3 classes, got 0"),
+        ("a.csv", b"", "must name the model's 3 classes, got 0"),
+        ("a.csv", b"index,name\n0,a\n2,b\n3,c\n", "index must count from 0 to 2 without a gap"),
+        ("a.csv", b"index,name\n0,a\n1\n", "each line must have 2 columns"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+    ],
+)
+def test_bad_labels(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as raised:
+        read_labels(path, 3)
+    assert "\n" not in str(raised.value)
