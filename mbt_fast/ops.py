@@ -1,7 +1,7 @@
-"""Operators of our own: schemas, fake kernels, FLOP formulas. Needs torch only.
+"""Operators of our own: schemas, fake kernels, batching rules. Needs torch only.
 
 Registered by ``define``/``impl``, a quarter of the cost of ``custom_op`` per call. An operator here
-is not differentiable; ``mbt_fast.autograd`` holds the Functions around them.
+is not differentiable; ``autograd`` holds the Functions around them, ``flop_formulas`` their cost.
 
 ``attention_lse``: the log-sum-exp of attention scores, which torch's fused attention does not
 return. ``attention_lse_fwd`` never holds more than ``CHUNK`` rows of the score matrix at once, in
@@ -12,14 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import (
-    flop_registry,
-    register_flop_formula,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
 
-from mbt_fast import reference
+from mbt_fast import flop_formulas, reference
 
 NAMESPACE = "mbt_fast"
 CHUNK = 256  # query rows whose scores exist at a time
@@ -105,37 +99,4 @@ def _fold(size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> 
 attention_lse_fwd = torch.ops.mbt_fast.attention_lse_fwd.default
 attention_lse_bwd = torch.ops.mbt_fast.attention_lse_bwd.default
 
-
-@register_flop_formula(torch.ops.mbt_fast.attention_lse_fwd)
-def _attention_lse_fwd_flops(query, key, *args, out_shape=None, **kwargs) -> int:
-    return 2 * _pairs(query, key) * query[3]
-
-
-@register_flop_formula(torch.ops.mbt_fast.attention_lse_bwd)
-def _attention_lse_bwd_flops(dlse, lse, query, key, *args, out_shape=None, **kwargs) -> int:
-    return 6 * _pairs(query, key) * query[3]  # scores again, dquery, dkey
-
-
-def _pairs(query: tuple[int, ...], key: tuple[int, ...]) -> int:
-    """Pairs of a query and a key, of shapes ``[B, H, S, D]``."""
-    return query[0] * query[1] * query[2] * key[2]
-
-
-def _count_torch_cpu_attention() -> None:
-    """Give torch's CPU attention the FLOP formula that it lacks: without one it counts as zero."""
-    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    if forward not in flop_registry:
-
-        @register_flop_formula(forward)
-        def _forward(query, key, value, *args, out_shape=None, **kwargs) -> int:
-            return sdpa_flop_count(query, key, value)
-
-    if backward not in flop_registry:
-
-        @register_flop_formula(backward)
-        def _backward(dout, query, key, value, *args, out_shape=None, **kwargs) -> int:
-            return sdpa_backward_flop_count(dout, query, key, value)
-
-
-_count_torch_cpu_attention()
+flop_formulas.install()

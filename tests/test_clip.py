@@ -407,11 +407,11 @@ def cut(path, target, share):
     return target
 
 
-def sound_missing(path):
-    """Video of 4 s, with 2 s of sound that the header of its stream says to be 4 s."""
-    data = bytearray(write(path, levels=[1] * 40, sound=sine(440, 2)).read_bytes())
-    length = data.index(b"auds") + 32  # dwLength of AVISTREAMHEADER, in samples
-    data[length : length + 4] = (4 * SAMPLE_RATE).to_bytes(4, "little")
+def frames_missing(path):
+    """Sound of 4 s, with 2 s of video that the header of its stream says to be 4 s."""
+    data = bytearray(write(path, levels=[1] * 20, sound=sine(440, 4)).read_bytes())
+    length = data.index(b"vids") + 32  # dwLength of AVISTREAMHEADER, in frames
+    data[length : length + 4] = (40).to_bytes(4, "little")
     path.write_bytes(data)
     return path
 
@@ -442,7 +442,7 @@ def bad_files(folder):
         cut(video, folder / "cut.mkv", 0.6): "cut off, the file ends at .* s of 4.00 s",
         cut(wav, folder / "cut.wav", 0.6): "cut off, the file ends at 1.80 s of 3.00 s",
         cut(flac, folder / "cut.flac", 0.6): "cut off, the file ends at .* s of 3.00 s",
-        sound_missing(folder / "mute.avi"): "cut off, the audio ends at 2.00 s of 4.00 s",
+        frames_missing(folder / "a.avi"): "cut off, the video ends at 2.00 s of 4.00 s",
         cut(NASA, folder / "last.mp4", 0.999): "cut off or damaged at",
         folder / "damaged.mp4": "damaged",
     }

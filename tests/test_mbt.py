@@ -387,7 +387,7 @@ def test_every_listed_model_can_be_created():
     for name in list_models():
         with torch.device("meta"):
             assert create_model(name, num_classes=3).head.out_features == 3
-    with pytest.raises(ValueError, match="name must be one of mbt_tiny.*got 'mbt_huge'"):
+    with pytest.raises(ValueError, match=r"name must be one of mbt_tiny.*got 'mbt_huge'"):
         create_model("mbt_huge")
     with pytest.raises(ValueError, match="no field 'depth'"):
         create_model("mbt_tiny", depth=3)

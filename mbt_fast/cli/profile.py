@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 import mbt_fast
+from mbt_fast.dispatch import check_name
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBTConfig, list_models
 from mbt_fast.models.registry import config_for
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n-bottlenecks", type=int, nargs="+", metavar="B", help="bottleneck tokens (default 4)"
     )
     model.add_argument(
-        "--fusion-layers", type=int, nargs="+", metavar="L", help="default: 5 from early to late"
+        "--fusion-layers", type=int, nargs="+", metavar="L", help="default: from early to late"
     )
     model.add_argument(
         "--fusions", nargs="+", choices=list(plan.FUSIONS), default=list(plan.FUSIONS)
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--dtype", choices=["auto", *machine.DTYPES], default="auto")
     run.add_argument("--backend", default="auto", help="backend of every op; see mbt-fast info")
     run.add_argument(
-        "--seconds", type=float, default=30.0, help="start no further round after so long"
+        "--seconds", type=float, default=75.0, help="for the measurement, about (default: 75)"
     )
     run.add_argument("--flops-only", action="store_true", help="count, but do not run anything")
     choose = parser.add_argument_group("choice")
@@ -70,9 +72,13 @@ def run(args: argparse.Namespace) -> int:
         print(_figure3_table())
         return 0
     _check(args)
-    base = _base_config(args)
     setting, why_dtype = _setting(args)
-    configs = plan.variants(base, _fusion_layers(args, base), args.fusions, _bottlenecks(args))
+    try:
+        check_name(args.backend)
+        base = _base_config(args)
+        configs = plan.variants(base, _fusion_layers(args, base), args.fusions, _bottlenecks(args))
+    except ValueError as error:
+        raise InputError(str(error)) from error
     records = [
         plan.record_of(
             config,
@@ -89,9 +95,8 @@ def run(args: argparse.Namespace) -> int:
         interrupted = not _measure_into(records, configs, setting, args.seconds)
     conditions = _conditions(base, setting, why_dtype, records)
     _write(args, records, conditions)
-    print(format_table([_in_unit(record, args.macs) for record in records]))
-    if args.macs:
-        print("MACs: every figure above counts a multiply-add as one.")
+    print(format_table(records, macs=args.macs))
+    print()
     print("\n".join(f"{name}: {value}" for name, value in conditions.items()))
     _print_choice(args, records, base)
     return 130 if interrupted else 0
@@ -104,7 +109,6 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
     if args.budget_ms is not None and args.flops_only:
         raise InputError("--budget-ms must not go with --flops-only, which measures no latency")
-    mbt_fast.dispatch.check_name(args.backend)
 
 
 def _base_config(args: argparse.Namespace) -> MBTConfig:
@@ -142,6 +146,8 @@ def _measure_into(
     """Measure each distinct computation once, fill in the records; False after Ctrl-C."""
     from tqdm import tqdm
 
+    # The profiler that counts memory would announce itself on stderr for every model.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     distinct: list[MBTConfig] = []
     for config in map(plan.computed_as, configs):
         if config not in distinct:
@@ -170,7 +176,7 @@ def _conditions(
         "call": f"{step}, batch {setting.batch_size}",
         "device": f"{machine.device_name(setting.device)}, {torch.get_num_threads()} CPU threads",
         "dtype": f"{records[0]['dtype']} ({why_dtype})",
-        "rounds": f"{' to '.join(str(n) for n in dict.fromkeys([rounds[0], rounds[-1]]))}, "
+        "rounds": f"{' to '.join(str(n) for n in dict.fromkeys([rounds[0], rounds[-1]]))} rounds, "
         "interleaved, after one warm-up call; late fusion without shared weights measured once",
         "memory": "weights, inputs and the peak of tensors allocated in the call",
         "versions": f"mbt_fast {mbt_fast.__version__}, torch {torch.__version__}",
@@ -187,13 +193,6 @@ def _write(
         args.json.write_text(json.dumps(stamped, indent=1) + "\n")
     if args.html:
         args.html.write_text(render_html(records, conditions), encoding="utf-8")
-
-
-def _in_unit(record: plan.Record, macs: bool) -> plan.Record:
-    """The record with FLOPs, or with half of them: a multiply-add counted as one."""
-    if not macs:
-        return record
-    return {k: v / 2 if k.startswith("gflops") else v for k, v in record.items()}
 
 
 def _print_choice(args: argparse.Namespace, records: list[plan.Record], base: MBTConfig) -> None:

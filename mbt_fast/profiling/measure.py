@@ -1,5 +1,6 @@
 """Latency and memory of many models that share their weights."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
@@ -59,13 +60,14 @@ def measure(
     Args:
         configs: The models; those with the same encoder share their weights.
         setting: How they are run.
-        seconds: Start no further round after so long; three rounds are run in any case.
+        seconds: Start no further round that would end after this; two are run in any case.
         max_rounds: No more rounds than this.
         on_call: Told of each finished call, for a progress bar.
 
     Returns:
         Measurement by index into ``configs``. After a KeyboardInterrupt, those that have any.
     """
+    start = time.perf_counter()
     inputs = random_inputs(configs[0], setting)
     steps = [_step(model, inputs, setting) for model in build_models(configs, setting)]
     resting = [step.resting_bytes for step in steps]
@@ -79,7 +81,7 @@ def measure(
     times = interleaved_times(
         {str(index): step for index, step in enumerate(steps)},
         setting.device,
-        seconds=seconds,
+        seconds=seconds - (time.perf_counter() - start),
         max_rounds=max_rounds,
         on_call=lambda name, elapsed: on_call(),
     )

@@ -23,7 +23,7 @@ from mbt_fast.report.paper import (
 )
 from mbt_fast.report.records import Record, by_setting, check_records
 from mbt_fast.report.style import STYLE
-from mbt_fast.report.table import UNITS, shared_setting, table_cells
+from mbt_fast.report.table import shared_setting, table_cells, units_note
 
 TITLE = "What fusion costs: MBT, layer by layer"
 
@@ -172,7 +172,7 @@ def _table(records: Sequence[Record]) -> str:
     common = shared_setting(records)
     notes = [f"In all of them: {common}."] if common else []
     return (
-        f'<p class="note">{escape(" ".join([*notes, UNITS]))}</p>\n'
+        f'<p class="note">{escape(" ".join([*notes, units_note()]))}</p>\n'
         '<div class="scroll" tabindex="0" role="region" aria-label="All records">\n<table>\n'
         f"<thead>\n<tr>{header}</tr>\n</thead>\n{groups}\n"
         "</table>\n</div>"

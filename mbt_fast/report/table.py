@@ -15,6 +15,7 @@ from mbt_fast.report.records import (
 )
 
 ABSENT = "-"
+GFLOPS, GMACS = "GFLOPs", "GMACs"
 
 
 class Ratio(NamedTuple):
@@ -78,12 +79,13 @@ def shared_setting(records: Sequence[Record]) -> str:
     return ", ".join(describe(records[0], common))
 
 
-def format_table(records: Sequence[Record]) -> str:
+def format_table(records: Sequence[Record], *, macs: bool = False) -> str:
     """The records as plain text, for a terminal. Needs the package ``tabulate``.
 
     Args:
         records: What ``mbt-fast profile --json`` writes; latency, memory and clips per second may
             be ``None``.
+        macs: Count a multiply-add as one, not two.
 
     Returns:
         Lines without a trailing newline: what the records share, the table, and its units.
@@ -93,21 +95,30 @@ def format_table(records: Sequence[Record]) -> str:
     """
     from tabulate import tabulate
 
+    unit = GMACS if macs else GFLOPS
+    if macs:
+        records = [_halved(record) for record in records]
     table = table_cells(records, with_official=False)
     body = tabulate(
         table.rows,
-        headers=table.headers,
+        headers=[header.replace(GFLOPS, unit) for header in table.headers],
         colalign=["left", *["right"] * (len(table.headers) - 1)],
         disable_numparse=True,
     )
-    lines = [shared_setting(records), "", body, "", UNITS]
-    return "\n".join(lines).strip("\n")
+    return "\n".join([shared_setting(records), "", body, "", units_note(unit)]).strip("\n")
 
 
-UNITS = (
-    "GFLOPs per clip, 2 per multiply-add; the total includes stem and head.\n"
-    "Ratios are to vanilla fusion with own weights at the same fusion layer L_f."
-)
+def units_note(unit: str = GFLOPS) -> str:
+    """What the table counts, and what its ratios are to."""
+    per_multiply_add = 1 if unit == GMACS else 2
+    return (
+        f"{unit} per clip, {per_multiply_add} per multiply-add; the total includes stem and head.\n"
+        "Ratios are to vanilla fusion with own weights at the same fusion layer L_f."
+    )
+
+
+def _halved(record: Record) -> Record:
+    return {k: v / 2 if k.startswith("gflops") and v else v for k, v in record.items()}
 
 
 def _place(record: Record) -> tuple[object, ...]:

@@ -25,7 +25,7 @@ def interleaved_times(
     device: torch.device,
     *,
     seconds: float,
-    min_rounds: int = 3,
+    min_rounds: int = 2,
     max_rounds: int = 100,
     on_call: Callable[[str, float], None] = lambda name, elapsed: None,
 ) -> Times:
@@ -36,7 +36,7 @@ def interleaved_times(
     Args:
         variants: What to time, by name.
         device: Where it runs.
-        seconds: Start no further round once this has passed, and ``min_rounds`` are done.
+        seconds: Start no further round that would end after this, ``min_rounds`` apart.
         min_rounds: Rounds that are run in any case.
         max_rounds: Rounds that are not exceeded.
         on_call: Told of each call: its name and its seconds.
@@ -49,7 +49,8 @@ def interleaved_times(
     start = time.perf_counter()
     try:
         for index in range(max_rounds):
-            if index >= min_rounds and time.perf_counter() - start > seconds:
+            passed = time.perf_counter() - start
+            if index >= min_rounds and passed + passed / index > seconds:
                 break
             names = list(variants)
             shuffle(names)

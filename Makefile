@@ -1,0 +1,39 @@
+# make profile   set up a virtual environment and run the main job
+# make test      set up, and run every check that CI runs
+# make setup     only set up; PYTHON=python3.12 chooses the interpreter, VENV=... the place
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+
+.PHONY: profile test setup lint types unit clean
+
+profile: setup
+	$(BIN)/mbt-fast profile --json profile.json --html profile.html
+
+test: setup lint types unit
+
+setup: $(STAMP)
+
+# Torch first, and constrained: another package that asks for it would otherwise choose the version.
+$(STAMP): $(INPUTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q 'setuptools>=77' 'pybind11>=2.13' 'ninja>=1.11'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+unit:
+	$(BIN)/pytest -q
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info mbt_fast/*.so profile.json profile.html

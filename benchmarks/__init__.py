@@ -1,0 +1,1 @@
+"""Measurements of this project: recorded results, and the README's tables made from them."""

@@ -1,0 +1,91 @@
+"""The wheel: what is in it with a compiler, and what it says without one."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PARTS = ["mbt_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A copy of the sources, so that a build leaves nothing in the checkout."""
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", "*.so")
+            shutil.copytree(ROOT / part, copy / part, ignore=ignore)
+        else:
+            shutil.copy(ROOT / part, copy)
+    return copy
+
+
+def build(source, **environment):
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps"]
+    return subprocess.run(
+        [*command, "-w", source / "dist", source],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def unpack(source):
+    (wheel,) = (source / "dist").glob("*.whl")
+    site = source / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        return site, archive.namelist()
+
+
+def run(site, code):
+    command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(site)!r}); {code}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=site.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_wheel_with_a_compiler(source):
+    done = build(source, MBT_FAST_NATIVE="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    site, names = unpack(source)
+    packages = {name.rpartition("/")[0] for name in names if name.endswith(".py")}
+    folders = {
+        "/".join(("mbt_fast", *path.parent.relative_to(ROOT / "mbt_fast").parts))
+        for path in (ROOT / "mbt_fast").rglob("*.py")
+    }
+    assert packages == folders | {"mbt_fast/kernels"}
+    assert "mbt_fast/py.typed" in names
+    assert any(name.startswith("mbt_fast/_C.") for name in names)
+    assert not any("tests" in name or name.startswith("kernels") for name in names)
+    code = "import mbt_fast.native as n; print(n.__file__, n.why_missing(), n.cpu_features())"
+    out = run(site, code)
+    assert str(site) in out
+    assert "[]" in out
+    assert "avx2_fma" in out
+
+
+def test_wheel_without_a_compiler_says_what_is_missing(source):
+    done = build(source, CXX="no-such-compiler")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        "no C++ compiler is found; install g++ or clang++, or set CXX" in done.stdout + done.stderr
+    )
+    site, names = unpack(source)
+    assert not any("_C." in name for name in names)
+    code = "from mbt_fast.cli.main import main; main(['info'])"
+    assert "mbt_fast._C is not built" in run(site, code)
+
+
+def test_a_build_that_must_compile_fails_with_the_reason(source):
+    done = build(source, CXX="no-such-compiler", MBT_FAST_NATIVE="1")
+    assert done.returncode != 0
+    assert "MBT_FAST_NATIVE=1, but no C++ compiler is found" in done.stdout + done.stderr

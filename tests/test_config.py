@@ -1,0 +1,109 @@
+"""The configuration: round trip, derived sizes, and every contradiction it refuses."""
+
+import json
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from mbt_fast import MBTConfig
+
+
+def test_defaults_are_the_papers_mbt_base():
+    config = MBTConfig()
+    assert config.n_tokens("rgb") == 1569
+    assert config.n_tokens("spectrogram") == 401
+    assert config.head_dim == 64
+    assert config.grid("rgb") == (8, 14, 14)
+    assert config.grid("spectrogram") == (50, 8)
+
+
+def test_json_round_trip():
+    config = MBTConfig(fusion="vanilla", share_encoder=True, stochastic_depth=0.3, num_classes=309)
+    assert MBTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        MBTConfig().fusion_layer = 3
+
+
+def test_one_modality_carries_no_slots():
+    assert MBTConfig(modalities=("rgb",)).n_slots == 0
+    assert MBTConfig(fusion="vanilla").n_slots == 0
+    assert MBTConfig(n_bottlenecks=5).n_slots == 5
+
+
+def test_sizes_of_other_modalities_are_dropped():
+    assert MBTConfig(modalities=("rgb",)).input_size == {"rgb": (8, 224, 224)}
+
+
+SIZE = {"rgb": (8, 224, 224), "spectrogram": (800, 128)}
+BAD = {
+    "no modality": ({"modalities": ()}, ValueError, "at least one modality"),
+    "twice": ({"modalities": ("rgb", "rgb")}, ValueError, "must differ"),
+    "not a name": ({"modalities": ("r.gb",)}, ValueError, "input_size must name every modality"),
+    "reserved": (
+        {
+            "modalities": ("shared",),
+            "input_size": {"shared": (8, 8)},
+            "patch_size": {"shared": (4, 4)},
+        },
+        ValueError,
+        "must not be 'shared'",
+    ),
+    "no identifier": (
+        {"modalities": ("a.b",), "input_size": {"a.b": (8, 8)}, "patch_size": {"a.b": (4, 4)}},
+        ValueError,
+        "must be public Python identifiers, got 'a.b'",
+    ),
+    "size missing": (
+        {"input_size": {"rgb": (8, 224, 224)}},
+        ValueError,
+        "got none for spectrogram",
+    ),
+    "size no mapping": ({"input_size": (8, 224, 224)}, TypeError, "input_size must be a mapping"),
+    "size rank": (
+        {"input_size": {**SIZE, "rgb": (224,)}},
+        ValueError,
+        r"input_size\['rgb'\] must be",
+    ),
+    "patch rank": ({"patch_size": {**SIZE, "rgb": (16, 16)}}, ValueError, "must have 3 sizes"),
+    "patch divides": (
+        {"input_size": {**SIZE, "spectrogram": (801, 128)}},
+        ValueError,
+        "must divide",
+    ),
+    "float size": ({"input_size": {**SIZE, "rgb": (8, 224.0, 224)}}, TypeError, "must be integers"),
+    "float": ({"num_layers": 12.0}, TypeError, "num_layers must be an integer, got 12.0"),
+    "bool": ({"n_bottlenecks": True}, TypeError, "n_bottlenecks must be an integer"),
+    "negative": ({"n_bottlenecks": -1}, ValueError, "n_bottlenecks must be at least 0, got -1"),
+    "zero": ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
+    "too late": (
+        {"fusion_layer": 13},
+        ValueError,
+        r"at most num_layers = 12 \(late fusion\), got 13",
+    ),
+    "heads": ({"num_heads": 7}, ValueError, "num_heads must divide hidden_size = 768, got 7"),
+    "wide heads": ({"num_heads": 4}, ValueError, "at most 128 channels, got 768 / 4 = 192"),
+    "fusion": (
+        {"fusion": "late"},
+        ValueError,
+        "fusion must be one of bottleneck, vanilla, got 'late'",
+    ),
+    "depth": (
+        {"stochastic_depth": 1.0},
+        ValueError,
+        r"stochastic_depth must be in \[0, 1\), got 1.0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_fields_are_named(fields, error, message):
+    with pytest.raises(error, match=message):
+        MBTConfig(**fields)
+
+
+def test_unknown_keys_are_named():
+    with pytest.raises(ValueError, match="no field 'depth', 'width'"):
+        MBTConfig.from_dict({"width": 3, "depth": 2})

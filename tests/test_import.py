@@ -1,0 +1,82 @@
+"""Importing is light: torch alone, no triton, no device, nothing compiled."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+OPTIONAL = {"av", "msgpack", "safetensors", "tabulate", "triton"}
+
+
+def run(code, *arguments, tmp_path):
+    command = [sys.executable, "-P", "-c", textwrap.dedent(code), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_import_needs_torch_alone(tmp_path):
+    """Every optional package is replaced by one that refuses its import."""
+    for name in OPTIONAL:
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported')")
+    code = """
+        import json, sys
+        sys.path.insert(0, sys.argv[1])
+        import torch
+        before = set(sys.modules)
+        import mbt_fast
+        new = set(sys.modules) - before
+        print(json.dumps(sorted(n for n in new if not n.startswith("mbt_fast"))))
+    """
+    new = run(code, tmp_path, tmp_path=tmp_path)
+    roots = {name.split(".")[0] for name in new}
+    assert not roots & (OPTIONAL | {"numpy", "tqdm"})  # torch itself imports these two
+
+
+def test_flops_are_counted_whichever_is_imported_first(tmp_path):
+    code = """
+        import json, sys, torch
+        if sys.argv[1] == "counter":
+            from torch.utils.flop_counter import FlopCounterMode
+        import mbt_fast
+        loaded = "torch.utils.flop_counter" in sys.modules
+        from torch.utils.flop_counter import FlopCounterMode
+        with FlopCounterMode(display=False) as counter:
+            mbt_fast.bottleneck_attention([torch.zeros(1, 5, 3, 1, 16)], 1, return_lse=True)
+        print(json.dumps([loaded, counter.get_total_flops()]))
+    """
+    flops = 6 * 5 * 5 * 16
+    assert run(code, "counter", tmp_path=tmp_path) == [True, flops]
+    assert run(code, "mbt_fast", tmp_path=tmp_path) == [False, flops]
+
+
+def test_import_touches_no_device_and_loads_no_extension(tmp_path):
+    code = """
+        import json, sys, torch
+        import mbt_fast
+        print(json.dumps([torch.cuda.is_initialized(), "mbt_fast._C" in sys.modules]))
+    """
+    assert run(code, tmp_path=tmp_path) == [False, False]
+
+
+def test_import_is_quick(tmp_path):
+    """At most a third of a second beyond torch, the best of three."""
+    code = """
+        import json, time, torch
+        import torch.utils.checkpoint
+        start = time.perf_counter()
+        import mbt_fast
+        print(json.dumps(time.perf_counter() - start))
+    """
+    assert min(run(code, tmp_path=tmp_path) for _ in range(3)) < 0.33
+
+
+def test_the_first_call_may_be_compiled(tmp_path):
+    code = """
+        import json, torch, mbt_fast
+        run = torch.compile(lambda x: mbt_fast.bottleneck_attention([x], 1)[0], fullgraph=True)
+        x = torch.randn(1, 5, 3, 1, 16)
+        same = torch.allclose(run(x), mbt_fast.bottleneck_attention([x], 1)[0], atol=1e-6)
+        print(json.dumps(same))
+    """
+    assert run(code, tmp_path=tmp_path) is True

@@ -1,0 +1,33 @@
+"""mbt-fast info: text and JSON."""
+
+import json
+
+import pytest
+import torch
+
+from mbt_fast import __version__, dispatch
+from mbt_fast.cli.main import main
+
+
+def test_info_names_every_backend(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for row in dispatch.BACKENDS:
+        assert f"  {row.name} " in out
+    assert "this version of mbt_fast has no triton kernels" in out
+    assert torch.__version__ in out
+
+
+def test_info_as_json(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["mbt_fast"] == __version__
+    assert facts["backends"]["sdpa"] == "available"
+    assert "cpu" in facts["devices"]
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.strip() == __version__

@@ -1,0 +1,59 @@
+"""The compiled part: it detects what the operating system reports; a broken one is explained."""
+
+import importlib.machinery
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from mbt_fast import native
+
+CPUINFO = Path("/proc/cpuinfo")
+FLAGS = {
+    "avx2_fma": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx512_bf16": {"avx512_bf16"},
+    "amx_bf16": {"amx_tile", "amx_bf16"},
+}
+
+built = pytest.mark.skipif(
+    bool(native.why_missing()), reason="; ".join(native.why_missing()) or "-"
+)
+
+
+@built
+@pytest.mark.skipif(not CPUINFO.exists(), reason="no /proc/cpuinfo on this system")
+def test_features_are_those_that_linux_reports():
+    lines = [line for line in CPUINFO.read_text().splitlines() if line.startswith("flags")]
+    if not lines:
+        pytest.skip("/proc/cpuinfo has no flags: not an x86 CPU")
+    reported = set(lines[0].split(":", 1)[1].split())
+    expected = {name: needed <= reported for name, needed in FLAGS.items()}
+    found = native.cpu_features()
+    assert set(found) == set(FLAGS)
+    found["amx_bf16"] |= expected["amx_bf16"]  # the permission to use it may be refused
+    assert found == expected
+
+
+@built
+def test_compiler_is_named():
+    assert native.compiler()
+
+
+def test_missing_and_broken_extensions_are_explained(monkeypatch, tmp_path):
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
+    assert "install g++ or clang++" in native.why_missing()[0]
+    monkeypatch.undo()
+    broken = tmp_path / "_C.so"
+    broken.write_bytes(b"not a library")
+
+    def load(name):
+        loader = importlib.machinery.ExtensionFileLoader(name, str(broken))
+        spec = importlib.util.spec_from_file_location(name, broken, loader=loader)
+        return importlib.util.module_from_spec(spec)
+
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(native.importlib, "import_module", load)
+    (reason,) = native.why_missing()
+    assert reason.startswith("mbt_fast._C is installed but fails to load: ")
+    assert native.cpu_features() == {}
