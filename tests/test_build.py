@@ -47,7 +47,13 @@ def unpack(source):
 
 
 def run(site, code):
-    command = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(site)!r}); {code}"]
+    """Run ``code`` with the unpacked wheel, out of sight of an editable install."""
+    start = f"""
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ditable" not in str(finder)]
+sys.path.insert(0, {str(site)!r})
+"""
+    command = [sys.executable, "-P", "-c", start + code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=site.parent)
     assert done.returncode == 0, done.stderr
     return done.stdout
