@@ -6,14 +6,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNEL_TESTS := tests/test_triton_kernels.py tests/test_bottleneck_attention.py tests/test_tracing.py
 INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: profile test setup lint types unit clean
+.PHONY: profile test setup lint types unit interpret clean
 
 profile: setup
 	$(BIN)/mbt-fast profile --json profile.json --html profile.html
 
-test: setup lint types unit
+test: setup lint types interpret unit
 
 setup: $(STAMP)
 
@@ -31,6 +32,10 @@ lint:
 
 types:
 	$(BIN)/mypy
+
+# Two processes: under TRITON_INTERPRET=1 a kernel is no longer something to compile.
+interpret:
+	TRITON_INTERPRET=1 $(BIN)/pytest -q -k "triton or opcheck" $(KERNEL_TESTS)
 
 unit:
 	$(BIN)/pytest -q

@@ -1,6 +1,7 @@
 """Build and install mbt_fast. Metadata is in pyproject.toml; here is only what must be computed.
 
-MBT_FAST_NATIVE  auto (default): build csrc/ into mbt_fast._C where a C++17 compiler is found
+MBT_FAST_NATIVE  auto (default): build csrc/ into mbt_fast._C where a C++17 compiler is found and
+                 works; else install without it, and say why
                  1: build it or fail       0: never build it
 CXX              the compiler; default c++, g++ or clang++, the first on the PATH
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOTS = {"mbt_fast": "mbt_fast", "mbt_fast.kernels": "kernels"}
 SOURCES = {  # with flags of their own: one translation unit per instruction set
@@ -47,11 +49,19 @@ def why_not_native() -> str | None:
     return None
 
 
+def first_error(output: str) -> str:
+    """The line of a compiler's output that names the error, with a hint where one is known."""
+    lines = output.splitlines() or ["it says nothing"]
+    line = next((line for line in lines if "error:" in line.lower()), lines[-1]).strip()
+    hint = "; install Python's headers (python3-dev or python3-devel)" if "Python.h" in line else ""
+    return line + hint
+
+
 class NinjaBuild(build_ext):
     """Compile and link the extension by ninja: parallel, and only what changed."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Write build.ninja beside the objects and run it."""
+        """Write build.ninja beside the objects and run it; setuptools forgives an optional one."""
         import ninja
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -60,7 +70,16 @@ class NinjaBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(folder / "build.ninja", "w") as file:
             self.write_ninja(ninja.ninja_syntax.Writer(file), target)
-        subprocess.check_call([Path(ninja.BIN_DIR) / "ninja", "-C", folder])
+        command = [Path(ninja.BIN_DIR) / "ninja", "-C", folder]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        print(done.stdout, flush=True)
+        if done.returncode:
+            reason = f"{compiler()} failed: {first_error(done.stdout)}"
+            if ext.optional:
+                print(f"mbt_fast: building without mbt_fast._C: {reason}", flush=True)
+            raise CompileError(reason)
 
     def write_ninja(self, out, target: Path) -> None:
         """One rule to compile, one to link."""
@@ -84,7 +103,8 @@ def native() -> dict:
     """Arguments of ``setup`` for the extension, or none with a sentence that says why."""
     reason = why_not_native()
     if reason is None:
-        extension = Extension("mbt_fast._C", list(SOURCES), language="c++")
+        optional = os.environ.get("MBT_FAST_NATIVE") != "1"
+        extension = Extension("mbt_fast._C", list(SOURCES), language="c++", optional=optional)
         return {"ext_modules": [extension], "cmdclass": {"build_ext": NinjaBuild}}
     if os.environ.get("MBT_FAST_NATIVE") == "1":
         raise SystemExit(f"MBT_FAST_NATIVE=1, but {reason}")

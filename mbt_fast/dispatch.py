@@ -2,18 +2,27 @@
 
 ``BACKENDS`` is the whole policy: order is preference, each row lists what it needs. A backend is
 *unavailable* for a reason of the installation and *unsupported* for a reason of the call; both are
-lists of sentences, empty when all is well. Nothing falls back silently: ``"auto"`` takes the first
-row without reasons, a named backend runs or raises with the whole table.
+lists of sentences, empty when all is well. A row with a ``reserve`` runs when it is named, and is
+passed over by ``"auto"``, for the reason given. Nothing falls back silently: ``"auto"`` takes the
+first row without reasons, a named backend runs or raises with the whole table.
 """
 
+import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mbt_fast.autocast import autocast_dtype
+from mbt_fast.validation import check_bottleneck_attention
+
 HALF = frozenset({torch.float16, torch.bfloat16})
 KERNEL_DTYPES = HALF | {torch.float32}
+# Under TRITON_INTERPRET=1 the Triton kernels run on CPU tensors. The interpreter computes wrong
+# values for bfloat16 (Triton 3.6 to 3.9).
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclass(frozen=True)
@@ -21,13 +30,13 @@ class Call:
     """What dispatch may look at: metadata, never values, so that ``torch.compile`` can trace it."""
 
     op: str
-    device_type: str
+    device: torch.device
     dtype: torch.dtype
 
     @classmethod
     def of(cls, op: str, tensors: Sequence[Tensor]) -> "Call":
-        """Describe a call of ``op``; the first tensor speaks for device and dtype."""
-        return cls(op=op, device_type=tensors[0].device.type, dtype=tensors[0].dtype)
+        """Describe a call of ``op``; the first tensor speaks for device and, cast, for dtype."""
+        return cls(op=op, device=tensors[0].device, dtype=autocast_dtype(tensors[0]))
 
 
 @dataclass(frozen=True)
@@ -38,18 +47,28 @@ class Backend:
     ops: frozenset[str]
     device_type: str | None = None
     dtypes: frozenset[torch.dtype] | None = None
+    min_capability: tuple[int, int] | None = None
+    package: str | None = None
+    reserve: str | None = None
 
     def unavailable(self) -> list[str]:
         """Reasons of the installation."""
-        return [] if self.ops else [f"this version of mbt_fast has no {self.name} kernels"]
+        if not self.ops:
+            return [f"this version of mbt_fast has no {self.name} kernels"]
+        return _missing(self.package) if self.package else []
 
     def unsupported(self, call: Call) -> list[str]:
         """Reasons of this call."""
         reasons = []
         if self.ops and call.op not in self.ops:
             reasons.append(f"it does not implement {call.op}")
-        if self.device_type not in (None, call.device_type):
-            reasons.append(f"device is {call.device_type}, needs {self.device_type}")
+        if self.device_type not in (None, call.device.type):
+            reasons.append(f"device is {call.device.type}, needs {self.device_type}")
+        elif self.min_capability is not None and call.device.type == "cuda":
+            have = torch.cuda.get_device_capability(call.device)
+            if have < self.min_capability:
+                need = _dots(self.min_capability)
+                reasons.append(f"compute capability is {_dots(have)}, needs at least {need}")
         if self.dtypes is not None and call.dtype not in self.dtypes:
             reasons.append(f"dtype is {call.dtype}, needs {_names(self.dtypes)}")
         return reasons
@@ -60,14 +79,18 @@ class Backend:
 
 
 NONE: frozenset[str] = frozenset()
-EVERY = frozenset({"bottleneck_attention", "dense_attention"})
+ATTENTION = frozenset({"bottleneck_attention"})
+EVERY = ATTENTION | {"dense_attention"}
+UNMEASURED = "no recorded measurement shows that it is not slower than sdpa"
+TRITON_ON = "cpu" if INTERPRET else "cuda"
+TRITON_DTYPES = frozenset({torch.float16, torch.float32}) if INTERPRET else KERNEL_DTYPES
 
 # fmt: off
 BACKENDS = (
-    #       name         ops    device  dtypes
-    Backend("cuda",      NONE,  "cuda", HALF),
-    Backend("triton",    NONE,  "cuda", KERNEL_DTYPES),
-    Backend("cpu",       NONE,  "cpu",  KERNEL_DTYPES),
+    #       name         ops        device     dtypes         capability  package   reserve
+    Backend("cuda",      NONE,      "cuda",    HALF),
+    Backend("triton",    ATTENTION, TRITON_ON, TRITON_DTYPES, (8, 0),     "triton", UNMEASURED),
+    Backend("cpu",       NONE,      "cpu",     KERNEL_DTYPES),
     Backend("sdpa",      EVERY),
     Backend("reference", EVERY),
 )
@@ -102,37 +125,75 @@ def select(call: Call, backend: str = "auto") -> str:
     """
     check_name(backend)
     for row in BACKENDS:
-        if backend in ("auto", row.name) and not row.reasons(call):
+        asked = row.name == backend or (backend == "auto" and row.reserve is None)
+        if asked and not row.reasons(call):
             return row.name
     raise BackendError(f"backend {backend!r} cannot run this call\n{format_table(call)}")
 
 
 def format_table(call: Call | None = None) -> str:
     """The table as text: one line per backend, with every reason against it."""
+    taken = next((row for row in BACKENDS if not row.reserve and not row.reasons(call)), None)
     lines = []
     for row in BACKENDS:
-        reasons = row.reasons(call)
-        lines.append(f"  {row.name:<10} {'no: ' + '; '.join(reasons) if reasons else 'yes'}")
+        chosen = ", and auto takes it" if call is not None and row is taken else ""
+        lines.append(f"  {row.name:<10} {verdict(row, call)}{chosen}")
     return "\n".join(lines)
 
 
-def explain(qkv: Sequence[Tensor] | None = None, *args: object, **kwargs: object) -> str:
-    """Say of every backend whether it can run a call of ``bottleneck_attention``, and why not.
+def verdict(row: Backend, call: Call | None = None) -> str:
+    """What to say of one backend: no and why, only by name and why, or yes."""
+    reasons = row.reasons(call)
+    if reasons:
+        return f"no: {'; '.join(reasons)}"
+    return f"only by name: {row.reserve}" if row.reserve else "yes"
 
-    Takes the arguments of ``bottleneck_attention``, so that a call is explained by putting
-    ``dispatch.explain`` in its place. Without arguments the answer is about the installation.
+
+def explain(
+    qkv: Sequence[Tensor] | None = None,
+    n_bottlenecks: int = 0,
+    *,
+    lengths: Sequence[Tensor | None] | None = None,
+    update: str | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> str:
+    """Say of every backend whether it can run a call of ``bottleneck_attention``, and why.
+
+    Takes the arguments of ``bottleneck_attention`` and refuses the same ones, so that a call is
+    explained by putting ``dispatch.explain`` in its place. Without any the answer is about the
+    installation.
 
     Example:
-        >>> print(explain([torch.zeros(1, 9, 3, 2, 16)], 4))
-          cuda       no: this version of mbt_fast has no cuda kernels; device is cpu, needs cuda; \
-dtype is torch.float32, needs torch.bfloat16, torch.float16
-          triton     no: this version of mbt_fast has no triton kernels; device is cpu, needs cuda
-          cpu        no: this version of mbt_fast has no cpu kernels
-          sdpa       yes
-          reference  yes
+        >>> print(explain([torch.zeros(1, 9, 3, 2, 16)], 4).splitlines()[-2])
+          sdpa       yes, and auto takes it
     """
-    return format_table(Call.of("bottleneck_attention", qkv) if qkv else None)
+    check_name(backend)
+    if qkv is None:
+        return format_table()
+    check_bottleneck_attention(qkv, n_bottlenecks, lengths, update, scale, return_lse)
+    return format_table(Call.of("bottleneck_attention", qkv))
+
+
+_MISSING: dict[str, list[str]] = {}  # not functools.cache: Dynamo looks through it and warns
+
+
+def _missing(package: str) -> list[str]:
+    """Why a package cannot be used; empty if it can. Probed once per process, not imported."""
+    if package not in _MISSING:
+        found = importlib.util.find_spec(package) is not None
+        _MISSING[package] = [] if found else [f"{package!r} is not installed"]
+    return _MISSING[package]
+
+
+# What torch.compiler.assume_constant_result does, which would import torch._dynamo: one second.
+_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _names(dtypes: frozenset[torch.dtype]) -> str:
     return ", ".join(sorted(map(str, dtypes)))
+
+
+def _dots(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

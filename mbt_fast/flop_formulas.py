@@ -37,6 +37,8 @@ def register(counter: ModuleType) -> None:
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
         own.attention_lse_fwd: _attention_lse,
         own.attention_lse_bwd: _attention_lse_backward,
+        own.bottleneck_attention_fwd: _bottleneck_attention,
+        own.bottleneck_attention_bwd: _bottleneck_attention_backward,
     }
     for packet, formula in formulas.items():
         if packet not in counter.flop_registry:
@@ -44,20 +46,24 @@ def register(counter: ModuleType) -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds nothing but torch's counter, once, and registers the formulas when it is loaded."""
+    """Finds nothing but torch's counter, and registers the formulas when it is loaded."""
+
+    searching = False  # while the others are asked, which would ask this finder again
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != COUNTER:
+        if fullname != COUNTER or self.searching:
             return None
-        sys.meta_path.remove(self)
+        self.searching = True
         spec = importlib.util.find_spec(fullname)
+        self.searching = False
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def load_and_register(module: ModuleType) -> None:
                 load(module)
+                sys.meta_path.remove(self)
                 register(module)
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
@@ -82,10 +88,22 @@ def _attention_lse(query: Shape, key: Shape, *args: Any, **kwargs: Any) -> int:
 
 
 def _attention_lse_backward(
-    dlse: Shape, lse: Shape, query: Shape, key: Shape, *args: Any, **kwargs: Any
+    dlse: Shape, query: Shape, key: Shape, *args: Any, **kwargs: Any
 ) -> int:
     """The scores again, and the gradients of query and key."""
     return 6 * _pairs(query, key) * query[3]
+
+
+def _bottleneck_attention(qkv: Sequence[Shape], *args: Any, **kwargs: Any) -> int:
+    """Two products inside each stream ``[B, S, 3, H, D]``."""
+    return sum(4 * b * h * s * s * d for b, s, _, h, d in qkv)
+
+
+def _bottleneck_attention_backward(
+    douts: Any, dlses: Any, saved: Any, qkv: Sequence[Shape], *args: Any, **kwargs: Any
+) -> int:
+    """Five products, what a backward needs, though one of two passes may compute some twice."""
+    return sum(10 * b * h * s * s * d for b, s, _, h, d in qkv)
 
 
 def _pairs(query: Shape, key: Shape) -> int:

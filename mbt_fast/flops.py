@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from mbt_fast.layers.embed import CHANNELS
 from mbt_fast.models.config import MBTConfig
 
 COSTS = ("efficient", "official")
-CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def forward_flops(
 
     Args:
         config: The model.
-        cost: ``"efficient"`` counts what the equations ask for, and what ``MBT`` computes.
+        cost: ``"efficient"`` counts what the equations ask for, and what ``MBT`` computes; but for
+            heads below 16 channels, which it pads.
             ``"official"`` counts vanilla fusion with own weights as the official code computes it:
             each modality's whole block over the tokens of all, of which only its own are kept.
         cls_only: Count the last layer for the CLS rows alone, all that a token head reads: every

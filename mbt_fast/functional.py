@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
-from mbt_fast import dispatch, reference, sdpa
-from mbt_fast.validation import check_bottleneck_attention, check_dense_attention
+from mbt_fast import autograd, dispatch, reference, sdpa
+from mbt_fast.autocast import autocast_dtype
+from mbt_fast.validation import (
+    check_bottleneck_attention,
+    check_dense_attention,
+    check_share_slots,
+)
 
 Lengths = Sequence[Tensor | None]
 
@@ -71,7 +75,7 @@ def bottleneck_attention(
         lengths: ``M`` entries, each ``None`` (no padding) or int32 ``[B]``: how many own tokens are
             valid, from 0 to ``N``; 0 means that the stream is absent for this example, slots
             included. Values are checked on the CPU; on a GPU, where that would wait for the device,
-            larger ones act as ``N`` and negative ones as 0.
+            larger ones act as ``N`` and negative ones as 0; so too under ``torch.compile``.
         update: ``None``, or ``"mean"`` for the shared update. The paper takes the mean after the
             MLP, so its layers use ``None``.
         scale: Factor on the scores. ``None`` means ``D ** -0.5``.
@@ -106,7 +110,13 @@ def bottleneck_attention(
     name = dispatch.select(dispatch.Call.of("bottleneck_attention", streams), backend)
     factor = streams[0].shape[-1] ** -0.5 if scale is None else float(scale)
     if name == "reference":
-        outs, lses = reference.bottleneck_attention(streams, n_bottlenecks, lengths, update, factor)
+        outs, lses = reference.bottleneck_attention(
+            streams, n_bottlenecks, lengths, update, factor, return_lse
+        )
+    elif name != "sdpa":
+        outs, lses = autograd.bottleneck_attention(
+            streams, n_bottlenecks, lengths, update, factor, name
+        )
     else:
         outs, lses = sdpa.bottleneck_attention(
             streams, n_bottlenecks, lengths, update, factor, return_lse
@@ -132,8 +142,8 @@ def dense_attention(
         query: ``[B, H, S, D]``, floating point.
         key: ``[B, H, K, D]``.
         value: ``[B, H, K, D]``.
-        valid: bool ``[B, K]``, the keys that take part, or ``None`` for all. Keys and values must
-            be finite where it is false. Where no key is valid the output is zero.
+        valid: bool ``[B, K]``, the keys that take part, or ``None`` for all. Where no key is valid
+            the output is zero.
         scale: Factor on the scores. ``None`` means ``D ** -0.5``.
         backend: ``"auto"``, ``"sdpa"`` or ``"reference"``.
 
@@ -149,12 +159,12 @@ def dense_attention(
     query, key, value = _autocast(query), _autocast(key), _autocast(value)
     name = dispatch.select(dispatch.Call.of("dense_attention", [query]), backend)
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if name == "reference":
-        out, _ = reference.attention(query, key, value, valid, factor)
-    else:
-        out = sdpa.attention(query, key, value, valid, factor)
+    attend = reference.attention if name == "reference" else sdpa.attention
     if valid is None:
-        return out
+        return attend(query, key, value, None, factor)
+    left_out = ~valid[:, None, :, None]
+    key, value = key.masked_fill(left_out, 0), value.masked_fill(left_out, 0)
+    out = attend(query, key, value, valid, factor)
     return out.masked_fill(~valid.any(dim=-1)[:, None, None, None], 0)
 
 
@@ -168,18 +178,18 @@ def share_slots_(
         n_bottlenecks: ``P``; 0 does nothing.
         lengths: ``M`` entries, each ``None`` or int32 ``[B]``; 0 means absent, and the slots of an
             absent stream take no part in the mean. They receive it all the same.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value is out of range; the message names it.
     """
-    if n_bottlenecks == 0:
+    lengths = check_share_slots(streams, n_bottlenecks, lengths)
+    if n_bottlenecks == 0 or len(streams) == 1:
         return
-    lengths = [None] * len(streams) if lengths is None else lengths
     mean = reference.mean_slots(streams, n_bottlenecks, lengths)
     for stream in streams:
         stream[:, stream.shape[1] - n_bottlenecks :] = mean.to(stream.dtype)
 
 
 def _autocast(tensor: Tensor) -> Tensor:
-    """Cast as autocast would: an operator of our own would otherwise not see it."""
-    device = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(device))
+    return tensor.to(autocast_dtype(tensor))

@@ -14,7 +14,11 @@ _ATTENTION = (
     "_scaled_dot_product_cudnn_attention",
 )
 SAVED_OPS = frozenset(
-    [ops.attention_lse_fwd, *(getattr(torch.ops.aten, name).default for name in _ATTENTION)]
+    [
+        ops.attention_lse_fwd,
+        ops.bottleneck_attention_fwd,
+        *(getattr(torch.ops.aten, name).default for name in _ATTENTION),
+    ]
 )
 
 

@@ -13,8 +13,11 @@ from torch import Tensor
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """``softmax(scale * query @ key.mT) @ value`` over the valid keys, softmax in float32 or wider.
+) -> Tensor:
+    """``softmax(scale * query @ key.mT) @ value`` over the valid keys.
+
+    Scores and softmax are float32, or float64 for float64; probabilities are rounded to the dtype
+    of the values before the second product, as in every fused kernel.
 
     Args:
         query: ``[B, H, S, D]``.
@@ -25,14 +28,18 @@ def attention(
         scale: Factor on the scores.
 
     Returns:
-        The output ``[B, H, S, D]`` in the dtype of ``query``, and the log-sum-exp ``[B, H, S]`` of
-        the scores in the dtype of the softmax.
+        ``[B, H, S, D]``, in the dtype of ``query``.
     """
-    scores = scale * (query @ key.mT)  # [B, H, S, K]
-    scores = scores.to(softmax_dtype(query.dtype))
-    if valid is not None:
-        scores = scores.masked_fill(~attended(valid)[:, None, None, :], float("-inf"))
-    return torch.softmax(scores, dim=-1).to(value.dtype) @ value, torch.logsumexp(scores, dim=-1)
+    return torch.softmax(scores(query, key, valid, scale), dim=-1).to(value.dtype) @ value
+
+
+def scores(query: Tensor, key: Tensor, valid: Tensor | None, scale: float) -> Tensor:
+    """``scale * query @ key.mT`` as ``[B, H, S, K]``, wide, and ``-inf`` for keys left out."""
+    wide = softmax_dtype(query.dtype)
+    products = scale * (query.to(wide) @ key.to(wide).mT)
+    if valid is None:
+        return products
+    return products.masked_fill(~attended(valid)[:, None, None, :], float("-inf"))
 
 
 def bottleneck_attention(
@@ -41,6 +48,7 @@ def bottleneck_attention(
     lengths: Sequence[Tensor | None],
     update: str | None,
     scale: float,
+    return_lse: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Self-attention inside each stream, then, with ``update="mean"``, the shared slots.
 
@@ -54,9 +62,11 @@ def bottleneck_attention(
     for stream, length in zip(qkv, lengths, strict=True):
         valid = valid_rows(length, stream.shape[1], n_bottlenecks)
         query, key, value = heads_first(drop_padding(stream, valid))
-        out, lse = attention(query, key, value, valid, scale)
-        outs.append(drop_padding(out.transpose(1, 2), valid))
-        lses.append(mask_lse(lse, valid))
+        out = attention(query, key, value, valid, scale).transpose(1, 2)
+        outs.append(drop_padding(out, valid))
+        if return_lse:
+            lse = torch.logsumexp(scores(query, key, valid, scale), dim=-1)
+            lses.append(mask_lse(lse, valid))
     if update == "mean":
         outs = share_slots(outs, n_bottlenecks, lengths)
     return outs, lses

@@ -4,12 +4,15 @@ A message reads: *name* must *requirement*, got *value*. Types and dtypes raise 
 shapes, devices and values ``ValueError``. Only metadata is read, but for lengths on the CPU.
 """
 
+import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mbt_fast.autocast import autocast_dtype
 
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 128
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -25,7 +28,7 @@ def check_bottleneck_attention(
 ) -> list[Tensor | None]:
     """Check the arguments of ``functional.bottleneck_attention``; return one length per stream."""
     _check_streams(qkv)
-    _check_n_bottlenecks(n_bottlenecks, qkv)
+    _check_n_bottlenecks("qkv", n_bottlenecks, qkv)
     if update not in (None, "mean"):
         raise ValueError(f"update must be None or 'mean', got {update!r}")
     _check_scale(scale)
@@ -33,7 +36,7 @@ def check_bottleneck_attention(
         raise TypeError(f"return_lse must be a bool, got {return_lse!r}")
     if lengths is None:
         return [None] * len(qkv)
-    return _check_lengths(lengths, qkv, n_bottlenecks)
+    return _check_lengths(lengths, "qkv", qkv, n_bottlenecks)
 
 
 def check_dense_attention(
@@ -60,11 +63,38 @@ def check_dense_attention(
     _check_scale(scale)
 
 
+def check_share_slots(
+    streams: Sequence[Tensor], n_bottlenecks: int, lengths: Sequence[Tensor | None] | None
+) -> list[Tensor | None]:
+    """Check the arguments of ``functional.share_slots_``; return one length per stream."""
+    _check_sequence("streams", streams)
+    for index, stream in enumerate(streams):
+        name = f"streams[{index}]"
+        _check_tensor(name, stream)
+        _check_alike(name, stream, "streams[0]", streams[0])
+        expected = (streams[0].shape[0], *stream.shape[1:2], *streams[0].shape[2:])
+        if stream.ndim != 3 or tuple(stream.shape) != expected:
+            raise ValueError(
+                f"{name} must have shape [B, S, C] with B and C of streams[0], "
+                f"got {list(stream.shape)}"
+            )
+    _check_n_bottlenecks("streams", n_bottlenecks, streams)
+    if lengths is None:
+        return [None] * len(streams)
+    return _check_lengths(lengths, "streams", streams, n_bottlenecks)
+
+
+def _check_sequence(name: str, tensors: Sequence[Tensor]) -> None:
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+        raise TypeError(
+            f"{name} must be a sequence of tensors, one per stream, got {_kind(tensors)}"
+        )
+    if not tensors:
+        raise ValueError(f"{name} must hold at least one stream, got none")
+
+
 def _check_streams(qkv: Sequence[Tensor]) -> None:
-    if isinstance(qkv, Tensor) or not isinstance(qkv, Sequence):
-        raise TypeError(f"qkv must be a sequence of tensors, one per stream, got {_kind(qkv)}")
-    if not qkv:
-        raise ValueError("qkv must hold at least one stream, got none")
+    _check_sequence("qkv", qkv)
     for index, stream in enumerate(qkv):
         name = f"qkv[{index}]"
         _check_tensor(name, stream)
@@ -94,9 +124,8 @@ def _check_tensor(name: str, tensor: Any) -> None:
 
 
 def _check_alike(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
-    """The same dtype, but for autocast, which casts both anyway; and the same device."""
-    autocast = torch.is_autocast_enabled(first.device.type)
-    if tensor.dtype != first.dtype and not autocast:
+    """The same device, and the same dtype after autocast, which leaves float64 alone."""
+    if autocast_dtype(tensor) != autocast_dtype(first):
         raise TypeError(
             f"{name} must have dtype {first.dtype} like {first_name}, got {tensor.dtype}"
         )
@@ -104,16 +133,16 @@ def _check_alike(name: str, tensor: Tensor, first_name: str, first: Tensor) -> N
         raise ValueError(f"{name} must be on {first.device} like {first_name}, got {tensor.device}")
 
 
-def _check_n_bottlenecks(n_bottlenecks: int, qkv: Sequence[Tensor]) -> None:
+def _check_n_bottlenecks(name: str, n_bottlenecks: int, streams: Sequence[Tensor]) -> None:
     integral = isinstance(n_bottlenecks, (Integral, torch.SymInt))
     if isinstance(n_bottlenecks, bool) or not integral:
         raise TypeError(f"n_bottlenecks must be an integer, got {n_bottlenecks!r}")
     if n_bottlenecks < 0:
         raise ValueError(f"n_bottlenecks must be at least 0, got {n_bottlenecks}")
-    for index, stream in enumerate(qkv):
+    for index, stream in enumerate(streams):
         if stream.shape[1] < n_bottlenecks:
             raise ValueError(
-                f"qkv[{index}] must have at least n_bottlenecks = {n_bottlenecks} rows, "
+                f"{name}[{index}] must have at least n_bottlenecks = {n_bottlenecks} rows, "
                 f"got {stream.shape[1]}"
             )
 
@@ -125,27 +154,33 @@ def _check_scale(scale: float | None) -> None:
 
 
 def _check_lengths(
-    lengths: Sequence[Tensor | None], qkv: Sequence[Tensor], n_bottlenecks: int
+    lengths: Sequence[Tensor | None],
+    name: str,
+    streams: Sequence[Tensor],
+    n_bottlenecks: int,
 ) -> list[Tensor | None]:
     if isinstance(lengths, Tensor) or not isinstance(lengths, Sequence):
         raise TypeError(
             f"lengths must be a sequence with an entry per stream, got {_kind(lengths)}"
         )
-    if len(lengths) != len(qkv):
-        raise ValueError(f"lengths must have {len(qkv)} entries like qkv, got {len(lengths)}")
-    for index, (length, stream) in enumerate(zip(lengths, qkv, strict=True)):
-        if length is not None:
-            check_length(f"lengths[{index}]", length, stream, stream.shape[1] - n_bottlenecks)
+    if len(lengths) != len(streams):
+        raise ValueError(
+            f"lengths must have {len(streams)} entries like {name}, got {len(lengths)}"
+        )
+    for index, (length, stream) in enumerate(zip(lengths, streams, strict=True)):
+        check_length(f"lengths[{index}]", length, stream, stream.shape[1] - n_bottlenecks)
     return list(lengths)
 
 
-def check_length(name: str, length: Tensor, stream: Tensor, most: int) -> None:
-    """Check one int32 ``[B]`` of valid own tokens against its stream ``[B, ...]``.
+def check_length(name: str, length: Tensor | None, stream: Tensor, most: int) -> None:
+    """Check one entry, int32 ``[B]`` of valid own tokens or ``None``, against its ``[B, ...]``.
 
     Raises:
         TypeError: Not an int32 tensor.
         ValueError: Wrong shape or device, or, on the CPU, a value outside ``0..most``.
     """
+    if length is None:
+        return
     if not isinstance(length, Tensor) or length.dtype != torch.int32:
         raise TypeError(f"{name} must be an int32 tensor or None, got {_kind(length)}")
     batch = stream.shape[0]
@@ -161,11 +196,12 @@ def check_length(name: str, length: Tensor, stream: Tensor, most: int) -> None:
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether values can be looked at: not on a device that computes, and not while tracing."""
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+    """Whether values can be looked at: on the CPU, of a plain tensor, and not while tracing."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu" or type(tensor) is not Tensor:
         return False
-    fake = isinstance(tensor, torch._subclasses.FakeTensor)
-    return not fake and not torch._C._functorch.is_batchedtensor(tensor)
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # slow to import
+    traced = tracer is not None and tracer.get_proxy_mode() is not None
+    return not traced and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _kind(value: Any) -> str:

@@ -5,6 +5,25 @@ from typing import NamedTuple
 
 import torch
 
+from mbt_fast import dispatch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def runs(backend, dtype=torch.float32):
+    """Whether a backend can run bottleneck attention here in this dtype."""
+    (row,) = (row for row in dispatch.BACKENDS if row.name == backend)
+    return not row.reasons(dispatch.Call("bottleneck_attention", DEVICE, dtype))
+
+
+# Under TRITON_INTERPRET=1, or on a GPU, this includes "triton".
+BACKENDS = [row.name for row in dispatch.BACKENDS if runs(row.name)]
+
+
+def widest(backend):
+    """Float64, or what the backend has instead."""
+    return torch.float64 if runs(backend, torch.float64) else torch.float32
+
 
 class Case(NamedTuple):
     batch: int
@@ -36,17 +55,17 @@ CASES = {
 SMALL = {name: CASES[name] for name in ("one-token-one-slot", "no-rows", "no-batch")}
 
 
-def make_qkv(case, dtype=torch.float32, device="cpu", requires_grad=False):
+def make_qkv(case, dtype=torch.float32, requires_grad=False):
     shapes = [(case.batch, own + case.slots, 3, case.heads, case.head_dim) for own in case.own]
-    streams = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+    streams = [torch.randn(shape, device=DEVICE).to(dtype) for shape in shapes]
     return [stream.requires_grad_(requires_grad) for stream in streams]
 
 
-def make_lengths(case, device="cpu"):
+def make_lengths(case):
     if case.lengths is None:
         return None
     return [
-        None if values is None else torch.tensor(values, dtype=torch.int32, device=device)
+        None if values is None else torch.tensor(values, dtype=torch.int32, device=DEVICE)
         for values in case.lengths
     ]
 
@@ -70,7 +89,7 @@ def stated_independently(case, qkv, scale=None, update=None):
     scale = 1 / math.sqrt(case.head_dim) if scale is None else scale
     outs, lses = [], []
     for stream, packed in enumerate(qkv):
-        packed = packed.detach().double()
+        packed = packed.detach().double().cpu()
         out = torch.zeros_like(packed[:, :, 0])
         lse = torch.full((case.batch, case.heads, packed.shape[1]), -math.inf, dtype=torch.float64)
         for example in range(case.batch):
@@ -83,8 +102,8 @@ def stated_independently(case, qkv, scale=None, update=None):
                     mixed = sum(weight * value for weight, value in zip(weights, v, strict=True))
                     out[example, row, head] = mixed / total
                     lse[example, head, row] = math.log(total)
-        outs.append(out)
-        lses.append(lse)
+        outs.append(out.to(DEVICE))
+        lses.append(lse.to(DEVICE))
     if update == "mean":
         share(case, outs)
     return outs, lses

@@ -91,6 +91,41 @@ def test_wheel_without_a_compiler_says_what_is_missing(source):
     assert "mbt_fast._C is not built" in run(site, code)
 
 
+BROKEN_COMPILER = """#!/bin/sh
+echo "bindings.cpp:3:10: fatal error: Python.h: No such file or directory"
+exit 1
+"""
+REASON = "fatal error: Python.h: No such file or directory; install Python's headers"
+
+
+@pytest.fixture
+def broken_compiler(tmp_path):
+    """A compiler that is found, and fails as one without Python's headers does."""
+    path = tmp_path / "broken-c++"
+    path.write_text(BROKEN_COMPILER)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_compiler_that_fails_is_no_reason_not_to_install(source, broken_compiler):
+    done = build(source, CXX=broken_compiler, MBT_FAST_NATIVE="auto")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert f"mbt_fast: building without mbt_fast._C: {broken_compiler} failed: " in output
+    assert REASON in output
+    site, names = unpack(source)
+    assert not any("_C." in name for name in names)
+    assert "mbt_fast._C is not built" in run(
+        site, "import mbt_fast.native as n; print(n.why_missing())"
+    )
+
+
+def test_a_compiler_that_fails_fails_a_build_that_must_compile(source, broken_compiler):
+    done = build(source, CXX=broken_compiler, MBT_FAST_NATIVE="1")
+    assert done.returncode != 0
+    assert REASON in done.stdout + done.stderr
+
+
 def test_a_build_that_must_compile_fails_with_the_reason(source):
     done = build(source, CXX="no-such-compiler", MBT_FAST_NATIVE="1")
     assert done.returncode != 0

@@ -20,6 +20,7 @@ from mbt_fast.checkpoint import (
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.checkpoint.shapes import vit_shapes
 from mbt_fast.cli import convert
+from mbt_fast.cli.main import main
 from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.registry import config_for
@@ -27,6 +28,7 @@ from mbt_fast.models.registry import config_for
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = {"rgb": [4, 16, 16], "spectrogram": [24, 16]}
 SET_SIZES = ("--set", f"input_size={json.dumps(SIZES)}")
+DATASET = {"num_frames": 4, "crop_size": 16, "num_spec_frames": 3, "spec_shape": [8, 16]}
 SMALL = MBTConfig(  # the sizes that are assumed, with few channels
     input_size={"rgb": (2, 224, 224), "spectrogram": (32, 128)},
     patch_size={"rgb": (2, 16, 16), "spectrogram": (16, 16)},
@@ -75,10 +77,8 @@ def test_whole_scenic_config_brings_the_input_sizes(tmp_path):
     whole = {
         "model": {k: v for k, v in scenic_config().items() if k != "num_classes"},
         "num_classes": 7,
-        "dataset_configs": {
-            "num_frames": 4, "crop_size": 16, "num_spec_frames": 3, "spec_shape": [8, 16],
-        },
-    }  # fmt: skip
+        "dataset_configs": DATASET,
+    }
     (tmp_path / "config.json").write_text(json.dumps(whole))
     run(GOLDEN / "bottleneck.checkpoint", tmp_path / "mbt", "--config", tmp_path / "config.json")
     assert load_pretrained(tmp_path / "mbt")[0].to_dict()["input_size"] == {
@@ -194,3 +194,77 @@ def test_ambiguous_paths_need_the_flags(tmp_path, source, destination, message):
 )
 def test_source_format_follows_the_rule_in_help(tmp_path, name, source_format):
     assert convert._guess_source(tmp_path / name) == source_format
+
+
+def config_error(tmp_path, capsys, content, *flags):
+    """The line that ``mbt-fast convert`` prints of a config file."""
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = str(GOLDEN / "bottleneck.checkpoint")
+    files = [source, str(tmp_path / "mbt"), "--config", str(tmp_path / "config.json")]
+    assert main(["convert", *files, *flags]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("mbt-fast: error: ")
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "mbt").exists()
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "must hold a JSON object, got list"),
+        ({"model": 3}, "model must be a mapping, got 3"),
+        ({"input_size": 3}, "input_size must be a mapping from modality to size, got 3"),
+    ],
+)
+def test_malformed_configs_are_one_line(tmp_path, capsys, content, message):
+    assert message in config_error(tmp_path, capsys, content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset_configs": 3}, "dataset_configs must be a mapping, got 3"),
+        (
+            {"dataset_configs": {"num_spec_frames": "8", "spec_shape": [8, 16]}},
+            "spec_shape must be an integer and [time, mel], got '8' and [8, 16]",
+        ),
+        ({"patches": [16, 16, 2]}, "patches must be a mapping, got [16, 16, 2]"),
+        ({"attention_config": "spacetime"}, "attention_config must be a mapping, got 'spacetime'"),
+        ({"dropout_rate": None}, "dropout_rate must be a number, got None"),
+    ],
+)
+def test_malformed_scenic_configs_are_one_line(tmp_path, capsys, change, message):
+    assert message in config_error(tmp_path, capsys, {**scenic_config(), **change}, *SET_SIZES)
+
+
+@pytest.mark.parametrize("scenic", [False, True])
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("modalities=3", "modalities must be a tuple of names, got 3"),
+        ("input_size=3", "input_size must be a mapping from modality to size, got 3"),
+        ("patch_size=3", "patch_size must be a mapping from modality to size, got 3"),
+        ('input_size={"flow":[1]}', "input_size must name only modalities of the model"),
+        ('patch_size={"flow":[1]}', "patch_size must name only modalities of the model"),
+        ('input_size={"rgb":3,"spectrogram":[24,16]}', "input_size['rgb'] must be a"),
+    ],
+)
+def test_malformed_overrides_are_one_line(tmp_path, capsys, scenic, flag, message):
+    content = {**scenic_config(), "dataset_configs": DATASET} if scenic else SMALL.to_dict()
+    assert message in config_error(tmp_path, capsys, content, "--set", flag)
+
+
+def test_a_scenic_config_without_sizes_asks_for_them(tmp_path, capsys):
+    line = config_error(tmp_path, capsys, scenic_config())
+    hint = 'such as --set \'input_size={"spectrogram":[800,128],"rgb":[32,224,224]}\''
+    assert f"the input size of spectrogram and rgb; give it by --set, {hint}" in line
+    whole = {**scenic_config(), "dataset_configs": {"num_frames": 4, "crop_size": 16}}
+    assert "does not tell the input size of spectrogram; " in config_error(tmp_path, capsys, whole)
+
+
+def test_a_bottleneck_that_the_config_has_no_place_for_is_refused(tmp_path):
+    flags = (*SET_SIZES, "--set", "fusion=vanilla")
+    with pytest.raises(CheckpointError, match="unexpected bottleneck"):
+        run(GOLDEN / "bottleneck.checkpoint", tmp_path / "mbt", *flags)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mbt_fast.checkpoint import (
     expected_shapes,
@@ -14,8 +15,11 @@ from mbt_fast.checkpoint import (
     resize_position_embeddings,
     save_pretrained,
 )
+from mbt_fast.checkpoint.overrides import changed
 from mbt_fast.errors import CheckpointError
 from mbt_fast.models.config import MBTConfig
+from mbt_fast.models.mbt import MBT
+from mbt_fast.models.registry import config_for, create_model
 
 CONFIG = MBTConfig(
     input_size={"rgb": (4, 8, 8), "spectrogram": (20, 8)},
@@ -170,7 +174,7 @@ def test_failed_save_leaves_the_old_weights(tmp_path, monkeypatch):
     ("file", "content", "message"),
     [
         ("config.json", "", "not a config of mbt_fast"),
-        ("config.json", "[1]", "not a config of mbt_fast"),
+        ("config.json", "[]", "must hold a JSON object, got list"),
         ("config.json", "{}", "format must be"),
         ("config.json", '{"format": "mbt_fast", "version": 2}', "format must be"),
         ("config.json", '{"format": "mbt_fast", "version": 1, "depth": 3}', "no field 'depth'"),
@@ -195,6 +199,66 @@ def test_truncated_weights_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         load_pretrained(tmp_path)
+
+
+def test_weights_that_are_not_floating_point_are_named(tmp_path):
+    save_pretrained(tmp_path, CONFIG, weights())
+    integers = {n: t.long() if n.startswith("head") else t for n, t in weights().items()}
+    save_file(integers, tmp_path / "model.safetensors")
+    expected = r"float64, got head\.bias \(int64\), head\.weight \(int64\)$"
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        load_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_weights_of_several_dtypes_are_refused_both_ways(tmp_path):
+    save_pretrained(tmp_path, CONFIG, weights())
+    mixed = {n: t.half() if n == "norm.bias" else t for n, t in weights().items()}
+    expected = r"all must be float32 like most, got norm\.bias \(float16\)$"
+    with pytest.raises(CheckpointError, match=expected):
+        save_pretrained(tmp_path, CONFIG, mixed)
+    save_file(mixed, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=expected):
+        load_pretrained(tmp_path)
+
+
+def test_a_directory_in_the_place_of_the_weights_is_named(tmp_path):
+    save_pretrained(tmp_path, CONFIG, weights())
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["input_size", "patch_size"])
+def test_sizes_are_merged_and_unknown_modalities_are_errors(tmp_path, name):
+    tiny = config_for("mbt_tiny")
+    smaller = tuple(size // 2 for size in tiny.patch_size["spectrogram"])
+    override = {name: {"spectrogram": {"input_size": (128, 32), "patch_size": smaller}[name]}}
+    for config in (config_for("mbt_tiny", **override), changed(tiny, override)):
+        assert getattr(config, name) == {**getattr(tiny, name), **override[name]}
+    save_pretrained(tmp_path, tiny, weights(tiny))
+    unknown = {name: {"spectogram": (64, 32)}}
+    for function, source in (
+        (config_for, "mbt_tiny"),
+        (create_model, "mbt_tiny"),
+        (load_pretrained, tmp_path),
+        (MBT.from_pretrained, tmp_path),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must name only .*, got 'spectogram'"):
+            function(source, **unknown)
+        with pytest.raises(TypeError, match=f"{name} must be a mapping"):
+            function(source, **{name: 3})
+
+
+def test_overrides_may_bring_a_modality_with_its_sizes():
+    config = config_for(
+        "mbt_tiny",
+        modalities=("rgb", "depth"),
+        input_size={"depth": (2, 32, 32)},
+        patch_size={"depth": (1, 16, 16)},
+    )
+    assert config.input_size == {"rgb": (2, 32, 32), "depth": (2, 32, 32)}
 
 
 def test_missing_directory_is_an_os_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mbt_fast.checkpoint import expected_shapes, infer_config, scenic_to_torch, 
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.errors import CheckpointError
 from mbt_fast.models.config import MBTConfig
+from mbt_fast.models.mbt import MBT
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDINGS = (
@@ -129,6 +131,9 @@ def test_an_unused_bottleneck_is_tolerated_only_where_it_is_unused():
     extra = {**params, "bottleneck": np.zeros((1, 5, 24), np.float32)}
     assert torch_to_scenic(scenic_to_torch(extra, config), config).keys() == params.keys()
     config, params = read("late")
+    for used in ({"fusion": "vanilla"}, {"n_bottlenecks": 0}):
+        with pytest.raises(CheckpointError, match=r"unexpected bottleneck$"):
+            scenic_to_torch(params, replace(config, **used))
     del params["bottleneck"]
     with pytest.raises(CheckpointError, match=r"missing bottleneck$"):
         scenic_to_torch(params, config)
@@ -153,12 +158,30 @@ def test_error_counts_what_it_does_not_show():
         scenic_to_torch({}, config)
 
 
-@pytest.mark.parametrize("entry", [None, torch.zeros(7, dtype=torch.bfloat16)])
-def test_torch_to_scenic_refuses_what_numpy_cannot_hold(entry):
+def test_torch_to_scenic_refuses_what_numpy_cannot_hold():
     config, params = read("bottleneck")
-    state_dict = {**scenic_to_torch(params, config), "head.bias": entry}
-    with pytest.raises(CheckpointError, match=r"head\.bias|output_projection/bias"):
+    state_dict = scenic_to_torch(params, config)
+    state_dict["head.bias"] = state_dict["head.bias"].bfloat16()
+    with pytest.raises(CheckpointError, match=r"output_projection/bias must be .*, got bfloat16"):
         torch_to_scenic(state_dict, config)
+
+
+def test_gradients_of_unused_parameters_are_zero():
+    """In late fusion the bottlenecks have none, and torch says so by ``None``."""
+    config, _ = read("late")
+    model = MBT(config).double().train()
+    shapes = {m: model.embedding(m).input_shape for m in config.modalities}
+    model({m: torch.ones(1, *shape).double() for m, shape in shapes.items()}).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == [
+        "bottleneck_tokens"
+    ]
+    arrays = torch_to_scenic(gradients, config)
+    assert {path: array.shape for path, array in arrays.items()} == scenic_shapes(config)
+    assert {array.dtype for array in arrays.values()} == {np.dtype("float64")}
+    assert not arrays["bottleneck"].any()
+    with pytest.raises(CheckpointError, match="unexpected depth"):
+        torch_to_scenic({**gradients, "depth": None}, config)
 
 
 def test_scenic_to_torch_refuses_integers():
@@ -212,3 +235,14 @@ def test_infer_config_asks_for_sizes_that_it_cannot_assume():
         infer_config(params)
     with pytest.raises(CheckpointError, match="must hold embedding/kernel, got none"):
         infer_config({"cls": params["cls"]})
+
+
+def test_infer_config_merges_what_is_known_and_refuses_unknown_modalities():
+    config, params = read("bottleneck")
+    sizes = {"spectrogram": (24, 16), "rgb": (4, 16, 16)}
+    inferred, _ = infer_config(params, input_size=sizes, patch_size={"rgb": (2, 8, 8)})
+    assert inferred.patch_size == config.patch_size
+    with pytest.raises(ValueError, match=r"input_size must name only modalities .*, got 'rbg'"):
+        infer_config(params, input_size={**sizes, "rbg": (4, 16, 16)})
+    with pytest.raises(TypeError, match=r"input_size must be a mapping .*, got 3"):
+        infer_config(params, input_size=3)

@@ -97,6 +97,24 @@ def test_stochastic_depth_may_be_none():
         ),
         ({"patches": {"size": [16, 16]}}, "patches.size must be [height, width, frames], got [16"),
         ({"num_classes": None}, "num_classes must be given in the scenic config, got none"),
+        ({"num_classes": "527"}, "num_classes must be an integer, got '527'"),
+        ({"n_bottlenecks": None}, "n_bottlenecks must be an integer, got None"),
+        ({"dropout_rate": None}, "dropout_rate must be a number, got None"),
+        ({"attention_dropout_rate": None}, "attention_dropout_rate must be 0, got None"),
+        (
+            {"stochastic_droplayer_rate": "0.3"},
+            "stochastic_droplayer_rate must be a number, got '0",
+        ),
+        ({"use_bottleneck": "no"}, "use_bottleneck must be a bool, got 'no'"),
+        ({"share_encoder": 0}, "share_encoder must be a bool, got 0"),
+        ({"test_with_bottlenecks": None}, "test_with_bottlenecks must be a bool, got None"),
+        ({"modality_fusion": "rgb"}, "modality_fusion must be a list of names, got 'rgb'"),
+        ({"modality_fusion": 3}, "modality_fusion must be a list of names, got 3"),
+        ({"patches": [16, 16, 2]}, "patches must be a mapping, got [16, 16, 2]"),
+        ({"patches": {"size": "16x2"}}, "patches.size must be [height, width, frames], got '16x2'"),
+        ({"patches": {"size": [16, 16, "2"]}}, "each of patches.size must be an integer, got '2'"),
+        ({"temporal_encoding_config": "3d_conv"}, "temporal_encoding_config must be a mapping"),
+        ({"attention_config": "spacetime"}, "attention_config must be a mapping, got 'spacetime'"),
     ],
 )
 def test_unsupported_value_is_named(change, message):
@@ -109,6 +127,8 @@ def test_unsupported_value_is_named(change, message):
     [
         {"rgb": SHAPES["rgb"]},
         {**SHAPES, "spectrogram": (800, 132)},
+        {**SHAPES, "spectrogram": 800},
+        {**SHAPES, "spectrogram": None},
         {**SHAPES, "rgb": (2, 3, 32, 224, 216)},
     ],
 )

@@ -214,3 +214,11 @@ def test_what_differs_is_named(source, changes, message):
 def test_unknown_option_is_named(option):
     with pytest.raises(ValueError, match=f"{option} must be one of .*, got 'zeros'"):
         from_vit(vit(), config(), **{option: "zeros"})
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.int64, "int64"), (torch.float16, "float16")])
+def test_odd_dtypes_are_named(dtype, kind):
+    source = vit()
+    source["norm.bias"] = source["norm.bias"].to(dtype)
+    with pytest.raises(CheckpointError, match=rf"got norm\.bias \({kind}\)$"):
+        from_vit(source, config())

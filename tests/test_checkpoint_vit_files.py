@@ -119,6 +119,20 @@ def test_safetensors_and_wrapped_torch_files_load(tmp_path):
         assert_equal(load_vit(tmp_path / name), vit())
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_the_prefix_of_data_parallel_is_taken_off(tmp_path, suffix):
+    path = tmp_path / f"vit{suffix}"
+    wrapped = {f"module.{name}": tensor for name, tensor in vit().items()}
+    save_file(wrapped, path) if suffix == ".safetensors" else torch.save(wrapped, path)
+    assert_equal(load_vit(path), vit())
+
+
+def test_a_prefix_of_some_names_is_left(tmp_path):
+    mixed = {**vit(), "module.cls_token": torch.zeros(1, 1, WIDTH)}
+    torch.save(mixed, tmp_path / "vit.pth")
+    assert_equal(load_vit(tmp_path / "vit.pth"), mixed)
+
+
 class Payload:
     """Runs a command when a trusting reader unpickles it."""
 

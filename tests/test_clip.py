@@ -518,6 +518,7 @@ def test_default_stride_is_the_papers():
         ({"stride": math.nan}, "stride must be positive, got nan"),
         ({"min_side": 0}, "min_side must be positive, got 0"),
         ({"std": 0.0}, "std must be positive, got 0.0"),
+        ({"mean": math.inf}, "mean must be finite, got inf"),
         ({"window": "povey"}, "window must be one of hamming, hann"),
     ],
 )

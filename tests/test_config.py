@@ -1,11 +1,14 @@
 """The configuration: round trip, derived sizes, and every contradiction it refuses."""
 
+import copy
 import json
+import pickle
 from dataclasses import FrozenInstanceError
 
 import pytest
+import torch
 
-from mbt_fast import MBTConfig
+from mbt_fast import MBT, MBTConfig
 
 
 def test_defaults_are_the_papers_mbt_base():
@@ -41,7 +44,18 @@ SIZE = {"rgb": (8, 224, 224), "spectrogram": (800, 128)}
 BAD = {
     "no modality": ({"modalities": ()}, ValueError, "at least one modality"),
     "twice": ({"modalities": ("rgb", "rgb")}, ValueError, "must differ"),
-    "not a name": ({"modalities": ("r.gb",)}, ValueError, "input_size must name every modality"),
+    "unsized": ({"modalities": ("flow",)}, ValueError, "input_size must name every modality"),
+    "a string": (
+        {"modalities": "rgb"},
+        TypeError,
+        "modalities must be a tuple of names, got 'rgb'",
+    ),
+    "numbers": ({"modalities": (1, 2)}, TypeError, "modalities must be strings, got 1"),
+    "a method": ({"modalities": ("keys",)}, ValueError, "like a part of a module, got 'keys'"),
+    "an attribute": ({"modalities": ("training",)}, ValueError, "of a module, got 'training'"),
+    "no bool": ({"share_encoder": "false"}, TypeError, "share_encoder must be a bool, got 'false'"),
+    "no": ({"test_with_bottlenecks": 0}, TypeError, "test_with_bottlenecks must be a bool, got 0"),
+    "text": ({"dropout": "0.1"}, TypeError, "dropout must be a number, got '0.1'"),
     "reserved": (
         {
             "modalities": ("shared",),
@@ -49,7 +63,7 @@ BAD = {
             "patch_size": {"shared": (4, 4)},
         },
         ValueError,
-        "must not be 'shared'",
+        "like a part of a module, got 'shared'",
     ),
     "no identifier": (
         {"modalities": ("a.b",), "input_size": {"a.b": (8, 8)}, "patch_size": {"a.b": (4, 4)}},
@@ -107,3 +121,41 @@ def test_bad_fields_are_named(fields, error, message):
 def test_unknown_keys_are_named():
     with pytest.raises(ValueError, match="no field 'depth', 'width'"):
         MBTConfig.from_dict({"width": 3, "depth": 2})
+
+
+def test_is_hashable_and_cannot_be_changed_inside():
+    config = MBTConfig()
+    assert hash(config) == hash(MBTConfig()) != hash(MBTConfig(fusion_layer=9))
+    for change in (
+        lambda sizes: sizes.update(rgb=(1, 2, 3)),
+        lambda sizes: sizes.__setitem__("rgb", (1, 2, 3)),
+        lambda sizes: sizes.pop("rgb"),
+    ):
+        with pytest.raises(TypeError, match=r"use dataclasses\.replace"):
+            change(config.input_size)
+
+
+@pytest.mark.parametrize(
+    "clone", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))]
+)
+def test_copies_are_equal(clone):
+    config = MBTConfig(fusion_layer=3)
+    assert clone(config) == config
+    assert hash(clone(config)) == hash(config)
+
+
+@pytest.mark.parametrize("name", ["joint", "block", "bottleneck", "backend", "flow"])
+def test_ordinary_names_make_a_model(name):
+    size = {"rgb": (2, 16, 16), name: (16, 16)}
+    config = MBTConfig(
+        modalities=("rgb", name),
+        input_size=size,
+        patch_size=size,
+        hidden_size=32,
+        num_heads=2,
+        num_layers=2,
+        fusion_layer=1,
+        mlp_dim=32,
+    )
+    inputs = {"rgb": torch.zeros(1, 3, 2, 16, 16), name: torch.zeros(1, 16, 16)}
+    assert MBT(config)(inputs).shape == (1, 527)

@@ -67,3 +67,12 @@ BAD = {
 def test_bad_arguments_are_named(change, error, message):
     with pytest.raises(error, match=message):
         dense_attention(**{"query": Q, "key": Q, "value": Q, **change})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_in_keys_left_out_does_not_leak(backend):
+    query, key, value = inputs()
+    valid = torch.rand(2, 11) > 0.5
+    dirty = [t.masked_fill(~valid[:, None, :, None], float("nan")) for t in (key, value)]
+    expected = dense_attention(query, key, value, valid=valid, backend=backend)
+    assert torch.equal(dense_attention(query, *dirty, valid=valid, backend=backend), expected)

@@ -5,7 +5,7 @@ import torch
 
 from mbt_fast import dispatch
 
-CALL = dispatch.Call("bottleneck_attention", "cpu", torch.float32)
+CALL = dispatch.Call("bottleneck_attention", torch.device("cpu"), torch.float32)
 
 
 def test_auto_takes_the_first_row_without_reasons(monkeypatch):
@@ -40,11 +40,46 @@ def test_contract_of_names():
     assert names == ["cuda", "triton", "cpu", "sdpa", "reference"]
 
 
+def test_a_reserved_row_runs_by_name_only(monkeypatch):
+    rows = (
+        dispatch.Backend("new", dispatch.EVERY, reserve="it has not been measured"),
+        dispatch.Backend("old", dispatch.EVERY),
+    )
+    monkeypatch.setattr(dispatch, "BACKENDS", rows)
+    assert dispatch.select(CALL) == "old"
+    assert dispatch.select(CALL, "new") == "new"
+    assert dispatch.format_table(CALL).splitlines() == [
+        "  new        only by name: it has not been measured",
+        "  old        yes, and auto takes it",
+    ]
+
+
 def test_explain_takes_the_arguments_of_the_op():
     qkv = [torch.zeros(1, 9, 3, 2, 16, dtype=torch.float64)]
     text = dispatch.explain(qkv, 4, lengths=None, update="mean", return_lse=True, backend="triton")
     lines = {line.split()[0]: line for line in text.splitlines()}
-    assert lines["sdpa"].endswith("yes")
+    assert lines["sdpa"].endswith("yes, and auto takes it")
+    assert lines["reference"].endswith("yes")
     assert "dtype is torch.float64" in lines["triton"]
     assert "device is cpu, needs cuda" in lines["cuda"]
     assert "device" not in dispatch.explain()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (([torch.zeros(3)], 4), {}),
+        ((torch.zeros(1, 9, 3, 2, 16), 4), {}),
+        ((), {"backend": "fast"}),
+    ],
+)
+def test_explain_refuses_what_the_op_refuses(arguments, options):
+    with pytest.raises((TypeError, ValueError), match="must"):
+        dispatch.explain(*arguments, **options)
+
+
+def test_explain_sees_autocast():
+    qkv = [torch.zeros(1, 9, 3, 2, 16)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "dtype is torch.float32" not in dispatch.explain(qkv, 4)
+        assert dispatch.Call.of("bottleneck_attention", qkv).dtype == torch.bfloat16

@@ -112,7 +112,7 @@ def test_counter_agrees_exactly(overrides, backend):
 
 
 def test_figure_3_to_within_the_element_wise_share():
-    """XLA counts 0.5 to 0.8 % beyond matrix products in the official code (MBT.md section 14)."""
+    """XLA counts 0.5 to 0.8 % beyond matrix products in the official code."""
     points = figure3.points()
     assert len(points) == 14
     for point in points:

@@ -1,6 +1,7 @@
 """The model: the official numbers, absent modalities, padding, and every kind of fusion."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,9 +150,13 @@ def test_padding_does_not_matter(fusion):
     lengths = {"spectrogram": int32(5, 3, 1)}  # CLS and 4, 2, 0 patches; 2 patches a row
     dirty = inputs["spectrogram"].clone()
     dirty[0, 32:], dirty[1, 16:], dirty[2] = float("nan"), float("inf"), float("nan")
-    expected = model(inputs, lengths)
-    actual = model({**inputs, "spectrogram": dirty}, lengths)
-    torch.testing.assert_close(actual, expected)
+    results = []
+    for spectrogram in (inputs["spectrogram"], dirty):
+        logits = model({**inputs, "spectrogram": spectrogram}, lengths)
+        parameters = list(model.parameters())
+        grads = torch.autograd.grad(logits.square().sum(), parameters, allow_unused=True)
+        results.append([logits, *(grad for grad in grads if grad is not None)])
+    torch.testing.assert_close(*results)
 
 
 @fusions
@@ -189,7 +194,17 @@ def test_logits_are_the_mean_over_present_modalities(fusion):
     torch.testing.assert_close(model(inputs, lengths), expected)
 
 
-@pytest.mark.parametrize("fusion", [f for f in FUSIONS if "shared" not in f])
+@pytest.mark.parametrize("fusion", ["vanilla", "vanilla, shared"])
+def test_vanilla_fuses_at_test_time_in_any_case(fusion):
+    """As in the official code, where only bottleneck fusion can be switched off."""
+    model = tiny(**FUSIONS[fusion])
+    other = MBT(replace(model.config, test_with_bottlenecks=False)).double().eval()
+    other.load_state_dict(model.state_dict())
+    inputs = random_inputs()
+    assert torch.equal(model(inputs), other(inputs))
+
+
+@pytest.mark.parametrize("fusion", ["bottleneck", "early", "late", "no bottlenecks"])
 def test_unfused_layers_are_the_towers(fusion):
     """With late fusion, and in eval mode without bottlenecks, each modality runs alone."""
     model, inputs = tiny(**{**FUSIONS[fusion], "test_with_bottlenecks": False}), random_inputs()
@@ -199,8 +214,7 @@ def test_unfused_layers_are_the_towers(fusion):
             model.forward_modalities({modality: x})[modality], each[modality]
         )
     fused = model.train().forward_modalities(inputs)
-    meets = fusion in ("bottleneck", "vanilla", "early")
-    assert torch.allclose(fused["rgb"], each["rgb"]) != meets
+    assert torch.allclose(fused["rgb"], each["rgb"]) != (fusion in ("bottleneck", "early"))
 
 
 def test_vanilla_with_equal_weights_is_joint_self_attention():
@@ -231,7 +245,7 @@ def test_three_modalities():
 
 
 def test_tokens_are_in_official_order():
-    """RGB index (t, y, x), audio index (time, mel), the last fastest (MBT.md section 3)."""
+    """RGB index (t, y, x), audio index (time, mel), the last fastest as in the official code."""
     model = create_model("mbt_tiny").double()
     for modality, grid in (("rgb", (2, 2, 2)), ("spectrogram", (4, 2))):
         embed = model.embedding(modality)
@@ -278,7 +292,7 @@ def test_released_configuration_has_the_official_parameters():
 
 
 def test_stochastic_depth_drops_whole_branches_per_example_without_rescaling():
-    block = create_model("mbt_tiny", stochastic_depth=0.5).layers[-1].block("rgb")
+    block = create_model("mbt_tiny", stochastic_depth=0.5).layers[-1].block_of("rgb")
     assert block.drop_rate == 0.5
     branch = torch.ones(4000, 2, 3)
     dropped = block.train()._drop_branch(branch)
@@ -292,7 +306,7 @@ def test_stochastic_depth_drops_whole_branches_per_example_without_rescaling():
 
 def test_drop_rate_grows_linearly_from_zero():
     model = create_model("mbt_tiny", stochastic_depth=0.3)
-    rates = [layer.block("spectrogram").drop_rate for layer in model.layers]
+    rates = [layer.block_of("spectrogram").drop_rate for layer in model.layers]
     torch.testing.assert_close(rates, [0.0, 0.1, 0.2, 0.3])
 
 
@@ -317,7 +331,7 @@ def test_initialisation_is_the_official_one():
         assert std[name] == pytest.approx(0.02, rel=0.1)
     assert std["blocks.0.rgb.mlp.fc2.bias"] == pytest.approx(1e-6, rel=0.1)
     assert std["embed.rgb.proj.weight"] == pytest.approx((3 * 16 * 16) ** -0.5, rel=0.1)
-    assert model.norm.eps == model.layers[0].block("rgb").norm1.eps == 1e-6
+    assert model.norm.eps == model.layers[0].block_of("rgb").norm1.eps == 1e-6
 
 
 @pytest.mark.parametrize("fusion", ["bottleneck", "vanilla", "vanilla, shared"])
@@ -417,6 +431,9 @@ BAD = {
         "must have dtype torch.float32 like the",
     ),
     "bytes": ({"rgb": GOOD["rgb"].byte()}, None, TypeError, "got torch.uint8"),
+    "none": ({"rgb": None}, None, TypeError, r"inputs\['rgb'\] must be a tensor, got NoneType"),
+    "scalar": ({"rgb": torch.tensor(1.0)}, None, ValueError, r"must have shape .* got \[\]"),
+    "lengths list": (GOOD, [int32(1, 1)], TypeError, "lengths must be a mapping .* got list"),
     "length name": (GOOD, {"video": int32(1, 1)}, ValueError, "lengths must name only modalities"),
     "length alone": (
         {"rgb": GOOD["rgb"]},
@@ -444,3 +461,48 @@ def test_bad_inputs_are_named(inputs, lengths, error, message):
 def test_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="backend must be one of"):
         create_model("mbt_tiny").set_backend("fast")
+
+
+def test_none_is_no_length():
+    model, inputs = tiny(), random_inputs()
+    assert torch.equal(model(inputs, {"rgb": None}), model(inputs))
+
+
+def test_meta_device_gives_shapes():
+    model = create_model("mbt_tiny").to("meta")
+    inputs = {m: x.to("meta") for m, x in random_inputs(dtype=torch.float32).items()}
+    assert model(inputs).shape == (3, 10)
+
+
+def test_another_head_may_be_put_on():
+    model = create_model("mbt_tiny")
+    model.head = torch.nn.Identity()
+    assert model(random_inputs(dtype=torch.float32)).shape == (3, 64)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch's, on the CPU
+def test_per_example_gradients_with_lengths():
+    """vmap over grad, as for influence functions and differential privacy."""
+    model = tiny()
+    inputs = random_inputs()
+    lengths = {"rgb": int32(9, 0, 4)}
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, inputs, lengths):
+        inputs = {m: x.unsqueeze(0) for m, x in inputs.items()}
+        lengths = {m: length.unsqueeze(0) for m, length in lengths.items()}
+        return torch.func.functional_call(model, parameters, (inputs, lengths)).square().sum()
+
+    grads = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, inputs, lengths)
+    model(inputs, lengths).square().sum().backward()
+    for name, value in grads.items():
+        torch.testing.assert_close(value.sum(0), parameters[name].grad)
+
+
+def test_layers_are_modules_that_are_called():
+    """So that hooks, activation checkpointing and FSDP can wrap them."""
+    model, seen = tiny(), []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda module, args, output: seen.append(set(output)))
+    model(random_inputs())
+    assert seen == [{"rgb", "spectrogram"}] * 4

@@ -71,6 +71,8 @@ def test_flops_only_runs_nothing(tmp_path, monkeypatch):
     assert code == 0
     assert all(record["latency_ms_median"] is None for record in records)
     assert {r["n_bottlenecks"] for r in records if r["fusion"] == "bottleneck"} == {4, 16}
+    assert records[0]["conditions"]["rounds"] == "none: FLOPs only"
+    assert "device" not in records[0]["conditions"]
 
 
 def test_input_options_change_the_cost(tmp_path):
@@ -113,22 +115,46 @@ def test_html_is_one_page(tmp_path):
     assert "AudioSet" in text
 
 
-def test_interrupt_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("at", "timed"),
+    [
+        (3, "none"),  # in the warm-up of 11 models
+        (16, "some"),  # in the first round
+        (25, "all"),  # in the second
+    ],
+)
+def test_interrupt_keeps_what_was_measured_and_says_so(tmp_path, monkeypatch, capsys, at, timed):
     calls = []
     original = measure._Step.__call__
 
     def step(self):
         calls.append(1)
-        if len(calls) == 16:  # the warm-up of 11 models, and 4 calls of the first round
+        if len(calls) == at:
             raise KeyboardInterrupt
         original(self)
 
     monkeypatch.setattr(measure._Step, "__call__", step)
     code, records = profile(tmp_path)
+    counts = {"none": 0, "some": range(1, len(records)), "all": len(records)}
     measured = [r for r in records if r["latency_ms_median"] is not None]
     assert code == 130
-    assert 0 < len(measured) < len(records)
-    assert "vanilla" in capsys.readouterr().out
+    assert any(r["peak_memory_mb"] is not None for r in records)
+    assert len(measured) == counts[timed] or (timed == "some" and len(measured) in counts[timed])
+    assert records[0]["conditions"]["rounds"].endswith("interrupted")
+    out = capsys.readouterr().out
+    assert "vanilla" in out
+    assert "interrupted" in out
+
+
+def test_the_table_is_printed_even_if_a_file_cannot_be_written(tmp_path, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pathlib.Path.write_text", refuse)
+    assert main([*TINY, "--json", str(tmp_path / "x.json")]) == 2
+    captured = capsys.readouterr()
+    assert "bottleneck (B = 4)" in captured.out
+    assert captured.err.strip().endswith("mbt-fast: error: no space left")
 
 
 BAD = {
@@ -138,6 +164,14 @@ BAD = {
     "device": (["--device", "tpu!"], "device must be auto, cpu or cuda[:index], got 'tpu!'"),
     "backend": (["--backend", "triton"], "backend 'triton' cannot run this call"),
     "unknown backend": (["--backend", "fast"], "backend must be one of auto"),
+    "infinite": (["--budget-gflops", "inf"], "--budget-gflops must be a finite number"),
+    "nan": (["--seconds", "nan"], "--seconds must be a finite number, not below zero, got nan"),
+    "clip": (["--clip-seconds", "inf"], "--clip-seconds must be a finite number"),
+    "folder": (["--json", "."], "output must be a file, got the folder ."),
+    "nowhere": (["--html", "no/such/x.html"], "output must be in a folder that exists"),
+    "twice": (["--json", "x", "--html", "x"], "--json and --html must name two files"),
+    "figure": (["--figure3", "--json", "x"], "--figure3 must not go with --json"),
+    "memory": (["--batch-size", "99999999999"], "--batch-size must fit into memory"),
     "budget": (["--budget-ms", "3", "--flops-only"], "--budget-ms must not go with --flops-only"),
 }
 
@@ -172,6 +206,22 @@ def test_budget_takes_the_best_layer_that_fits():
     tight = budget.best_within(records, base, gflops=434.1)
     assert (tight.record["fusion_layer"], tight.largest_n_bottlenecks) == (10, 5)
     assert budget.best_within(records, base, gflops=433.0) is None
+
+
+def test_budget_without_bottlenecks(capsys):
+    arguments = [*TINY, "--flops-only", "--budget-gflops", "1"]
+    assert main([*arguments, "--fusions", "vanilla"]) == 0
+    assert "nothing to choose from" in capsys.readouterr().out
+    assert main([*arguments, "--n-bottlenecks", "0"]) == 0
+    assert "nothing to choose from" in capsys.readouterr().out
+    assert main([*TINY, "--flops-only", "--budget-gflops", "1e-9"]) == 0
+    assert "no bottleneck model of this profile fits" in capsys.readouterr().out
+
+
+def test_budget_of_one_modality_ends():
+    base = config_for("mbt_tiny", modalities=("rgb",))
+    records = records_of(base, [2], [4])
+    assert budget.best_within(records, base, gflops=100.0).largest_n_bottlenecks == 4
 
 
 def test_budget_in_milliseconds():

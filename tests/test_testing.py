@@ -73,7 +73,8 @@ def test_interleaved_times_are_in_rounds():
     calls = []
     variants = {name: (lambda name=name: calls.append(name)) for name in "abcd"}
     times = interleaved_times(variants, CPU, seconds=0, min_rounds=4)
-    assert all(len(seconds) == 4 for seconds in times.values())
+    assert not times.interrupted
+    assert all(len(seconds) == 4 for seconds in times.seconds.values())
     assert all(sorted(calls[i : i + 4]) == list("abcd") for i in range(0, 16, 4))
     assert len({tuple(calls[i : i + 4]) for i in range(0, 16, 4)}) > 1
 
@@ -82,7 +83,7 @@ def test_interleaved_times_measure():
     times = interleaved_times(
         {"sleep": lambda: time.sleep(0.02), "none": lambda: None}, CPU, seconds=0
     )
-    assert min(times["sleep"]) >= 0.02 > max(times["none"])
+    assert min(times.seconds["sleep"]) >= 0.02 > max(times.seconds["none"])
 
 
 def test_interrupt_keeps_what_was_measured():
@@ -93,8 +94,9 @@ def test_interrupt_keeps_what_was_measured():
         if len(calls) == 5:
             raise KeyboardInterrupt
 
-    times = interleaved_times({"a": run, "b": run}, CPU, seconds=0)
-    assert sorted(map(len, times.values())) == [2, 2]
+    times = interleaved_times({"a": run, "b": run}, CPU, seconds=0, min_rounds=3)
+    assert times.interrupted
+    assert sorted(map(len, times.seconds.values())) == [2, 2]
 
 
 def test_peak_memory_counts_temporaries():

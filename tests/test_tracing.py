@@ -4,14 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from attention_cases import CASES, make_lengths, make_qkv
+from attention_cases import BACKENDS, CASES, make_lengths, make_qkv, widest
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
 import mbt_fast
 from mbt_fast import bottleneck_attention, ops
 
-BACKENDS = ["reference", "sdpa"]
 backends = pytest.mark.parametrize("backend", BACKENDS)
 TRACED = {name: CASES[name] for name in ("two-streams", "padding")}
 traced = pytest.mark.parametrize("case", TRACED.values(), ids=TRACED.keys())
@@ -41,7 +40,7 @@ def total(outputs):
 def test_compile_fullgraph_equals_eager(case, backend, dynamic):
     run = call(case, backend)
     compiled = torch.compile(run, fullgraph=True, dynamic=dynamic)
-    qkv = make_qkv(case, torch.float64, requires_grad=True)
+    qkv = make_qkv(case, widest(backend), requires_grad=True)
     expected = run(*qkv)
     actual = compiled(*qkv)
     torch.testing.assert_close(actual, expected)
@@ -89,7 +88,7 @@ def test_flop_counter_equals_closed_form(backend):
     assert forward.get_total_flops() == closed_form(case)
     with FlopCounterMode(display=False) as backward:
         total(outs).backward()
-    products = 5 if backend == "sdpa" else 4  # a fused backward recomputes the scores
+    products = 4 if backend == "reference" else 5  # a fused backward recomputes the scores
     assert backward.get_total_flops() == products * closed_form(case) // 2
 
 
@@ -108,10 +107,8 @@ def test_flop_counter_sees_the_lse():
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch's, on the CPU
 def test_vmap_and_func_grad(backend):
     run = call(CASES["padding"], backend)
-    batches = [
-        torch.stack([make_qkv(CASES["padding"], torch.float64)[m] for _ in range(3)])
-        for m in (0, 1)
-    ]
+    examples = [make_qkv(CASES["padding"], widest(backend)) for _ in range(3)]
+    batches = [torch.stack(streams) for streams in zip(*examples, strict=True)]
     expected = [run(*streams) for streams in zip(*batches, strict=True)]
     mapped = torch.vmap(run)(*batches)
     for index, outputs in enumerate(zip(*expected, strict=True)):
@@ -138,20 +135,21 @@ class CountAttention(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_checkpoint_policy_saves_the_recomputation_of_attention():
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+def test_checkpoint_policy_saves_the_recomputation_of_attention(backend):
     case = CASES["two-streams"]
-    run = call(case, "sdpa")
-    counts, grads = {}, {}
+    run = call(case, backend)
+    counts, grads, data = {}, {}, make_qkv(case, widest(backend))
     contexts = partial(create_selective_checkpoint_contexts, mbt_fast.checkpoint_policy)
     for name, options in {"plain": {}, "selective": {"context_fn": contexts}}.items():
-        qkv = make_qkv(case, torch.float64, requires_grad=True)
-        torch.manual_seed(1)
+        qkv = [stream.clone().requires_grad_() for stream in data]
         with CountAttention() as counter:
             outputs = checkpoint(lambda *s: run(*s), *qkv, use_reentrant=False, **options)
             grads[name] = torch.autograd.grad(total(outputs), qkv)
         counts[name] = counter.count
-    streams = len(case.own)
-    assert counts == {"plain": 4 * streams, "selective": 2 * streams}
+    calls = 2 * len(case.own) if backend == "sdpa" else 1  # attention and lse per stream, or all
+    assert counts == {"plain": 2 * calls, "selective": calls}
+    torch.testing.assert_close(*grads.values())
 
 
 LSE_LAYOUTS = {
@@ -169,5 +167,23 @@ def test_opcheck(layout, masked):
     valid = torch.rand(2, key.shape[2]) > 0.5 if masked else None
     torch.library.opcheck(ops.attention_lse_fwd, (query, key, valid, 0.3))
     lse = ops.attention_lse_fwd(query, key, valid, 0.3)
-    grads = (torch.randn_like(lse), lse, query, key, valid, 0.3)
+    grads = (torch.randn_like(lse), query, key, valid, 0.3)
     torch.library.opcheck(ops.attention_lse_bwd, grads)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="needs TRITON_INTERPRET=1 or a GPU")
+@traced
+@pytest.mark.parametrize("update_mean", [False, True])
+def test_opcheck_of_the_kernel_pair(case, update_mean):
+    qkv = make_qkv(case)
+    lengths = make_lengths(case) or [None] * len(qkv)
+    call = (lengths, case.slots, update_mean, 0.25, "triton")
+    torch.library.opcheck(ops.bottleneck_attention_fwd, (qkv, *call))
+    permuted = [stream.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0) for stream in qkv]
+    torch.library.opcheck(ops.bottleneck_attention_fwd, (permuted, *call))
+    results = ops.bottleneck_attention_fwd(qkv, *call)
+    count = len(qkv)
+    saved = [*results[:count], *results[2 * count :]]
+    douts = [torch.randn_like(out) for out in saved[:count]]
+    dlses = [None, *(torch.randn_like(lse) for lse in results[count + 1 : 2 * count])]
+    torch.library.opcheck(ops.bottleneck_attention_bwd, (douts, dlses, saved, qkv, *call))

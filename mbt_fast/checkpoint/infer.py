@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mbt_fast.checkpoint.overrides import changed, check_sizes
 from mbt_fast.errors import CheckpointError
 from mbt_fast.models.config import MBTConfig
 
@@ -25,25 +26,28 @@ def infer_config(params: "Mapping[str, np.ndarray]", **known: Any) -> tuple[MBTC
 
     Args:
         params: Arrays by official path, see ``load_scenic``.
-        **known: Fields of ``MBTConfig`` that need not be inferred; ``input_size`` may name some of
-            the modalities only.
+        **known: Fields of ``MBTConfig`` that need not be inferred; ``input_size`` and
+            ``patch_size`` may name some of the modalities only.
 
     Returns:
         The config, and what was assumed for it, one sentence each.
 
     Raises:
         CheckpointError: The parameters are not an MBT's, or an input size cannot be assumed.
-        ValueError: A known field is not one, or contradicts the rest.
+        TypeError: A known field has the wrong type.
+        ValueError: A known field is not one, names an unknown modality, or contradicts the rest.
     """
     values, assumptions = _architecture(params), []
-    sizes = {**known.pop("input_size", {})}
+    check_sizes(known, values["modalities"])
+    sizes = {**known.get("input_size", {})}
     for m in values["modalities"]:
         if m not in sizes:
             sizes[m] = _input_size(params, m, values["patch_size"][m])
             assumptions.append(f"input_size of {m} is assumed to be {sizes[m]}")
     if "fusion_layer" not in known and len(values["modalities"]) > 1:
         assumptions.append(f"fusion_layer is assumed to be {values['fusion_layer']}")
-    return MBTConfig.from_dict({**values, "input_size": sizes, **known}), assumptions
+    inferred = MBTConfig.from_dict({**values, "input_size": sizes})
+    return changed(inferred, known), assumptions
 
 
 def _architecture(params: "Mapping[str, np.ndarray]") -> dict[str, Any]:

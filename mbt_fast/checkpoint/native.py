@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mbt_fast.checkpoint.atomic import replacing
+from mbt_fast.checkpoint.dtypes import check_dtypes
+from mbt_fast.checkpoint.overrides import changed
 from mbt_fast.checkpoint.positions import resize_positions
 from mbt_fast.checkpoint.safetensors_file import read_safetensors
 from mbt_fast.checkpoint.shapes import check_shapes, expected_shapes
@@ -31,15 +33,16 @@ def save_pretrained(
     Args:
         directory: Where ``config.json`` and ``model.safetensors`` go.
         config: The model.
-        state_dict: Exactly the state dict of ``MBT(config)``.
+        state_dict: Exactly the state dict of ``MBT(config)``, all of one floating dtype.
 
     Raises:
-        CheckpointError: The weights do not fit the config.
+        CheckpointError: The weights do not fit the config, or are of several dtypes.
         OSError: The directory cannot be written.
     """
     from safetensors.torch import save_file
 
     check_shapes(state_dict, expected_shapes(config), "the weights do not fit the config")
+    check_dtypes(state_dict, "the weights cannot be saved")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     dense = torch.contiguous_format  # cloned, for safetensors refuses tensors that share memory
@@ -60,7 +63,7 @@ def load_pretrained(
 
     Args:
         directory: What ``save_pretrained`` wrote.
-        **overrides: Fields of ``MBTConfig`` to change. A mapping such as ``input_size`` may name
+        **overrides: Fields of ``MBTConfig`` to change. ``input_size`` and ``patch_size`` may name
             some of the modalities only; where the grid of patches changes, the position embeddings
             are resized.
 
@@ -68,8 +71,11 @@ def load_pretrained(
         The changed config and a state dict that fits it, on CPU.
 
     Raises:
-        CheckpointError: A file is malformed, or the weights do not fit the config.
-        ValueError: An override is unknown or contradicts the rest.
+        CheckpointError: A file is malformed; the weights do not fit their own config or the changed
+            one; or they are not floating point, or of several dtypes (nothing is cast). The message
+            names the tensors.
+        TypeError: An override has the wrong type.
+        ValueError: An override is unknown, names an unknown modality, or contradicts the rest.
         OSError: A file cannot be read.
     """
     directory = Path(directory)
@@ -77,6 +83,7 @@ def load_pretrained(
     state_dict = read_safetensors(directory / WEIGHTS_FILE)
     what = f"{directory}: the weights do not fit the config"
     check_shapes(state_dict, expected_shapes(saved), what)
+    check_dtypes(state_dict, f"{directory}: the weights cannot be used")
     config = changed(saved, overrides)
     state_dict = resize_position_embeddings(state_dict, saved, config)
     check_shapes(state_dict, expected_shapes(config), what)
@@ -112,27 +119,17 @@ def resize_position_embeddings(
     return resized
 
 
-def changed(config: MBTConfig, overrides: Mapping[str, Any]) -> MBTConfig:
-    """A config with some fields changed; mappings are merged, entry by entry.
-
-    Raises:
-        ValueError: An override is unknown or contradicts the rest.
-    """
-    values = config.to_dict()
-    for key, value in overrides.items():
-        merge = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
-        values[key] = {**values[key], **value} if merge else value
-    return MBTConfig.from_dict(values)
-
-
 def _read_config(path: Path) -> MBTConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            kind = type(values).__name__
+            raise CheckpointError(f"{path}: must hold a JSON object, got {kind}")
         stamp = {key: values.pop(key, None) for key in _STAMP}
         if stamp != _STAMP:
             raise CheckpointError(f"{path}: format must be {_STAMP}, got {stamp}")
         return MBTConfig.from_dict(values)
     except CheckpointError:
         raise
-    except (AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a config of mbt_fast: {error}") from error

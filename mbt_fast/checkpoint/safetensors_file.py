@@ -12,11 +12,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: The file is truncated or malformed.
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is a directory.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    with path.open("rb"):  # the OSError of safetensors does not name the file
+        pass
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from mbt_fast.checkpoint.arrays import to_arrays, to_tensors
@@ -84,7 +85,7 @@ def scenic_to_torch(params: "Mapping[str, np.ndarray]", config: MBTConfig) -> di
     Args:
         params: Arrays by official path, e.g. ``"Transformer/encoder_norm/scale"``. With
             ``use_bottleneck`` and one modality the official code makes a ``bottleneck`` that it
-            never uses: it is dropped where ``config`` has no bottleneck tokens.
+            never uses: it is dropped where ``config`` has one modality, and only there.
         config: The model, see ``MBTConfig.from_scenic``.
 
     Returns:
@@ -93,17 +94,20 @@ def scenic_to_torch(params: "Mapping[str, np.ndarray]", config: MBTConfig) -> di
     Raises:
         CheckpointError: Entries are missing, unexpected, misshapen, or not floating point.
     """
-    unused = () if config.n_slots else (_BOTTLENECK,)
+    unused = (_BOTTLENECK,) if len(config.modalities) == 1 else ()
     params = {path: array for path, array in params.items() if path not in unused}
     check_shapes(params, scenic_shapes(config), "the scenic parameters do not fit the config")
     return to_torch(parameter_table(config), to_tensors(params))
 
 
-def torch_to_scenic(state_dict: Mapping[str, Tensor], config: MBTConfig) -> "dict[str, np.ndarray]":
+def torch_to_scenic(
+    state_dict: "Mapping[str, Tensor | None]", config: MBTConfig
+) -> "dict[str, np.ndarray]":
     """Convert a state dict, or gradients by the same names, to official parameters, exactly.
 
     Args:
-        state_dict: Tensors with the names and shapes of ``MBT(config)``.
+        state_dict: Tensors with the names and shapes of ``MBT(config)``. ``None``, the gradient of
+            a parameter that the loss does not reach, is zero.
         config: The model.
 
     Returns:
@@ -112,8 +116,21 @@ def torch_to_scenic(state_dict: Mapping[str, Tensor], config: MBTConfig) -> "dic
     Raises:
         CheckpointError: Entries are missing, unexpected, misshapen, or of a dtype that numpy lacks.
     """
-    check_shapes(state_dict, expected_shapes(config), "the weights do not fit the config")
-    return to_arrays(to_flax(parameter_table(config), state_dict))
+    shapes = expected_shapes(config)
+    tensors = _without_none(state_dict, shapes)
+    check_shapes(tensors, shapes, "the weights do not fit the config")
+    return to_arrays(to_flax(parameter_table(config), tensors))
+
+
+def _without_none(
+    tensors: "Mapping[str, Tensor | None]", shapes: Mapping[str, Shape]
+) -> dict[str, Tensor]:
+    """Zeros, in the dtype of the others, for each ``None`` that has a shape."""
+    dtype = next((t.dtype for t in tensors.values() if t is not None), torch.float32)
+    return {
+        name: torch.zeros(shapes.get(name, ()), dtype=dtype) if tensor is None else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def load_scenic(path: "str | PathLike[str]") -> "dict[str, np.ndarray]":

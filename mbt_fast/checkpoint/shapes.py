@@ -1,6 +1,6 @@
 """The state dict of an MBT as data: every name with its shape, and the check against it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mbt_fast.errors import CheckpointError
@@ -103,13 +103,13 @@ def check_shapes(found: Mapping[str, Any], expected: Mapping[str, Shape], what: 
         "unexpected": found.keys() - expected.keys(),
         "misshapen": misshapen,
     }
-    reasons = [f"{kind} {_shortened(names)}" for kind, names in problems.items() if names]
+    reasons = [f"{kind} {shortened(names)}" for kind, names in problems.items() if names]
     if reasons:
         raise CheckpointError(f"{what}: {'; '.join(reasons)}")
 
 
-def _shortened(names: Any) -> str:
-    """The first few names, and how many there are if that is not all."""
+def shortened(names: Iterable[str]) -> str:
+    """The first few names in order, and how many there are if that is not all."""
     ordered = sorted(map(str, names))
     shown = ", ".join(ordered[:_NAMES_SHOWN])
     return shown if len(ordered) <= _NAMES_SHOWN else f"{shown}, ... ({len(ordered)} in all)"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor
 
+from mbt_fast.checkpoint.dtypes import check_dtypes
 from mbt_fast.checkpoint.positions import resize_grid
 from mbt_fast.checkpoint.scenic import cls_path
 from mbt_fast.checkpoint.shapes import (
@@ -43,10 +44,11 @@ def from_vit(
     goes to RGB, or to an only modality; the other CLS tokens are zero, as in the official code.
 
     Args:
-        state_dict: A plain ViT with timm's names: one CLS token, position embeddings
-            ``[1, 1 + g * g, C]``, a patch kernel ``[C, 3, height, width]``. ``pre_logits.*`` and
-            ``head.*`` are dropped; a distilled ViT (``dist_token``, ``head_dist.*``) and one with
-            ``fc_norm.*`` or layer scale are refused, for an MBT has no place for these weights.
+        state_dict: A plain ViT with timm's names, all of one floating dtype: one CLS token,
+            position embeddings ``[1, 1 + g * g, C]``, a patch kernel ``[C, 3, height, width]``.
+            ``pre_logits.*`` and ``head.*`` are dropped; a distilled ViT (``dist_token``,
+            ``head_dist.*``) and one with ``fc_norm.*`` or layer scale are refused, for an MBT has
+            no place for these weights.
         config: The MBT; width, depth and patches must be the ViT's.
         bottleneck_init: ``"position"``: the ViT's position embedding of CLS, then its grid resized
             to ``floor(sqrt(P - 1))`` rows (for ``P = 5`` the four corners). ``"normal"``:
@@ -62,13 +64,15 @@ def from_vit(
         memory.
 
     Raises:
-        CheckpointError: The weights are not such a ViT, or do not fit the config.
+        CheckpointError: The weights are not such a ViT, do not fit the config, are not floating
+            point, or of several dtypes.
         ValueError: An option is unknown, or ``"position"`` cannot give this many bottlenecks.
     """
     _check_option("bottleneck_init", bottleneck_init, BOTTLENECK_INITS)
     _check_option("temporal_init", temporal_init, TEMPORAL_INITS)
     vit = _without_head(state_dict, restore_head)
     _check_vit(vit, config, restore_head)
+    check_dtypes(vit, "the weights of the ViT cannot be used")
 
     mbt: dict[str, Tensor] = {}
     for m in config.modalities:

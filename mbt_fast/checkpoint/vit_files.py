@@ -25,6 +25,7 @@ from mbt_fast.checkpoint.shapes import Shape, check_shapes, vit_shapes
 from mbt_fast.errors import CheckpointError
 
 _WRAPPERS = ("model", "state_dict")
+_PARALLEL = "module."
 _PREFIXES = ("opt/target/", "params/img/", "params/")
 
 _BLOCK = "Transformer/encoderblock_0"  # tells the sizes of all
@@ -46,7 +47,8 @@ def load_vit(path: "str | PathLike[str]") -> dict[str, Tensor]:
     Args:
         path: ``.safetensors``; ``.npz`` with the names of Google's release, AugReg or big_vision;
             or ``.pth``, ``.pt``, ``.bin`` with tensors alone, at top level or under ``"model"`` or
-            ``"state_dict"``. Nothing in the file is executed.
+            ``"state_dict"``. Nothing in the file is executed. The prefix ``module.`` of
+            ``DataParallel`` is taken off.
 
     Returns:
         Tensors on CPU; those of an ``.npz`` under timm's names, any others as the file has them.
@@ -61,7 +63,14 @@ def load_vit(path: "str | PathLike[str]") -> dict[str, Tensor]:
     readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_pickle)
     if path.suffix not in readers:
         raise CheckpointError(f"a ViT file must end in {', '.join(readers)}, got {path.name!r}")
-    return readers[path.suffix](path)
+    return _without_prefix(readers[path.suffix](path))
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names inside the module that ``DataParallel`` wraps, if it wraps all of them."""
+    if not all(name.startswith(_PARALLEL) for name in tensors):
+        return tensors
+    return {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:

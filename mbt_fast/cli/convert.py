@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from mbt_fast.checkpoint import (
     scenic_to_torch,
     torch_to_scenic,
 )
-from mbt_fast.checkpoint.native import changed
+from mbt_fast.checkpoint.overrides import changed, check_sizes
 from mbt_fast.checkpoint.vit import BOTTLENECK_INITS, TEMPORAL_INITS
 from mbt_fast.errors import InputError
 from mbt_fast.models.config import MBTConfig
+from mbt_fast.models.scenic import modalities_of
 
 HELP = "Convert official, ViT or mbt_fast weights to mbt_fast or official ones."
 
@@ -35,6 +36,7 @@ _RULE = (
 )
 _VIT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 _SCENIC_SUFFIXES = (".checkpoint", ".msgpack")
+_EXAMPLE_SIZES = {"rgb": (32, 224, 224), "spectrogram": (800, 128)}  # the released checkpoints'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,25 +167,51 @@ def _read_config(path: Path, overrides: dict[str, Any]) -> MBTConfig:
     if not isinstance(values, Mapping):
         raise InputError(f"{path} must hold a JSON object, got {type(values).__name__}")
     model = values.get("model", values)
+    if not isinstance(model, Mapping):
+        raise InputError(f"{path}: model must be a mapping, got {model!r}")
     if "modality_fusion" not in model:
         stamp = ("format", "version")
         fields = {key: value for key, value in values.items() if key not in stamp}
         return changed(MBTConfig.from_dict(fields), overrides)
-    sizes = overrides.get("input_size", {})
-    shapes = {m: (*size, 3) for m, size in {**_scenic_sizes(values), **sizes}.items()}
+    modalities = modalities_of(model)
+    check_sizes(overrides, modalities)
+    sizes = {**_scenic_sizes(values), **overrides.get("input_size", {})}
+    unknown = [m for m in modalities if m not in sizes]
+    if unknown:
+        example = json.dumps({m: _EXAMPLE_SIZES[m] for m in unknown}, separators=(",", ":"))
+        raise InputError(
+            f"{path} does not tell the input size of {' and '.join(unknown)}; give it by --set, "
+            f"such as --set 'input_size={example}'"
+        )
+    scenic = MBTConfig.from_scenic({**values, **model}, _shapes(sizes))
     rest = {key: value for key, value in overrides.items() if key != "input_size"}
-    return changed(MBTConfig.from_scenic({**values, **model}, shapes), rest)
+    return changed(scenic, rest)
+
+
+def _shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of one example each, with its three channels."""
+    for m, size in sizes.items():
+        if not isinstance(size, Sequence) or isinstance(size, str):
+            raise InputError(f"input_size[{m!r}] must be a list, got {size!r}")
+    return {m: (*size, 3) for m, size in sizes.items()}
 
 
 def _scenic_sizes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Input sizes from the ``dataset_configs`` of a whole scenic config, where it has them."""
     data = values.get("dataset_configs") or {}
+    if not isinstance(data, Mapping):
+        raise InputError(f"dataset_configs must be a mapping, got {data!r}")
     sizes: dict[str, tuple[int, ...]] = {}
     if "num_frames" in data and "crop_size" in data:
         sizes["rgb"] = (data["num_frames"], data["crop_size"], data["crop_size"])
     if "num_spec_frames" in data and "spec_shape" in data:
-        time, mel = data["spec_shape"]
-        sizes["spectrogram"] = (data["num_spec_frames"] * time, mel)
+        count, shape = data["num_spec_frames"], data["spec_shape"]
+        if type(count) is not int or not isinstance(shape, list) or len(shape) != 2:
+            raise InputError(
+                "dataset_configs.num_spec_frames and spec_shape must be an integer and "
+                f"[time, mel], got {count!r} and {shape!r}"
+            )
+        sizes["spectrogram"] = (count * shape[0], shape[1])
     return sizes
 
 

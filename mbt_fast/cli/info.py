@@ -51,7 +51,7 @@ def collect() -> dict[str, Any]:
         "backends": {
             row.name: "; ".join(row.reasons(None)) or "available" for row in dispatch.BACKENDS
         },
-        "kernels verified on a GPU": "none: this version holds no GPU kernels",
+        "kernels verified on a GPU": "none: the Triton kernels have never run on one",
     }
 
 

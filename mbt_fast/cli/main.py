@@ -1,6 +1,7 @@
 """Entry point of ``mbt-fast``: choose the subcommand, and turn errors into one line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,10 +28,28 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0 well, 2 bad input, 130 interrupted."""
-    args = build_parser().parse_args(argv)
+    """Run a command; return its exit code.
+
+    Returns:
+        0 well, 2 bad input, 130 interrupted, 141 where nobody reads the output any more, as in
+        ``mbt-fast info | head -1``; the last two are what a shell reports of the signals.
+    """
+    try:
+        try:
+            return _run(build_parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 141
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a command, and turn what the user has to mend into one line."""
     try:
         return args.run(args)
+    except BrokenPipeError:
+        raise
     except (InputError, BackendError, OSError) as error:
         print(f"mbt-fast: error: {error}", file=sys.stderr)
         return 2

@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbt_fast.errors import ClipError, InputError
+from mbt_fast.profiling import machine
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from mbt_fast import MBT
     from mbt_fast.data.clip import Clip, ClipTransform
+
+_RANDOM_SEED = 0
+_HEAD_STD = 0.02
+
+_UNPUBLISHED = (
+    "note: the official feature extraction was never published; weights from the official release "
+    "may expect other log-mel statistics (--spec-mean, --spec-std)"
+)
+_ZERO_HEAD = (
+    "note: the classifier's weights are all zero, so every class gets the same probability "
+    "(but for its bias), whatever the clip"
+)
 
 HELP = "Show the most probable classes of clips (video, sound or both)."
 
@@ -42,39 +54,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="distance of frames, at 25 per second; 2 for the released checkpoints "
         "(default: the video lasts as long as the sound)",
     )
+    parser.add_argument(
+        "--spec-mean", type=float, metavar="X", help="subtracted from the log-mel spectrogram"
+    )
+    parser.add_argument(
+        "--spec-std", type=float, metavar="X", help="divides it (default of both: AudioSet's)"
+    )
     parser.add_argument("--activation", choices=("sigmoid", "softmax"), default="sigmoid")
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: cuda if there is one)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one table per clip. A clip that fails is one line on stderr, and the exit code is 2."""
     from tqdm import tqdm
 
+    if args.json:
+        _check_writable(Path(args.json))
+    device = machine.choose_device(args.device)
     model, weights = _model(args)
-    transform = _transform(model, args.stride)
+    transform = _transform(model, args)
     labels = _labels(args.labels, model.config.num_classes)
-    device = _device(args.device)
     model.eval().to(device)
-    if weights == "random":
-        tqdm.write(f"{args.model} with random weights: the predictions mean nothing")
+    notes = _notes(model, transform, args)
+    for note in notes:
+        tqdm.write(note)
 
-    clips, errors = [], []
+    report: dict[str, Any] = {"weights": weights, "activation": args.activation, "notes": notes}
+    report |= {"clips": [], "errors": []}
+    try:
+        _predict_all(model, transform, labels, args, report)
+    finally:  # after Ctrl-C too
+        if args.json:
+            text = json.dumps(report, indent=2, allow_nan=False)
+            Path(args.json).write_text(text + "\n", encoding="utf-8")
+    return 2 if report["errors"] else 0
+
+
+def _predict_all(
+    model: "MBT",
+    transform: "ClipTransform",
+    labels: list[str],
+    args: argparse.Namespace,
+    report: dict[str, Any],
+) -> None:
+    """Print each clip's table, and add the clip to the report."""
+    from tqdm import tqdm
+
     hide = True if len(args.clips) == 1 else None  # None shows the bar on terminals only
     for path in tqdm(args.clips, disable=hide, unit="clip"):
         try:
             record = _predict(model, path, transform, labels, args)
         except ClipError as error:
-            errors.append({"path": path, "error": str(error)})
+            report["errors"].append({"path": path, "error": str(error)})
             tqdm.write(f"mbt-fast: error: {error}", file=sys.stderr)
         else:
-            clips.append(record)
+            report["clips"].append(record)
             tqdm.write(_table(record))
-    if args.json:
-        report = {"weights": weights, "activation": args.activation, "clips": clips}
-        text = json.dumps({**report, "errors": errors}, indent=2)
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
-    return 2 if errors else 0
+
+
+def _check_writable(path: Path) -> None:
+    """Raise what writing would raise, before the work instead of after it."""
+    new = not path.exists()
+    with path.open("a"):
+        pass
+    if new:
+        path.unlink()
+
+
+def _notes(model: "MBT", transform: "ClipTransform", args: argparse.Namespace) -> list[str]:
+    """What to know before believing the predictions."""
+    if args.checkpoint is None:
+        return [f"{args.model} with random weights: the predictions mean nothing"]
+    notes = []
+    if not model.head.weight.any():
+        notes.append(_ZERO_HEAD)
+    if transform.spectrogram is not None:
+        notes.append(_UNPUBLISHED)
+    return notes
 
 
 def _positive(text: str) -> int:
@@ -89,18 +146,38 @@ def _model(args: argparse.Namespace) -> "tuple[MBT, str]":
     import mbt_fast
 
     if args.checkpoint is not None:
+        if Path(args.checkpoint).is_file():
+            raise InputError(
+                f"--checkpoint must be a directory, got the file {args.checkpoint!r}; "
+                "run mbt-fast convert first"
+            )
         return mbt_fast.MBT.from_pretrained(args.checkpoint), str(args.checkpoint)
     if args.model not in mbt_fast.list_models():
         names = ", ".join(mbt_fast.list_models())
         raise InputError(f"--model must be one of {names}, got {args.model!r}")
-    return mbt_fast.create_model(args.model), "random"
+    return _random_model(args.model), "random"
 
 
-def _transform(model: "MBT", stride: float | None) -> "ClipTransform":
+def _random_model(name: str) -> "MBT":
+    """The same weights every time; the head, which a fresh model has zero, tells clips apart."""
+    import torch
+
+    import mbt_fast
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_RANDOM_SEED)
+        model = mbt_fast.create_model(name)
+        torch.nn.init.normal_(model.head.weight, std=_HEAD_STD)
+    return model
+
+
+def _transform(model: "MBT", args: argparse.Namespace) -> "ClipTransform":
     from mbt_fast.data.clip import ClipTransform
 
+    options = {"stride": args.stride, "mean": args.spec_mean, "std": args.spec_std}
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        return ClipTransform.from_config(model.config, stride=stride)
+        return ClipTransform.from_config(model.config, **given)
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -113,18 +190,6 @@ def _labels(path: str | None, num_classes: int) -> list[str]:
     return read_labels(path, num_classes)
 
 
-def _device(name: str | None) -> "torch.device":
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used: {reason}") from error
-    return device
-
-
 def _predict(
     model: "MBT",
     path: str,
@@ -132,22 +197,30 @@ def _predict(
     labels: list[str],
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """What is known of a clip, and its most probable classes, as plain data."""
+    """What is known of a clip, and its most probable classes, as plain data.
+
+    A probability that is NaN is ``None``, for JSON knows no NaN, and ranks last.
+    """
     from mbt_fast.data.clip import load_clip
 
     clip = load_clip(path, transform, n_views=args.views)
     probabilities = _probabilities(model, clip, args.activation)
-    values, indices = probabilities.topk(min(args.top, len(labels)))
-    ranked = zip(values.tolist(), indices.tolist(), strict=True)
+    undefined = probabilities.isnan()
+    ranked = probabilities.masked_fill(undefined, -1).topk(min(args.top, len(labels))).indices
     return {
         "path": clip.path,
         "seconds": clip.duration,
         "streams": dict(clip.formats),
         "absent": [m for m in model.config.modalities if m not in clip.inputs],
         "views": clip.n_views,
+        "undefined": int(undefined.sum()),
         "classes": [
-            {"index": index, "label": labels[index], "probability": value}
-            for value, index in ranked
+            {
+                "index": index,
+                "label": labels[index],
+                "probability": None if undefined[index] else probabilities[index].item(),
+            }
+            for index in ranked.tolist()
         ],
     }
 
@@ -173,10 +246,12 @@ def _table(record: dict[str, Any]) -> str:
         f"  uses {' and '.join(streams)}",
         *(f"  {modality} is absent" for modality in record["absent"]),
     ]
+    if record["undefined"]:
+        lines.append(f"  classes without a probability, for it is NaN: {record['undefined']}")
     rows = [
         (rank, entry["label"], entry["probability"])
         for rank, entry in enumerate(record["classes"], start=1)
     ]
     headers = ("rank", "class", "probability")
-    table = tabulate(rows, headers, floatfmt=".4f", disable_numparse=[1])
+    table = tabulate(rows, headers, floatfmt=".4f", missingval="nan", disable_numparse=[1])
     return "\n".join((*lines, table, ""))

@@ -3,21 +3,19 @@
 import argparse
 import json
 import os
-import shlex
 import sys
 from dataclasses import replace
-from datetime import datetime, timezone
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 import torch
 
-import mbt_fast
+from mbt_fast.cli import profile_text
 from mbt_fast.dispatch import check_name
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBTConfig, list_models
 from mbt_fast.models.registry import config_for
-from mbt_fast.profiling import budget, figure3, machine, plan
+from mbt_fast.profiling import machine, plan
 from mbt_fast.profiling.measure import Setting, measure
 from mbt_fast.report import format_table, render_html
 
@@ -36,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--frames", type=int, help="video frames")
     model.add_argument("--tubelet", type=int, help="frames per RGB patch")
     model.add_argument(
-        "--n-bottlenecks", type=int, nargs="+", metavar="B", help="bottleneck tokens (default 4)"
+        "--n-bottlenecks", type=int, nargs="+", metavar="B", help="bottleneck tokens (default: 4)"
     )
     model.add_argument(
         "--fusion-layers", type=int, nargs="+", metavar="L", help="default: from early to late"
@@ -54,11 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=75.0, help="for the measurement, about (default: 75)"
     )
     run.add_argument("--flops-only", action="store_true", help="count, but do not run anything")
-    choose = parser.add_argument_group("choice")
+    choose = parser.add_argument_group("choice, in FLOPs of 2 per multiply-add")
     choose.add_argument("--budget-gflops", type=float, help="name the best model within this")
     choose.add_argument("--budget-ms", type=float, help="name the best model within this latency")
     output = parser.add_argument_group("output")
-    output.add_argument("--macs", action="store_true", help="count a multiply-add as one, not two")
+    output.add_argument(
+        "--macs", action="store_true", help="count a multiply-add as one in the printed table"
+    )
     output.add_argument("--json", type=Path, metavar="FILE", help="write the records")
     output.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
     output.add_argument(
@@ -68,10 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count, measure, print and write."""
-    if args.figure3:
-        print(_figure3_table())
-        return 0
     _check(args)
+    if args.figure3:
+        print(profile_text.figure3_table())
+        return 0
     setting, why_dtype = _setting(args)
     try:
         check_name(args.backend)
@@ -79,36 +79,46 @@ def run(args: argparse.Namespace) -> int:
         configs = plan.variants(base, _fusion_layers(args, base), args.fusions, _bottlenecks(args))
     except ValueError as error:
         raise InputError(str(error)) from error
-    records = [
-        plan.record_of(
-            config,
-            mode=setting.mode,
-            batch_size=setting.batch_size,
-            device=machine.device_name(setting.device),
-            dtype=str(setting.dtype).removeprefix("torch."),
-            backend=setting.backend,
-        )
-        for config in configs
-    ]
+    records = [_unmeasured(config, setting) for config in configs]
     interrupted = False
     if not args.flops_only:
-        interrupted = not _measure_into(records, configs, setting, args.seconds)
-    conditions = _conditions(base, setting, why_dtype, records)
-    _write(args, records, conditions)
+        interrupted = _measure_into(records, configs, setting, args.seconds)
+    conditions = profile_text.conditions(base, setting, why_dtype, records, interrupted)
     print(format_table(records, macs=args.macs))
-    print()
-    print("\n".join(f"{name}: {value}" for name, value in conditions.items()))
-    _print_choice(args, records, base)
+    print("", *(f"{name}: {value}" for name, value in conditions.items()), sep="\n")
+    if args.budget_gflops is not None or args.budget_ms is not None:
+        print("", profile_text.choice(args.budget_gflops, args.budget_ms, records, base), sep="\n")
+    _write(args, records, conditions)
     return 130 if interrupted else 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("clip_seconds", "frames", "tubelet", "batch_size", "budget_gflops", "budget_ms"):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
+    positive = ("clip_seconds", "frames", "tubelet", "batch_size", "budget_gflops", "budget_ms")
+    for name in (*positive, "seconds"):
+        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is not None and not 0 <= value < inf:
+            raise InputError(f"{option} must be a finite number, not below zero, got {value}")
+        if value == 0 and name in positive:
+            raise InputError(f"{option} must be positive, got {value}")
     if args.budget_ms is not None and args.flops_only:
         raise InputError("--budget-ms must not go with --flops-only, which measures no latency")
+    files = [path for path in (args.json, args.html) if path is not None]
+    if args.figure3 and (files or args.budget_gflops or args.budget_ms):
+        raise InputError("--figure3 must not go with --json, --html or a budget: it only prints")
+    if len(files) != len(set(files)):
+        raise InputError(f"--json and --html must name two files, got {args.json} twice")
+    for path in files:
+        _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Before anything is measured: a measurement takes minutes and is worth keeping."""
+    if path.is_dir():
+        raise InputError(f"output must be a file, got the folder {path}")
+    if not path.parent.is_dir():
+        raise InputError(f"output must be in a folder that exists, got {path}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"output must be writable, got {path}")
 
 
 def _base_config(args: argparse.Namespace) -> MBTConfig:
@@ -140,49 +150,49 @@ def _setting(args: argparse.Namespace) -> tuple[Setting, str]:
     return Setting(args.mode, args.batch_size, device, dtype, args.backend), why
 
 
+def _unmeasured(config: MBTConfig, setting: Setting) -> plan.Record:
+    return plan.record_of(
+        config,
+        mode=setting.mode,
+        batch_size=setting.batch_size,
+        device=machine.device_name(setting.device),
+        dtype=str(setting.dtype).removeprefix("torch."),
+        backend=setting.backend,
+    )
+
+
 def _measure_into(
     records: list[plan.Record], configs: list[MBTConfig], setting: Setting, seconds: float
 ) -> bool:
-    """Measure each distinct computation once, fill in the records; False after Ctrl-C."""
+    """Measure each distinct computation once and fill in the records; whether it was cut short."""
     from tqdm import tqdm
 
     # The profiler that counts memory would announce itself on stderr for every model.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    distinct: list[MBTConfig] = []
-    for config in map(plan.computed_as, configs):
-        if config not in distinct:
-            distinct.append(config)
-    with tqdm(desc="profile", unit="call", file=sys.stderr, leave=False) as bar:
-        measured = measure(
-            distinct, setting, seconds=seconds, max_rounds=MAX_ROUNDS, on_call=bar.update
-        )
+    distinct = list(dict.fromkeys(map(plan.computed_as, configs)))
+    try:
+        with tqdm(desc="profile", unit="call", file=sys.stderr, leave=False) as bar:
+            outcome = measure(
+                distinct, setting, seconds=seconds, max_rounds=MAX_ROUNDS, on_call=bar.update
+            )
+    except RuntimeError as error:
+        raise _as_input_error(error, setting) from error
     for record, config in zip(records, configs, strict=True):
-        found = measured.get(distinct.index(plan.computed_as(config)))
+        found = outcome.measured.get(distinct.index(plan.computed_as(config)))
         if found is not None:
             record.update(found.as_record(setting.batch_size))
-    return len(measured) == len(distinct)
+    return outcome.interrupted
 
 
-def _conditions(
-    base: MBTConfig, setting: Setting, why_dtype: str, records: list[plan.Record]
-) -> dict[str, str]:
-    tokens = ", ".join(f"{base.n_tokens(m)} {m}" for m in base.modalities)
-    sizes = ", ".join(f"{m} {'x'.join(map(str, base.input_size[m]))}" for m in base.modalities)
-    rounds = sorted({record["rounds"] for record in records})
-    step = "forward, loss and backward" if setting.mode == "train" else "forward, inference mode"
-    return {
-        "model": f"{base.num_layers} layers of width {base.hidden_size}, every layer in full",
-        "input": f"{sizes}; own tokens: {tokens}",
-        "call": f"{step}, batch {setting.batch_size}",
-        "device": f"{machine.device_name(setting.device)}, {torch.get_num_threads()} CPU threads",
-        "dtype": f"{records[0]['dtype']} ({why_dtype})",
-        "rounds": f"{' to '.join(str(n) for n in dict.fromkeys([rounds[0], rounds[-1]]))} rounds, "
-        "interleaved, after one warm-up call; late fusion without shared weights measured once",
-        "memory": "weights, inputs and the peak of tensors allocated in the call",
-        "versions": f"mbt_fast {mbt_fast.__version__}, torch {torch.__version__}",
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["mbt-fast", *sys.argv[1:]]),
-    }
+def _as_input_error(error: RuntimeError, setting: Setting) -> RuntimeError | InputError:
+    """Memory that does not suffice is the user's to mend; anything else is a bug, and stays one."""
+    words = ("allocate memory", "Storage size calculation overflowed", "out of memory")
+    if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words):
+        return InputError(
+            f"--batch-size must fit into memory: {setting.batch_size} clips do not fit on "
+            f"{setting.device}"
+        )
+    return error
 
 
 def _write(
@@ -193,47 +203,3 @@ def _write(
         args.json.write_text(json.dumps(stamped, indent=1) + "\n")
     if args.html:
         args.html.write_text(render_html(records, conditions), encoding="utf-8")
-
-
-def _print_choice(args: argparse.Namespace, records: list[plan.Record], base: MBTConfig) -> None:
-    if args.budget_gflops is None and args.budget_ms is None:
-        return
-    limits = [
-        f"{value:g} {unit}"
-        for value, unit in ((args.budget_gflops, "GFLOPs"), (args.budget_ms, "ms"))
-        if value is not None
-    ]
-    choice = budget.best_within(
-        records, base, gflops=args.budget_gflops, milliseconds=args.budget_ms
-    )
-    print()
-    if choice is None:
-        print(f"Within {' and '.join(limits)}: no bottleneck model of this profile fits.")
-        return
-    record = choice.record
-    print(
-        f"Within {' and '.join(limits)}: fusion layer {record['fusion_layer']} with "
-        f"B = {record['n_bottlenecks']}, {record['gflops']:.2f} GFLOPs; up to "
-        f"B = {choice.largest_n_bottlenecks} fits.\nThe paper's mAP at that share of the depth is "
-        f"{choice.paper_map:.2f} (Figure 3, AudioSet-mini); B from 4 to 1024 differ by under 0.5."
-    )
-
-
-def _figure3_table() -> str:
-    from tabulate import tabulate
-
-    rows = [
-        (p.fusion, p.fusion_layer, p.ours, p.paper, 100 * p.element_wise_share, p.efficient)
-        for p in figure3.points()
-    ]
-    headers = ["fusion", "L_f", "ours", "paper", "element-wise %", "efficient"]
-    body = tabulate(rows, headers=headers, floatfmt=".2f")
-    tokens = ", ".join(
-        f"{figure3.CONDITIONS.n_tokens(m)} {m}" for m in figure3.CONDITIONS.modalities
-    )
-    return (
-        "Figure 3 (right) of arXiv 2107.00135: GFLOPs, a multiply-add counted as one.\n"
-        f"MBT-B, {tokens} tokens, B = {figure3.CONDITIONS.n_bottlenecks}; ours counts matrix\n"
-        "products only, vanilla as the official code computes it; 'efficient' is what\n"
-        f"Eq. 5-6 ask for.\n\n{body}"
-    )

@@ -1,6 +1,7 @@
 """Names of classes."""
 
 import csv
+import io
 import os
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
         num_classes: How many names there must be.
 
     Raises:
-        InputError: The file cannot be read, or its number of names differs.
+        InputError: The file cannot be read, is not CSV as its suffix says, or its number of names
+            differs.
     """
     path = Path(path)
     try:
@@ -29,8 +31,7 @@ def read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"{path}: cannot read the labels ({reason})") from error
-    lines = text.splitlines()
-    labels = _from_csv(path, lines) if path.suffix.lower() == ".csv" else _from_text(lines)
+    labels = _from_csv(path, text) if path.suffix.lower() == ".csv" else _from_text(text)
     if len(labels) != num_classes:
         raise InputError(
             f"{path}: labels must name the model's {num_classes} classes, got {len(labels)}"
@@ -38,12 +39,16 @@ def read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
     return labels
 
 
-def _from_text(lines: list[str]) -> list[str]:
-    return [line.strip() for line in lines if line.strip()]
+def _from_text(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def _from_csv(path: Path, lines: list[str]) -> list[str]:
-    header, *rows = [row for row in csv.reader(lines, skipinitialspace=True) if row] or [[]]
+def _from_csv(path: Path, text: str) -> list[str]:
+    reader = csv.reader(io.StringIO(text), skipinitialspace=True)
+    try:
+        header, *rows = [row for row in reader if row] or [[]]
+    except csv.Error as error:
+        raise InputError(f"{path}: not a CSV file ({error})") from error
     if any(len(row) != len(header) for row in rows):
         raise InputError(f"{path}: each line must have {len(header)} columns like the header")
     column = header.index(_NAME_COLUMN) if _NAME_COLUMN in header else len(header) - 1

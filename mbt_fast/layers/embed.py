@@ -28,14 +28,20 @@ class PatchProjection(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim, CHANNELS, *patch_size))
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, 3, *input_size]`` to ``[B, patches, C]``, the last axis of the grid fastest."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Map ``[B, 3, *input_size]`` to ``[B, patches, C]``, the last axis of the grid fastest.
+
+        Patches that are not ``valid``, bool ``[B, patches]``, count as zero, whatever they hold.
+        """
+        return linear(drop_padding(self.patches(x), valid), self.weight.flatten(1), self.bias)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Cut ``[B, 3, *input_size]`` into ``[B, patches, 3 * patch]``."""
         axes = len(self.patch_size)
         for axis, part in enumerate(self.patch_size):
             x = x.unflatten(2 + 2 * axis, (-1, part))  # [B, 3, g1, p1, g2, p2, ...]
         grid, within = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
-        patches = x.permute(0, *grid, 1, *within).flatten(1 + axes).flatten(1, axes)
-        return linear(patches, self.weight.flatten(1), self.bias)
+        return x.permute(0, *grid, 1, *within).flatten(1 + axes).flatten(1, axes)
 
     def extra_repr(self) -> str:
         """Show the layout."""
@@ -76,7 +82,8 @@ class StreamEmbedding(nn.Module):
         """
         if len(self.input_size) == 2:
             x = x.unsqueeze(1).expand(-1, CHANNELS, -1, -1)
-        patches = self.proj(x)
+        valid = valid_rows(length, self.pos_embed.shape[1], 0)
+        patches = self.proj(x, None if valid is None else valid[:, 1:])
         cls = self.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)
         tokens = torch.cat([cls, patches], dim=1) + self.pos_embed
-        return drop_padding(tokens, valid_rows(length, tokens.shape[1], 0))
+        return drop_padding(tokens, valid)

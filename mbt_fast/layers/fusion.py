@@ -1,6 +1,6 @@
-"""One layer of all modalities, and the four ways in which their streams may pass through it."""
+"""One layer of all modalities, and the ways in which their streams may pass through it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -28,66 +28,89 @@ class FusionLayer(nn.ModuleDict):
     def __init__(self, blocks: Mapping[str, Block]) -> None:
         """Keep the blocks."""
         super().__init__(blocks)
-        self.backend = "auto"
+        self._backend = "auto"
 
-    def block(self, modality: str) -> Block:
+    def set_backend(self, backend: str) -> None:
+        """Choose the backend of the layer's attention."""
+        self._backend = backend
+
+    def block_of(self, modality: str) -> Block:
         """The block through which the stream of ``modality`` passes."""
         return cast(Block, self[SHARED if SHARED in self else modality])
 
-    def bottleneck(self, streams: Streams, n_slots: int, lengths: Lengths) -> Streams:
-        """Attention inside each stream, slots included; then the slots are shared (Eq. 7-9).
+    def forward(
+        self,
+        streams: Streams,
+        lengths: Lengths,
+        *,
+        n_slots: int = 0,
+        pairwise: bool = False,
+        valid: Tensor | None = None,
+    ) -> Streams:
+        """Pass the streams through the layer.
 
-        With ``n_slots == 0`` the layer is unimodal. The streams do not meet anywhere else.
+        Args:
+            streams: ``[B, S_m, C]`` per modality; or, for joint self-attention (Eq. 4), the rows of
+                all modalities as the one stream ``"shared"``.
+            lengths: int32 ``[B]`` per modality that has padding.
+            n_slots: ``P``, the last rows of every stream that the layer shares (Eq. 7-9); 0 leaves
+                the streams to themselves.
+            pairwise: Let every stream's queries attend to the keys of all (Eq. 5-6).
+            valid: bool ``[B, S]``, the rows of joined streams that take part, ``None`` for all.
+
+        Returns:
+            The streams after the layer.
         """
+        if pairwise:
+            heads = self._attend_to_all(streams, lengths)
+        elif valid is not None:
+            heads = {SHARED: self._attend_masked(streams[SHARED], valid)}
+        else:
+            heads = self._attend_within(streams, n_slots, lengths)
+        fused = {m: self.block_of(m).finish(x, heads[m]) for m, x in streams.items()}
         padding = [lengths.get(modality) for modality in streams]
-        packed = [self.block(modality).packed(x) for modality, x in streams.items()]
-        heads = self._attend(packed, n_slots, padding)
-        fused = {
-            modality: self.block(modality).finish(x, out)
-            for (modality, x), out in zip(streams.items(), heads, strict=True)
-        }
         share_slots_(list(fused.values()), n_slots, lengths=padding)
         return fused
 
-    def pairwise(self, streams: Streams, lengths: Lengths) -> Streams:
-        """Every stream's queries attend to the keys of all streams, own weights (Eq. 5-6)."""
-        tokens = torch.cat(list(streams.values()), dim=1)
-        valid = joint_valid(streams, lengths)
-        rows = row_ranges(streams)
-        fused = {}
-        for modality, x in streams.items():
-            block = self.block(modality)
-            normed = block.norm1(tokens)
-            query = block.attn.query(normed[:, rows[modality]])
-            key, value = block.attn.key_value(normed)
-            heads = dense_attention(query, key, value, valid=valid, backend=self.backend)
-            fused[modality] = block.finish(x, heads.transpose(1, 2))
-        return fused
+    def _attend_within(self, streams: Streams, n_slots: int, lengths: Lengths) -> Streams:
+        """Self-attention of each stream, slots included, all in one call of the op.
 
-    def joint(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        """Self-attention over the tokens ``[B, sum of S_m, C]`` of all modalities (Eq. 4)."""
-        block = self.block(SHARED)
-        packed = block.packed(tokens)
-        if valid is None:
-            (heads,) = self._attend([packed], 0, [None])
-        else:
-            query, key, value = (part.transpose(1, 2) for part in packed.unbind(2))
-            out = dense_attention(query, key, value, valid=valid, backend=self.backend)
-            heads = out.transpose(1, 2)
-        return block.finish(tokens, heads)
-
-    def _attend(
-        self, packed: list[Tensor], n_slots: int, lengths: Sequence[Tensor | None]
-    ) -> list[Tensor]:
-        """The op. Heads below its smallest size are padded with zeros, which changes nothing."""
+        Heads below the op's smallest size are padded with zeros, which changes nothing.
+        """
+        packed = [self.block_of(modality).packed(x) for modality, x in streams.items()]
         head_dim = packed[0].shape[-1]
         missing = max(MIN_HEAD_DIM - head_dim, 0)
         if missing:
             packed = [pad(stream, (0, missing)) for stream in packed]
         heads = bottleneck_attention(
-            packed, n_slots, lengths=lengths, scale=head_dim**-0.5, backend=self.backend
+            packed,
+            n_slots,
+            lengths=[lengths.get(modality) for modality in streams],
+            scale=head_dim**-0.5,
+            backend=self._backend,
         )
-        return [out[..., :head_dim] for out in heads] if missing else heads
+        return {m: out[..., :head_dim] for m, out in zip(streams, heads, strict=True)}
+
+    def _attend_to_all(self, streams: Streams, lengths: Lengths) -> Streams:
+        """Queries of each stream, keys and values of all streams under that stream's weights."""
+        tokens = torch.cat(list(streams.values()), dim=1)
+        valid, rows = joint_valid(streams, lengths), row_ranges(streams)
+        heads = {}
+        for modality in streams:
+            block = self.block_of(modality)
+            normed = block.norm1(tokens)
+            query = block.attn.query(normed[:, rows[modality]])
+            key, value = block.attn.key_value(normed)
+            out = dense_attention(query, key, value, valid=valid, backend=self._backend)
+            heads[modality] = out.transpose(1, 2)
+        return heads
+
+    def _attend_masked(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Joint self-attention with padding somewhere among the rows."""
+        packed = self.block_of(SHARED).packed(tokens)
+        query, key, value = (part.transpose(1, 2) for part in packed.unbind(2))
+        out = dense_attention(query, key, value, valid=valid, backend=self._backend)
+        return out.transpose(1, 2)
 
 
 def enter_fusion(streams: Streams, bottleneck_tokens: Tensor) -> Streams:

@@ -3,10 +3,32 @@
 import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from numbers import Real
+from typing import Any, NoReturn
+
+from torch import nn
+
+from mbt_fast.validation import MAX_HEAD_DIM
 
 FUSIONS = ("bottleneck", "vanilla")
-MAX_HEAD_DIM = 128  # the limit of the attention op; smaller heads than its minimum are padded
+
+
+class Sizes(dict[str, tuple[int, ...]]):
+    """Sizes by modality; cannot be changed, and so can be hashed."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("sizes of a configuration must not be changed; use dataclasses.replace")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        """Independent of the order, as equality is."""
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> Any:
+        """Pickle and copy by building anew."""
+        return Sizes, (dict(self),)
 
 
 def _rgb_and_spectrogram(rgb: tuple[int, ...], spectrogram: tuple[int, ...]) -> Any:
@@ -40,7 +62,8 @@ class MBTConfig:
         stochastic_depth: Drop rate of the last layer's branches; layer ``l`` has
             ``stochastic_depth * l / (num_layers - 1)``.
         dropout: Dropout rate after attention and inside the MLP.
-        test_with_bottlenecks: ``False`` runs every layer unimodally in eval mode.
+        test_with_bottlenecks: ``False`` runs every layer unimodally in eval mode. Vanilla fusion
+            takes no notice of it, as in the official code.
 
     Raises:
         TypeError: A field has the wrong type.
@@ -65,15 +88,18 @@ class MBTConfig:
 
     def __post_init__(self) -> None:
         """Normalise containers to tuples and check every field."""
+        if isinstance(self.modalities, str) or not isinstance(self.modalities, (tuple, list)):
+            raise TypeError(f"modalities must be a tuple of names, got {self.modalities!r}")
         object.__setattr__(self, "modalities", tuple(self.modalities))
+        _check_modalities(self.modalities)
         for name in ("input_size", "patch_size"):
             object.__setattr__(self, name, self._per_modality(name))
-        _check_modalities(self.modalities)
+        _check_types(self)
         _check_numbers(self)
         for modality in self.modalities:
             _check_patches(modality, self.input_size[modality], self.patch_size[modality])
 
-    def _per_modality(self, name: str) -> dict[str, tuple[int, ...]]:
+    def _per_modality(self, name: str) -> Sizes:
         """One entry for each modality and no other; entries of absent modalities are dropped."""
         given = getattr(self, name)
         if not isinstance(given, Mapping):
@@ -81,7 +107,10 @@ class MBTConfig:
         missing = [m for m in self.modalities if m not in given]
         if missing:
             raise ValueError(f"{name} must name every modality, got none for {', '.join(missing)}")
-        return {m: tuple(given[m]) for m in self.modalities}
+        for modality in self.modalities:
+            if not isinstance(given[modality], (tuple, list)):
+                raise TypeError(f"{name}[{modality!r}] must be a tuple, got {given[modality]!r}")
+        return Sizes({m: tuple(given[m]) for m in self.modalities})
 
     @property
     def head_dim(self) -> int:
@@ -147,6 +176,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+_RESERVED = ("shared", "block_of", "set_backend")  # names of a FusionLayer
+
+
 def _check_modalities(modalities: tuple[str, ...]) -> None:
     if not modalities:
         raise ValueError("modalities must name at least one modality, got none")
@@ -157,23 +189,30 @@ def _check_modalities(modalities: tuple[str, ...]) -> None:
             raise TypeError(f"modalities must be strings, got {name!r}")
         if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
             raise ValueError(f"modalities must be public Python identifiers, got {name!r}")
-        if name == "shared":
-            raise ValueError(
-                "modalities must not be 'shared', the name of a shared encoder's block"
-            )
+        if name in _RESERVED or hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"modalities must not be named like a part of a module, got {name!r}")
 
 
 _POSITIVE = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "num_classes")
 
 
+def _check_types(config: MBTConfig) -> None:
+    for name in (*_POSITIVE, "fusion_layer", "n_bottlenecks"):
+        if type(getattr(config, name)) is not int:
+            raise TypeError(f"{name} must be an integer, got {getattr(config, name)!r}")
+    for name in ("share_encoder", "test_with_bottlenecks"):
+        if not isinstance(getattr(config, name), bool):
+            raise TypeError(f"{name} must be a bool, got {getattr(config, name)!r}")
+    for name in ("stochastic_depth", "dropout"):
+        if not isinstance(getattr(config, name), Real):
+            raise TypeError(f"{name} must be a number, got {getattr(config, name)!r}")
+
+
 def _check_numbers(config: MBTConfig) -> None:
     for name in (*_POSITIVE, "fusion_layer", "n_bottlenecks"):
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
         least = 1 if name in _POSITIVE else 0
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
     for name in ("stochastic_depth", "dropout"):
         if not 0.0 <= getattr(config, name) < 1.0:
             raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
@@ -205,7 +244,7 @@ def _check_patches(modality: str, size: tuple[int, ...], patch: tuple[int, ...])
             f"patch_size[{modality!r}] must have {len(size)} sizes like the input, got {patch}"
         )
     for extent, part in zip(size, patch, strict=True):
-        if not (isinstance(extent, int) and isinstance(part, int)):
+        if type(extent) is not int or type(part) is not int:
             raise TypeError(f"sizes of {modality!r} must be integers, got {size} and {patch}")
         if part < 1 or extent < part or extent % part:
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mbt_fast import dispatch
+from mbt_fast.autocast import autocast_dtype
 from mbt_fast.layers import Block, FusionLayer, StreamEmbedding
 from mbt_fast.layers.block import LAYER_NORM_EPS
 from mbt_fast.layers.fusion import SHARED, Streams, enter_fusion, joint_valid, row_ranges
@@ -49,7 +50,7 @@ class MBT(nn.Module):
                 dtype of the weights (any float type under autocast). A modality that is left out is
                 absent for every example.
             lengths: Per modality int32 ``[B]``: valid own tokens, CLS included; 0 means absent for
-                this example. A modality without an entry has no padding.
+                this example. A modality without an entry, or with ``None``, has no padding.
 
         Returns:
             Logits ``[B, num_classes]``, the mean over the modalities that are present; zero for an
@@ -60,6 +61,7 @@ class MBT(nn.Module):
             ValueError: A name, shape, device or value does not fit the configuration.
         """
         logits = self.forward_modalities(inputs, lengths)
+        lengths = _without_none(lengths)
         if not lengths:
             return torch.stack(list(logits.values())).mean(dim=0)
         present = _presence(logits, lengths)
@@ -83,8 +85,8 @@ class MBT(nn.Module):
         self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """The CLS token ``[B, C]`` of each modality after the final LayerNorm, before the head."""
-        lengths = dict(lengths or {})
-        self._check_inputs(inputs, lengths)
+        self._check_inputs(inputs, {} if lengths is None else lengths)
+        lengths = _without_none(lengths)
         given = [m for m in self.config.modalities if m in inputs]
         streams = {m: self.embedding(m)(inputs[m], lengths.get(m)) for m in given}
         tokens = self._encode(streams, lengths)
@@ -98,7 +100,7 @@ class MBT(nn.Module):
         """
         dispatch.check_name(backend)
         for layer in self.layers:
-            layer.backend = backend
+            layer.set_backend(backend)
         return self
 
     @property
@@ -139,38 +141,44 @@ class MBT(nn.Module):
     def _encode(self, streams: Streams, lengths: dict[str, Tensor]) -> Streams:
         """Pass the streams through all layers; return the CLS token ``[B, C]`` of each."""
         config = self.config
-        fuse = self.training or config.test_with_bottlenecks
-        first = config.fusion_layer if fuse else config.num_layers
+        first = self._first_fused_layer()
         for layer in self.layers[:first]:
-            streams = layer.bottleneck(streams, 0, lengths)
-        if first == config.num_layers or len(config.modalities) == 1:
-            for layer in self.layers[first:]:
-                streams = layer.bottleneck(streams, 0, lengths)
-        elif config.fusion == "bottleneck":
-            if self.bottleneck_tokens is not None:
-                streams = enter_fusion(streams, self.bottleneck_tokens)
-            for layer in self.layers[first:]:
-                streams = layer.bottleneck(streams, config.n_slots, lengths)
-        elif config.share_encoder:
-            return self._encode_jointly(streams, first, lengths)
-        else:
-            for layer in self.layers[first:]:
-                streams = layer.pairwise(streams, lengths)
+            streams = layer(streams, lengths)
+        fused = self.layers[first:]
+        vanilla = config.fusion == "vanilla" and len(config.modalities) > 1
+        if fused and vanilla and config.share_encoder:
+            return self._encode_jointly(streams, fused, lengths)
+        if fused and self.bottleneck_tokens is not None:
+            streams = enter_fusion(streams, self.bottleneck_tokens)
+        for layer in fused:
+            streams = layer(streams, lengths, n_slots=config.n_slots, pairwise=vanilla)
         return {modality: x[:, 0] for modality, x in streams.items()}
 
-    def _encode_jointly(self, streams: Streams, first: int, lengths: dict[str, Tensor]) -> Streams:
+    def _first_fused_layer(self) -> int:
+        """The official code runs bottleneck fusion unimodally at test time if so configured.
+
+        Vanilla fusion takes no notice of that setting there, nor here.
+        """
+        config = self.config
+        fuses = self.training or config.test_with_bottlenecks or config.fusion == "vanilla"
+        return config.fusion_layer if fuses else config.num_layers
+
+    def _encode_jointly(
+        self, streams: Streams, fused: list[FusionLayer], lengths: dict[str, Tensor]
+    ) -> Streams:
         """Vanilla fusion with one set of weights: the streams are joined once and stay joined."""
         rows, valid = row_ranges(streams), joint_valid(streams, lengths)
-        tokens = torch.cat(list(streams.values()), dim=1)
-        for layer in self.layers[first:]:
-            tokens = layer.joint(tokens, valid)
-        return {modality: tokens[:, rows[modality].start] for modality in streams}
+        joined = {SHARED: torch.cat(list(streams.values()), dim=1)}
+        for layer in fused:
+            joined = layer(joined, {}, valid=valid)
+        return {modality: joined[SHARED][:, rows[modality].start] for modality in streams}
 
-    def _check_inputs(self, inputs: Inputs, lengths: Mapping[str, Tensor]) -> None:
-        if not isinstance(inputs, Mapping):
-            raise TypeError(f"inputs must be a mapping from modality to tensor, got {type(inputs)}")
+    def _check_inputs(self, inputs: Inputs, lengths: Mapping[str, Tensor | None]) -> None:
         for name, given in (("inputs", inputs), ("lengths", lengths)):
-            unknown = sorted(set(given) - set(self.config.modalities))
+            if not isinstance(given, Mapping):
+                kind = type(given).__name__
+                raise TypeError(f"{name} must be a mapping from modality to tensor, got {kind}")
+            unknown = sorted(set(given) - set(self.config.modalities), key=str)
             if unknown:
                 known = ", ".join(self.config.modalities)
                 raise ValueError(
@@ -179,28 +187,35 @@ class MBT(nn.Module):
                 )
         if not inputs:
             raise ValueError("inputs must hold at least one modality, got none")
-        batch = next(iter(inputs.values())).shape[0]
         for modality, x in inputs.items():
-            self._check_input(modality, x, batch)
+            self._check_input(modality, x, inputs)
         for modality, length in lengths.items():
             if modality not in inputs:
                 raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
             most = self.config.n_tokens(modality)
             check_length(f"lengths[{modality!r}]", length, inputs[modality], most)
 
-    def _check_input(self, modality: str, x: Tensor, batch: int) -> None:
+    def _check_input(self, modality: str, x: Tensor, inputs: Inputs) -> None:
         name = f"inputs[{modality!r}]"
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        first = next(iter(inputs.values()))
+        batch = first.shape[0] if first.ndim else 0
         expected = (batch, *self.embedding(modality).input_shape)
         if tuple(x.shape) != expected:
             raise ValueError(f"{name} must have shape {list(expected)}, got {list(x.shape)}")
-        weight = self.head.weight
-        autocast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
-        if x.dtype != weight.dtype and not autocast:
+        weight = self.norm.weight
+        if not x.is_floating_point() or autocast_dtype(x) != autocast_dtype(weight):
             raise TypeError(
                 f"{name} must have dtype {weight.dtype} like the weights, got {x.dtype}"
             )
         if x.device != weight.device:
             raise ValueError(f"{name} must be on {weight.device} like the weights, got {x.device}")
+
+
+def _without_none(lengths: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Entries that say something: ``None`` means no padding, as does a missing one."""
+    return {m: length for m, length in (lengths or {}).items() if length is not None}
 
 
 def _presence(logits: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -39,14 +39,18 @@ def config_for(name: str, **overrides: Any) -> MBTConfig:
 
     Args:
         name: One of ``list_models()``.
-        **overrides: Fields of ``MBTConfig`` that differ.
+        **overrides: Fields of ``MBTConfig`` that differ; ``input_size`` and ``patch_size`` may name
+            some of the modalities only.
 
     Raises:
-        ValueError: Unknown name or field.
+        TypeError: An override has the wrong type.
+        ValueError: Unknown name, field or modality, or a contradiction.
     """
+    from mbt_fast.checkpoint.overrides import changed
+
     if name not in _MODELS:
         raise ValueError(f"name must be one of {', '.join(_MODELS)}, got {name!r}")
-    return MBTConfig.from_dict({**_MODELS[name], **overrides})
+    return changed(MBTConfig.from_dict(_MODELS[name]), overrides)
 
 
 def create_model(name: str, **overrides: Any) -> MBT:
@@ -54,7 +58,8 @@ def create_model(name: str, **overrides: Any) -> MBT:
 
     Args:
         name: One of ``list_models()``.
-        **overrides: Fields of ``MBTConfig`` that differ, such as ``fusion_layer=10``.
+        **overrides: Fields of ``MBTConfig`` that differ, such as ``fusion_layer=10``; see
+            ``config_for`` in this module.
 
     Example:
         >>> model = create_model("mbt_tiny", n_bottlenecks=5)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MODALITIES = ("rgb", "spectrogram")  # the official code knows no other
-_RENAMED = ("fusion_layer", "hidden_size", "num_heads", "mlp_dim", "num_layers", "num_classes")
+_SIZES = ("fusion_layer", "hidden_size", "num_heads", "mlp_dim", "num_layers", "num_classes")
 
 
 def config_from_scenic(
@@ -25,27 +25,45 @@ def config_from_scenic(
         Keyword arguments of ``MBTConfig``; the modalities keep the order of ``modality_fusion``.
 
     Raises:
-        ValueError: A key is missing, or asks for something that this library does not implement.
+        ValueError: A key is missing, malformed, or asks for something that this library does not
+            implement; the message names it.
     """
     _check_supported(scenic_config)
-    modalities = tuple(_required(scenic_config, "modality_fusion"))
-    patch = tuple((scenic_config.get("patches") or {}).get("size") or ())
-    if len(patch) != 3:
-        raise ValueError(f"patches.size must be [height, width, frames], got {list(patch)}")
-    height, width, frames = patch
+    modalities = modalities_of(scenic_config)
+    height, width, frames = _patch(scenic_config)
     patch_size = {"rgb": (frames, height, width), "spectrogram": (height, width)}
+    get = scenic_config.get
+    use_bottleneck = _boolean("use_bottleneck", get("use_bottleneck", False))
+    drop_rate = get("stochastic_droplayer_rate")
     return {
         "modalities": modalities,
         "input_size": {m: _input_size(m, input_shapes) for m in modalities},
         "patch_size": {m: patch_size[m] for m in modalities},
-        **{key: _required(scenic_config, key) for key in _RENAMED},
-        "fusion": "bottleneck" if scenic_config.get("use_bottleneck", False) else "vanilla",
-        "n_bottlenecks": scenic_config.get("n_bottlenecks", 4) + 1,
-        "share_encoder": scenic_config.get("share_encoder", False),
-        "stochastic_depth": scenic_config.get("stochastic_droplayer_rate") or 0.0,
-        "dropout": scenic_config.get("dropout_rate", 0.1),
-        "test_with_bottlenecks": scenic_config.get("test_with_bottlenecks", True),
+        **{key: _integer(key, _required(scenic_config, key)) for key in _SIZES},
+        "fusion": "bottleneck" if use_bottleneck else "vanilla",
+        "n_bottlenecks": _integer("n_bottlenecks", get("n_bottlenecks", 4)) + 1,
+        "share_encoder": _boolean("share_encoder", get("share_encoder", False)),
+        "stochastic_depth": _rate("stochastic_droplayer_rate", drop_rate or 0.0),
+        "dropout": _rate("dropout_rate", get("dropout_rate", 0.1)),
+        "test_with_bottlenecks": _boolean(
+            "test_with_bottlenecks", get("test_with_bottlenecks", True)
+        ),
     }
+
+
+def modalities_of(scenic_config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ``modality_fusion`` of an official config.
+
+    Raises:
+        ValueError: It is missing, malformed, or names another modality than the official two.
+    """
+    names = _required(scenic_config, "modality_fusion")
+    if not isinstance(names, (list, tuple)):
+        raise ValueError(f"modality_fusion must be a list of names, got {names!r}")
+    unknown = [m for m in names if m not in _MODALITIES]
+    if unknown:
+        raise ValueError(f"modality_fusion must name rgb or spectrogram, got {unknown[0]!r}")
+    return tuple(names)
 
 
 def _required(scenic_config: Mapping[str, Any], key: str) -> Any:
@@ -54,9 +72,35 @@ def _required(scenic_config: Mapping[str, Any], key: str) -> Any:
     return scenic_config[key]
 
 
+def _nested(scenic_config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A nested mapping, empty where there is none."""
+    value = scenic_config.get(key)
+    if value is not None and not hasattr(value, "get"):  # ml_collections.ConfigDict is no Mapping
+        raise ValueError(f"{key} must be a mapping, got {value!r}")
+    return value or {}
+
+
+def _integer(name: str, value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    return value
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be a bool, got {value!r}")
+    return value
+
+
+def _rate(name: str, value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return value
+
+
 def _check_supported(scenic_config: Mapping[str, Any]) -> None:
-    temporal = scenic_config.get("temporal_encoding_config") or {}
-    attention = scenic_config.get("attention_config") or {}
+    temporal = _nested(scenic_config, "temporal_encoding_config")
+    attention = _nested(scenic_config, "attention_config")
     asked_and_supported = {
         "classifier": (scenic_config.get("classifier", "gap"), "token"),
         "attention_dropout_rate": (scenic_config.get("attention_dropout_rate", 0.1), 0),
@@ -67,19 +111,24 @@ def _check_supported(scenic_config: Mapping[str, Any]) -> None:
     for key, (asked, supported) in asked_and_supported.items():
         if asked != supported:
             raise ValueError(f"{key} must be {supported!r}, got {asked!r}")
-    unknown = [m for m in _required(scenic_config, "modality_fusion") if m not in _MODALITIES]
-    if unknown:
-        raise ValueError(f"modality_fusion must name rgb or spectrogram, got {unknown[0]!r}")
+
+
+def _patch(scenic_config: Mapping[str, Any]) -> list[int]:
+    size = _nested(scenic_config, "patches").get("size")
+    if not isinstance(size, (list, tuple)) or len(size) != 3:
+        raise ValueError(f"patches.size must be [height, width, frames], got {size!r}")
+    return [_integer("each of patches.size", extent) for extent in size]
 
 
 def _input_size(modality: str, input_shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
     if modality not in input_shapes:
         raise ValueError(f"input_shapes must name every modality, got none for {modality!r}")
-    shape = tuple(input_shapes[modality])
+    given = input_shapes[modality]
+    shape = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
     sizes = 3 if modality == "rgb" else 2
     if len(shape) not in (sizes + 1, sizes + 2) or shape[-1] != 3:
         layout = "[B, T, H, W, 3]" if modality == "rgb" else "[B, time, mel, 3]"
         raise ValueError(
-            f"input_shapes[{modality!r}] must be {layout}, with or without B, got {list(shape)}"
+            f"input_shapes[{modality!r}] must be {layout}, with or without B, got {shape or given}"
         )
     return shape[-sizes - 1 : -1]

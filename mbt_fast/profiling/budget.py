@@ -42,9 +42,7 @@ def best_within(
         the FLOPs budget, by the closed form, or else the most among the records that fit.
     """
     fitting = [
-        record
-        for record in records
-        if record["fusion"] == "bottleneck" and _fits(record, gflops, milliseconds)
+        record for record in records if exchanges(record) and _fits(record, gflops, milliseconds)
     ]
     if not fitting:
         return None
@@ -54,6 +52,11 @@ def best_within(
     if gflops is not None and milliseconds is None:
         largest = _largest_n_bottlenecks(best, base, gflops)
     return Choice(best, paper_map(best["fusion_layer"], base), largest)
+
+
+def exchanges(record: Record) -> bool:
+    """Whether the model fuses through bottleneck tokens at all."""
+    return record["fusion"] == "bottleneck" and record["n_bottlenecks"] > 0
 
 
 def paper_map(fusion_layer: int, base: MBTConfig) -> float:
@@ -79,13 +82,12 @@ def _fits(record: Record, gflops: float | None, milliseconds: float | None) -> b
 
 def _largest_n_bottlenecks(record: Record, base: MBTConfig, gflops: float) -> int:
     """By bisection: cost grows with ``B`` as long as any layer is fused."""
-    if record["fusion_layer"] == base.num_layers:
+    fused = replace(base, fusion="bottleneck", fusion_layer=record["fusion_layer"])
+    if fused.fusion_layer == fused.num_layers or len(fused.modalities) == 1:
         return record["n_bottlenecks"]
 
     def cost(count: int) -> float:
-        config = replace(
-            base, fusion="bottleneck", fusion_layer=record["fusion_layer"], n_bottlenecks=count
-        )
+        config = replace(fused, n_bottlenecks=count)
         settings = {
             key: record[key] for key in ("mode", "batch_size", "device", "dtype", "backend")
         }

@@ -1,6 +1,7 @@
 """The machine a measurement runs on."""
 
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -12,19 +13,28 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(name: str) -> torch.device:
-    """``"auto"`` is a CUDA GPU if there is one, else the CPU.
+    """The device of that name, after a try whether it works.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"cuda:index"``, or ``"auto"``: a CUDA GPU if there is one,
+            else the CPU. Other devices are refused: the clocks here cannot wait for them.
 
     Raises:
-        InputError: No such device.
+        InputError: The device is another, does not exist, or does not work.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|cuda(:\d{1,3})?", name)
+    if match is None:
+        raise InputError(f"device must be auto, cpu or cuda[:index], got {name!r}")
+    if name != "cpu" and int((match[1] or ":0")[1:]) >= torch.cuda.device_count():
+        raise InputError(f"device must exist, got {name!r}; {torch.cuda.device_count()} GPUs here")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device must be auto, cpu or cuda[:index], got {name!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device must exist, got {name!r}; {torch.cuda.device_count()} GPUs here")
+        torch.zeros(1, device=device).cpu()
+    except (AssertionError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"device {name} does not work: {reason}") from error
     return device
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,23 +29,32 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one model; seconds of every call, bytes at the peak."""
+    """What was measured of one model: seconds of every call, maybe none, and bytes at the peak."""
 
     seconds: list[float]
     peak_bytes: int
 
     def as_record(self, batch_size: int) -> dict[str, float | int]:
         """The measured part of a record."""
+        memory = {"peak_memory_mb": self.peak_bytes / MIB, "rounds": len(self.seconds)}
+        if not self.seconds:
+            return memory
         middle = median(self.seconds)
         tails = quantiles(self.seconds, n=5, method="inclusive") if len(self.seconds) > 1 else None
         return {
             "latency_ms_median": 1e3 * middle,
             "latency_ms_p20": 1e3 * (tails[0] if tails else middle),
             "latency_ms_p80": 1e3 * (tails[3] if tails else middle),
-            "peak_memory_mb": self.peak_bytes / MIB,
             "clips_per_second": batch_size / middle,
-            "rounds": len(self.seconds),
+            **memory,
         }
+
+
+class Outcome(NamedTuple):
+    """Measurement by index of the model, and whether a KeyboardInterrupt left some out."""
+
+    measured: dict[int, Measurement]
+    interrupted: bool
 
 
 def measure(
@@ -54,7 +64,7 @@ def measure(
     seconds: float,
     max_rounds: int,
     on_call: Callable[[], None],
-) -> dict[int, Measurement]:
+) -> Outcome:
     """Measure every model, in interleaved rounds after one warm-up that counts the memory.
 
     Args:
@@ -65,19 +75,18 @@ def measure(
         on_call: Told of each finished call, for a progress bar.
 
     Returns:
-        Measurement by index into ``configs``. After a KeyboardInterrupt, those that have any.
+        What was measured, all of it or up to a KeyboardInterrupt.
     """
     start = time.perf_counter()
-    inputs = random_inputs(configs[0], setting)
-    steps = [_step(model, inputs, setting) for model in build_models(configs, setting)]
-    resting = [step.resting_bytes for step in steps]
     peaks: dict[int, int] = {}
     try:
+        inputs = random_inputs(configs[0], setting)
+        steps = [_step(model, inputs, setting) for model in build_models(configs, setting)]
         for index, step in enumerate(steps):
-            peaks[index] = resting[index] + peak_memory(step, setting.device)
+            peaks[index] = step.resting_bytes + peak_memory(step, setting.device)
             on_call()
     except KeyboardInterrupt:
-        return {}
+        return Outcome({index: Measurement([], peak) for index, peak in peaks.items()}, True)
     times = interleaved_times(
         {str(index): step for index, step in enumerate(steps)},
         setting.device,
@@ -85,9 +94,8 @@ def measure(
         max_rounds=max_rounds,
         on_call=lambda name, elapsed: on_call(),
     )
-    return {
-        index: Measurement(times[str(index)], peaks[index]) for index in peaks if times[str(index)]
-    }
+    measured = {i: Measurement(times.seconds[str(i)], peak) for i, peak in peaks.items()}
+    return Outcome(measured, times.interrupted)
 
 
 def build_models(configs: Sequence[MBTConfig], setting: Setting) -> list[MBT]:

@@ -3,10 +3,16 @@
 import random
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
-Times = dict[str, list[float]]
+
+class Times(NamedTuple):
+    """Seconds of every call, by variant, and whether a KeyboardInterrupt cut the rounds short."""
+
+    seconds: dict[str, list[float]]
+    interrupted: bool
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
@@ -42,9 +48,9 @@ def interleaved_times(
         on_call: Told of each call: its name and its seconds.
 
     Returns:
-        Seconds per call and variant. After a KeyboardInterrupt, what was measured until then.
+        What was measured; after a KeyboardInterrupt, what was measured until then.
     """
-    times: Times = {name: [] for name in variants}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     shuffle = random.Random(0).shuffle  # the same orders every time
     start = time.perf_counter()
     try:
@@ -58,5 +64,5 @@ def interleaved_times(
                 times[name].append(timed(variants[name], device))
                 on_call(name, times[name][-1])
     except KeyboardInterrupt:
-        pass
-    return times
+        return Times(times, interrupted=True)
+    return Times(times, interrupted=False)

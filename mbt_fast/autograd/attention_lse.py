@@ -1,4 +1,4 @@
-"""``autograd.Function``s around the operators of ``mbt_fast.ops``."""
+"""The log-sum-exp of attention scores, differentiable once."""
 
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ class AttentionLse(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep what the backward recomputes the scores from."""
         query, key, valid, ctx.scale = inputs
-        ctx.save_for_backward(query, key, valid, output)
+        ctx.save_for_backward(query, key, valid)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -30,8 +30,8 @@ class AttentionLse(torch.autograd.Function):
         """Gradients of query and key."""
         if dlse is None:
             return None, None, None, None
-        query, key, valid, lse = ctx.saved_tensors
-        return *AttentionLseBwd.apply(dlse, lse, query, key, valid, ctx.scale), None, None
+        query, key, valid = ctx.saved_tensors
+        return *AttentionLseBwd.apply(dlse, query, key, valid, ctx.scale), None, None
 
 
 class AttentionLseBwd(torch.autograd.Function):
@@ -41,10 +41,10 @@ class AttentionLseBwd(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        dlse: Tensor, lse: Tensor, query: Tensor, key: Tensor, valid: Tensor | None, scale: float
+        dlse: Tensor, query: Tensor, key: Tensor, valid: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor]:
         """Run the backward operator."""
-        return ops.attention_lse_bwd(dlse, lse, query, key, valid, scale)
+        return ops.attention_lse_bwd(dlse, query, key, valid, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

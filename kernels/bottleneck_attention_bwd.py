@@ -1,0 +1,224 @@
+"""Backward of bottleneck attention: packed dqkv of all streams, deterministic, in three launches.
+
+Notation as in the forward; ``dout`` [B, S, H, D], ``dlse`` float32 [B, H, S], ``delta`` float32
+[B, H, S]. With p = softmax(s) and dp = dout v^T::
+
+    delta = rowsum(dout * out) - dlse
+    dv = p^T dout        ds = p * (dp - delta)        dq = scale * ds k        dk = scale * ds^T q
+
+Launches. (1) ``delta``, element-wise. (2) ``dkdv``: a program owns BLOCK_M keys and walks along the
+valid rows as queries in steps of BLOCK_N. (3) ``dq``: a program owns BLOCK_M queries and walks
+along the valid keys. Both recompute p from the saved maximum and sum::
+
+               (2)  queries ->                       (3)  keys ->
+             +-----+-----+---+                     +-----+-----+---+
+    BLOCK_M  |     |     |   |  dk, dv    BLOCK_M  |     |     |   |  dq
+    keys     +-----+-----+---+            queries  +-----+-----+---+
+             BLOCK_N                               BLOCK_N
+
+Invariants.
+- Every element of dqkv is written by exactly one program: no atomics, bitwise repeatable.
+- Rows of padding and absent streams get 0; their values, and their dout, are never loaded.
+- Queries beyond the last have an infinite sum, hence p = 0: steps over queries need no mask. Keys
+  beyond the last are zero, but p may be infinite there, so that steps over keys need one.
+- The shared update is undone before (1): the launcher has put the mean's gradient into dout.
+"""
+
+import triton
+import triton.language as tl
+
+from mbt_fast.kernels.tiles import (
+    LOG2_E,
+    find_stream,
+    head_of,
+    is_valid,
+    load_tile,
+    pick,
+    pick_int,
+    pick_stride,
+    row_of,
+    store_tile,
+    valid_counts,
+)
+
+
+@triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles"])
+def bottleneck_attention_bwd_delta_kernel(
+    out_ptrs,  # M x [B, S_m, H, D], contiguous
+    slot_ptr,  # [M, B, P, H, D], contiguous: out of the slots, if UPDATE_MEAN
+    dout_ptrs,  # M x [B, S_m, H, D]
+    dlse_ptrs,  # M x float32 [B, H, S_m], contiguous, where bit m of HAS_DLSE is set
+    delta_ptrs,  # M x float32 [B, H, S_m], contiguous
+    length_ptrs,  # M x int32 [B], where bit m of HAS_LENGTHS is set
+    dout_strides,  # M x (batch, row, head)
+    rows,  # M x S_m
+    tiles,  # M x tiles of rows per (b, h)
+    B,
+    H,
+    P,
+    M: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    HAS_DLSE: tl.constexpr,
+    UPDATE_MEAN: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Launch (1): delta of all rows; 0 for rows that are not valid."""
+    heads = tl.cast(B, tl.int64) * H
+    m, head, tile = find_stream(tl.program_id(0).to(tl.int64), tiles, heads, M)
+    b, h = head // H, head % H
+    S = pick_int(rows, m, M)
+    length, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = is_valid(row, length, count, S, P)
+    dout_ptr = head_of(dout_ptrs, dout_strides, 2, b, h, m, M)
+    stride_s = pick_stride(dout_strides, 1, m, M)
+    dout = load_tile(dout_ptr, row, stride_s, valid, D, BLOCK_D).to(tl.float32)
+    out_ptr = pick(out_ptrs, m, M) + (b * S * H + h) * D
+    if UPDATE_MEAN:
+        is_slot = row >= S - P
+        out = load_tile(out_ptr, row, H * D, valid & (row < S - P), D, BLOCK_D).to(tl.float32)
+        own_ptr = slot_ptr + ((m * B + b) * P * H + h) * D
+        out += load_tile(own_ptr, row - (S - P), H * D, valid & is_slot, D, BLOCK_D)
+    else:
+        out = load_tile(out_ptr, row, H * D, valid, D, BLOCK_D).to(tl.float32)
+    delta = tl.sum(dout * out, 1)
+    offset = (b * H + h) * S + row
+    for i in tl.static_range(M):
+        if (HAS_DLSE >> i) & 1 == 1:  # known when compiled, unlike the next  # noqa: SIM102
+            if m == i:
+                delta -= tl.load(dlse_ptrs[i] + offset, mask=valid, other=0.0)
+    tl.store(pick(delta_ptrs, m, M) + offset, delta, mask=row < S)
+
+
+@triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles"])
+def bottleneck_attention_bwd_dkdv_kernel(
+    qkv_ptrs,  # M x [B, S_m, 3, H, D]
+    dout_ptrs,  # M x [B, S_m, H, D]
+    stats_ptrs,  # M x float32 [2, B, H, S_m], contiguous: maximum and log2 of the sum
+    delta_ptrs,  # M x float32 [B, H, S_m], contiguous
+    dqkv_ptrs,  # M x [B, S_m, 3, H, D], contiguous
+    length_ptrs,  # M x int32 [B], where bit m of HAS_LENGTHS is set
+    strides,  # M x (batch, row, which of qkv, head)
+    dout_strides,  # M x (batch, row, head)
+    rows,  # M x S_m
+    tiles,  # M x tiles of keys per (b, h)
+    B,
+    H,
+    P,
+    scale,
+    M: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Launch (2): dk and dv of BLOCK_M keys."""
+    scale = tl.cast(scale, tl.float32)
+    heads = tl.cast(B, tl.int64) * H
+    m, head, tile = find_stream(tl.program_id(0).to(tl.int64), tiles, heads, M)
+    b, h = head // H, head % H
+    S = pick_int(rows, m, M)
+    length, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
+    first = tile * BLOCK_M
+    row = first + tl.arange(0, BLOCK_M)
+    valid = is_valid(row, length, count, S, P)
+    dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if (count > 0) & ((first < length) | (first + BLOCK_M > S - P)):
+        stride_s, stride_w = pick_stride(strides, 1, m, M), pick_stride(strides, 2, m, M)
+        q_ptr = head_of(qkv_ptrs, strides, 3, b, h, m, M)
+        dout_ptr = head_of(dout_ptrs, dout_strides, 2, b, h, m, M)
+        dout_stride_s = pick_stride(dout_strides, 1, m, M)
+        top_ptr = pick(stats_ptrs, m, M) + (b * H + h) * S
+        delta_ptr = pick(delta_ptrs, m, M) + (b * H + h) * S
+        k = load_tile(q_ptr + stride_w, row, stride_s, valid, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+        v = load_tile(q_ptr + 2 * stride_w, row, stride_s, valid, D, BLOCK_D)
+        for start in range(0, count, BLOCK_N):
+            number = start + tl.arange(0, BLOCK_N)
+            query = row_of(number, length, S, P)
+            inside = number < count
+            q = load_tile(q_ptr, query, stride_s, inside, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            top = tl.load(top_ptr + query, mask=inside, other=0.0)
+            log2_sum = tl.load(top_ptr + heads * S + query, mask=inside, other=float("inf"))
+            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2_E)
+            p = tl.exp2(s - top[None, :] - log2_sum[None, :])  # [BLOCK_M, BLOCK_N], transposed
+            dout = load_tile(dout_ptr, query, dout_stride_s, inside, D, BLOCK_D)
+            dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+            delta = tl.load(delta_ptr + query, mask=inside, other=0.0)
+            dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+            ds = p * (dp - delta[None, :])
+            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+        dk = tl.where(valid[:, None], dk * scale, 0.0)
+        dv = tl.where(valid[:, None], dv, 0.0)
+    dk_ptr = pick(dqkv_ptrs, m, M) + (b * S * 3 * H + H + h) * D
+    store_tile(dk_ptr, row, 3 * H * D, dk, row < S, D, BLOCK_D)
+    store_tile(dk_ptr + H * D, row, 3 * H * D, dv, row < S, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles"])
+def bottleneck_attention_bwd_dq_kernel(
+    qkv_ptrs,  # M x [B, S_m, 3, H, D]
+    dout_ptrs,  # M x [B, S_m, H, D]
+    stats_ptrs,  # M x float32 [2, B, H, S_m], contiguous: maximum and log2 of the sum
+    delta_ptrs,  # M x float32 [B, H, S_m], contiguous
+    dqkv_ptrs,  # M x [B, S_m, 3, H, D], contiguous
+    length_ptrs,  # M x int32 [B], where bit m of HAS_LENGTHS is set
+    strides,  # M x (batch, row, which of qkv, head)
+    dout_strides,  # M x (batch, row, head)
+    rows,  # M x S_m
+    tiles,  # M x tiles of queries per (b, h)
+    B,
+    H,
+    P,
+    scale,
+    M: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Launch (3): dq of BLOCK_M queries."""
+    scale = tl.cast(scale, tl.float32)
+    heads = tl.cast(B, tl.int64) * H
+    m, head, tile = find_stream(tl.program_id(0).to(tl.int64), tiles, heads, M)
+    b, h = head // H, head % H
+    S = pick_int(rows, m, M)
+    length, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
+    first = tile * BLOCK_M
+    row = first + tl.arange(0, BLOCK_M)
+    valid = is_valid(row, length, count, S, P)
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if (count > 0) & ((first < length) | (first + BLOCK_M > S - P)):
+        stride_s, stride_w = pick_stride(strides, 1, m, M), pick_stride(strides, 2, m, M)
+        q_ptr = head_of(qkv_ptrs, strides, 3, b, h, m, M)
+        k_ptr, v_ptr = q_ptr + stride_w, q_ptr + 2 * stride_w
+        dout_ptr = head_of(dout_ptrs, dout_strides, 2, b, h, m, M)
+        dout_stride_s = pick_stride(dout_strides, 1, m, M)
+        offset = (b * H + h) * S + row
+        q = load_tile(q_ptr, row, stride_s, valid, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+        dout = load_tile(dout_ptr, row, dout_stride_s, valid, D, BLOCK_D)
+        top_ptr = pick(stats_ptrs, m, M) + offset
+        top = tl.load(top_ptr, mask=valid, other=0.0)
+        log2_sum = tl.load(top_ptr + heads * S, mask=valid, other=0.0)
+        delta = tl.load(pick(delta_ptrs, m, M) + offset, mask=valid, other=0.0)
+        for start in range(0, count, BLOCK_N):
+            number = start + tl.arange(0, BLOCK_N)
+            key = row_of(number, length, S, P)
+            inside = number < count
+            k = load_tile(k_ptr, key, stride_s, inside, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E)
+            p = tl.exp2(s - top[:, None] - log2_sum[:, None])  # [BLOCK_M, BLOCK_N]
+            p = tl.where(inside[None, :], p, 0.0)
+            v = load_tile(v_ptr, key, stride_s, inside, D, BLOCK_D)
+            dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+            ds = p * (dp - delta[:, None])
+            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+        dq = tl.where(valid[:, None], dq * scale, 0.0)
+    dq_ptr = pick(dqkv_ptrs, m, M) + (b * S * 3 * H + h) * D
+    store_tile(dq_ptr, row, 3 * H * D, dq, row < S, D, BLOCK_D)

@@ -1,0 +1,76 @@
+"""What the launchers share: a call's tensors as kernel arguments."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+
+class Streams(NamedTuple):
+    """The streams of a call as kernel arguments: longest first, so that short ones fill gaps."""
+
+    order: list[int]  # position in the launch -> position in the call
+    qkv: list[Tensor]
+    lengths: list[Tensor]  # a stream without lengths has any tensor of the right dtype
+    has_lengths: int  # bit m: the m-th stream in the launch has lengths
+
+    @classmethod
+    def of(cls, qkv: Sequence[Tensor], lengths: Sequence[Tensor | None]) -> "Streams":
+        """Order the streams; copy those whose last stride is not 1."""
+        order = sorted(range(len(qkv)), key=lambda m: -qkv[m].shape[1])
+        given = [lengths[m] for m in order]
+        dummy = next((entry for entry in given if entry is not None), None)
+        if dummy is None:
+            dummy = qkv[0].new_empty(0, dtype=torch.int32)
+        return cls(
+            order=order,
+            qkv=[unit_last_stride(qkv[m]) for m in order],
+            lengths=[dummy if entry is None else entry.contiguous() for entry in given],
+            has_lengths=sum(1 << m for m, entry in enumerate(given) if entry is not None),
+        )
+
+    def rows(self) -> tuple[int, ...]:
+        """``S_m`` in the order of the launch."""
+        return tuple(stream.shape[1] for stream in self.qkv)
+
+    def restore(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """From the order of the launch back to that of the call."""
+        return [tensors[self.order.index(m)] for m in range(len(self.order))]
+
+    def arrange(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """From the order of the call to that of the launch."""
+        return [tensors[m] for m in self.order]
+
+
+def unit_last_stride(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy if its last dimension is strided."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def strides_of(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """Strides but the last; 0 where there is one element, which spares a specialisation."""
+    return tuple(
+        tuple(
+            stride if size > 1 else 0
+            for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
+        )
+        for tensor in tensors
+    )
+
+
+def block_d(head_dim: int) -> int:
+    """Channels of a tile: the next power of two."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Float32 products are exact, not TF32: results must not depend on the backend."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager:
+    """Launch where the tensors are, whichever device is current."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

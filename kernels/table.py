@@ -1,0 +1,69 @@
+"""The tile table: one configuration per kernel, architecture, dtype width and head dimension.
+
+Chosen by rule, not tuned at run time. All compile without spills; what each needs in registers and
+shared memory is recorded in benchmarks/results/aot. None has been measured on a GPU yet.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tiles(NamedTuple):
+    """One configuration: a program owns ``block_m`` rows and walks in steps of ``block_n``."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+ARCHS = (80, 90, 100)
+KERNELS = ("fwd", "fwd_mean", "dkdv", "dq")
+HALF, SINGLE = 2, 4  # bytes of an element
+HEAD_DIMS = (64, 128)  # a row serves head dimensions up to this one
+
+# fmt: off
+TABLE: dict[tuple[str, int, int], tuple[Tiles, Tiles, Tiles]] = {
+    # kernel      bytes   D       sm_80                 sm_90                 sm_100
+    ("fwd",      HALF,   64):  (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3)),
+    ("fwd",      HALF,   128): (Tiles(64, 64, 8, 2),  Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
+    ("fwd",      SINGLE, 64):  (Tiles(32, 32, 8, 2),  Tiles(32, 32, 8, 2),  Tiles(32, 32, 8, 2)),
+    ("fwd",      SINGLE, 128): (Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1)),
+    ("fwd_mean", HALF,   64):  (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3)),
+    ("fwd_mean", HALF,   128): (Tiles(32, 64, 4, 2),  Tiles(64, 64, 8, 2),  Tiles(64, 64, 8, 2)),
+    ("fwd_mean", SINGLE, 64):  (Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1)),
+    ("fwd_mean", SINGLE, 128): (Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1)),
+    ("dkdv",     HALF,   64):  (Tiles(64, 32, 4, 2),  Tiles(64, 64, 8, 2),  Tiles(128, 64, 8, 2)),
+    ("dkdv",     HALF,   128): (Tiles(64, 32, 8, 2),  Tiles(64, 32, 8, 2),  Tiles(64, 32, 8, 2)),
+    ("dkdv",     SINGLE, 64):  (Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1)),
+    ("dkdv",     SINGLE, 128): (Tiles(16, 16, 4, 1),  Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1)),
+    ("dq",       HALF,   64):  (Tiles(64, 64, 4, 2),  Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2)),
+    ("dq",       HALF,   128): (Tiles(64, 64, 8, 1),  Tiles(64, 64, 8, 1),  Tiles(64, 64, 8, 1)),
+    ("dq",       SINGLE, 64):  (Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1)),
+    ("dq",       SINGLE, 128): (Tiles(16, 16, 8, 1),  Tiles(16, 16, 8, 1),  Tiles(16, 16, 8, 1)),
+}
+# fmt: on
+
+
+def tiles_for(kernel: str, tensor: Tensor) -> Tiles:
+    """The configuration of a kernel for a tensor ``[..., D]``, by its device, dtype and ``D``."""
+    return lookup(kernel, arch_of(tensor), tensor.element_size(), tensor.shape[-1])
+
+
+def lookup(kernel: str, arch: int, itemsize: int, head_dim: int) -> Tiles:
+    """The configuration for an architecture of ``ARCHS``."""
+    limit = next(limit for limit in HEAD_DIMS if head_dim <= limit)
+    return TABLE[kernel, itemsize, limit][ARCHS.index(arch)]
+
+
+def arch_of(tensor: Tensor) -> int:
+    """The column for a tensor's device: the portable sm_80 wherever no other is known to fit.
+
+    So too on sm_86, sm_89 and sm_120, which have less shared memory, and in the interpreter.
+    """
+    if not tensor.is_cuda:
+        return 80
+    major, _ = torch.cuda.get_device_capability(tensor.device)
+    return {9: 90, 10: 100}.get(major, 80)

@@ -1,0 +1,18 @@
+"""Operators of our own: schemas, fake kernels, batching rules. Needs torch only.
+
+Registered by ``define``/``impl``, a quarter of the cost of ``custom_op`` per call. An operator here
+is not differentiable; ``autograd`` holds the Functions around them, ``flop_formulas`` their cost.
+"""
+
+from mbt_fast import flop_formulas
+from mbt_fast.ops.attention_lse import attention_lse_bwd, attention_lse_fwd
+from mbt_fast.ops.bottleneck_attention import bottleneck_attention_bwd, bottleneck_attention_fwd
+
+__all__ = [
+    "attention_lse_bwd",
+    "attention_lse_fwd",
+    "bottleneck_attention_bwd",
+    "bottleneck_attention_fwd",
+]
+
+flop_formulas.install()

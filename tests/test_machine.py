@@ -1,0 +1,49 @@
+"""The device that a name stands for, and what is said of one that cannot be used."""
+
+import pytest
+import torch
+
+from mbt_fast.cli.main import main
+from mbt_fast.errors import InputError
+from mbt_fast.profiling import machine
+
+
+def test_auto_is_a_gpu_if_there_is_one():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert machine.choose_device("auto").type == expected
+    assert machine.choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu", "hpu", "cpu:x", "cuda:", "gramophone", ""])
+def test_other_devices_are_refused(name):
+    with pytest.raises(InputError, match=r"^device must be auto, cpu or cuda\[:index\], got '"):
+        machine.choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:999"])
+def test_a_gpu_that_is_not_there_is_named(name):
+    with pytest.raises(InputError, match=rf"device must exist, got '{name}'; \d+ GPUs here"):
+        machine.choose_device(name)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+@pytest.mark.parametrize("text", ["no kernel image\nCompile with ...", ""])
+def test_a_device_that_does_not_work_is_one_line(monkeypatch, error, text):
+    def broken(*args, **kwargs):
+        raise error(text)
+
+    monkeypatch.setattr(torch, "zeros", broken)
+    reason = text.partition("\n")[0] or error.__name__
+    with pytest.raises(InputError) as caught:
+        machine.choose_device("cpu")
+    assert str(caught.value) == f"device cpu does not work: {reason}"
+
+
+@pytest.mark.parametrize("command", [["profile"], ["predict", "clip.mp4"]])
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu"])
+def test_commands_refuse_a_device_in_one_line(capsys, command, name):
+    assert main([*command, "--model", "mbt_tiny", "--device", name]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    expected = f"mbt-fast: error: device must be auto, cpu or cuda[:index], got '{name}'\n"
+    assert captured.err == expected
