@@ -5,8 +5,9 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from mbt_fast import autograd, dispatch, reference, sdpa
+from mbt_fast import dispatch, reference, sdpa
 from mbt_fast.autocast import autocast_dtype
+from mbt_fast.autograd.bottleneck_attention import run_kernel
 from mbt_fast.validation import (
     check_bottleneck_attention,
     check_dense_attention,
@@ -114,9 +115,7 @@ def bottleneck_attention(
             streams, n_bottlenecks, lengths, update, factor, return_lse
         )
     elif name != "sdpa":
-        outs, lses = autograd.bottleneck_attention(
-            streams, n_bottlenecks, lengths, update, factor, name
-        )
+        outs, lses = run_kernel(streams, n_bottlenecks, lengths, update, factor, name)
     else:
         outs, lses = sdpa.bottleneck_attention(
             streams, n_bottlenecks, lengths, update, factor, return_lse

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from mbt_fast import reference
-from mbt_fast.autograd import attention_lse
+from mbt_fast.autograd.attention_lse import attention_lse
 
 
 def attention(

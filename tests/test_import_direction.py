@@ -53,6 +53,7 @@ MAY_IMPORT = {
         "dispatch",
         "errors",
         "flops",
+        "kernels.sources",
         "models",
         "native",
         "profiling",

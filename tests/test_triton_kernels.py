@@ -49,6 +49,21 @@ def test_tails_of_all_tile_sizes(rows):
     compare([torch.randn(1, rows, 3, 1, 16, device=DEVICE)], min(rows, 3))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_all_residues_of_a_tile(dtype):
+    for rows in range(129, 129 + 64):
+        compare([torch.randn(1, rows, 3, 2, 64, device=DEVICE).to(dtype)], 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [(1573, 405), (3142, 406)], ids=str)
+@pytest.mark.parametrize("update", [None, "mean"])
+def test_the_streams_of_mbt_base(rows, update):
+    shapes = [(2, s, 3, 12, 64) for s in rows]
+    compare([torch.randn(s, device=DEVICE).bfloat16() for s in shapes], 5, update=update)
+
+
 @pytest.mark.parametrize("head_dim", [16, 24, 40, 64, 72, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_head_dims_that_are_no_power_of_two(head_dim, dtype):

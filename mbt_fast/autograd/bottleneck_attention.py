@@ -82,7 +82,7 @@ class BottleneckAttentionBwd(torch.autograd.Function):
         )
 
 
-def bottleneck_attention(
+def run_kernel(
     qkv: Sequence[Tensor],
     n_bottlenecks: int,
     lengths: Sequence[Tensor | None],
@@ -90,7 +90,7 @@ def bottleneck_attention(
     scale: float,
     backend: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Run a kernel backend; arguments and results are those of ``reference``."""
+    """``reference.bottleneck_attention`` on a kernel backend, by its name."""
     options = (n_bottlenecks, update == "mean", scale, backend)
     if torch.is_grad_enabled() and any(stream.requires_grad for stream in qkv):
         results = BottleneckAttention.apply(*options, *qkv, *lengths)

@@ -10,6 +10,7 @@ import torch
 
 import mbt_fast
 from mbt_fast import dispatch, native
+from mbt_fast.kernels import sources
 from mbt_fast.profiling.machine import device_name
 
 HELP = "Show versions, devices, the compiled part, and every backend with its reasons."
@@ -51,8 +52,17 @@ def collect() -> dict[str, Any]:
         "backends": {
             row.name: "; ".join(row.reasons(None)) or "available" for row in dispatch.BACKENDS
         },
-        "kernels verified on a GPU": "none: the Triton kernels have never run on one",
+        "kernels verified on a GPU": {
+            f"triton {kernel}": _verified(kernel) for kernel in sources.KERNELS
+        },
     }
+
+
+def _verified(kernel: str) -> str:
+    """Where exactly these sources passed the GPU suite, from the committed records."""
+    records = sources.verifications(kernel)
+    said = [f"{entry['device']}, {entry['date']}, Triton {entry['triton']}" for entry in records]
+    return "; ".join(said) or "no: the present source has never run on a GPU"
 
 
 def _devices() -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""Everything that needs a GPU, in one command: ``python -m benchmarks.gpu_suite --out DIR``.
+
+In order, each step with a limit of its own and 9 minutes in all; a step that fails does not stop
+the next. (1) correctness of every kernel, (2) compute-sanitizer on a small set, (3) the attention
+benchmark against every peer. DIR gets ``suite.json``, ``attention.json``, ``tests.xml``, logs, and,
+if the tests passed on a GPU, ``verified.json``, which belongs in ``kernels/``.
+
+Needs no installation: it runs a copy of the sources, laid out as they are installed. Without a GPU
+it rehearses: the tests that run here, and one tiny shape.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+TESTS = ("test_triton_kernels.py", "test_bottleneck_attention.py", "test_tracing.py")
+SANITIZED = "two-streams or absent-stream or wide-head"
+
+
+class Step(NamedTuple):
+    """One command of the suite."""
+
+    name: str
+    command: list[str]
+    seconds: int
+    environment: dict[str, str]
+
+
+def steps(out: Path, gpu: bool) -> list[Step]:
+    """The suite; the limits add up to 9 minutes."""
+    tests = [str(ROOT / "tests" / name) for name in TESTS]
+    pytest = [sys.executable, "-P", "-m", "pytest", "-q", "-o", "pythonpath=tests"]
+    small = [*pytest, tests[1], "-k", f"triton and tolerance and ({SANITIZED})"]
+    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or the allocator hides overruns
+    attention = [sys.executable, "-P", str(ROOT / "benchmarks" / "attention.py")]
+    if not gpu:
+        attention.append("--smoke")
+    return [
+        Step("tests", [*pytest, *tests, f"--junitxml={out / 'tests.xml'}"], 210, {}),
+        Step("memcheck", ["compute-sanitizer", "--tool", "memcheck", *small], 45, uncached),
+        Step("initcheck", ["compute-sanitizer", "--tool", "initcheck", *small], 45, uncached),
+        Step("attention", [*attention, "--out", str(out / "attention.json")], 240, {}),
+    ]
+
+
+def main() -> int:
+    """Run all steps; the exit code is the number of those that failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    out = parser.parse_args().out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    site = lay_out(out / "site")
+    stamp = environment(site)
+    gpu = stamp["capability"] is not None
+    results: list[dict[str, Any]] = []
+    for step in steps(out, gpu):
+        results.append(run(step, site, out))
+        document = {"environment": stamp, "steps": results}
+        (out / "suite.json").write_text(json.dumps(document, indent=1) + "\n")
+        print(
+            f"{step.name:<10} rc={results[-1]['rc']:<4} {results[-1]['seconds']:.0f} s", flush=True
+        )
+    if gpu and results[0]["rc"] == 0:
+        known = json.loads((ROOT / "kernels" / "verified.json").read_text())
+        verified = [*known, {key: stamp[key] for key in KEPT}]
+        (out / "verified.json").write_text(json.dumps(verified, indent=1) + "\n")
+    shutil.rmtree(site)
+    return sum(result["rc"] != 0 for result in results)
+
+
+KEPT = ("device", "capability", "torch", "triton", "commit", "date", "sources")
+
+
+def lay_out(site: Path) -> Path:
+    """Copy the sources to where an installation would have them."""
+    shutil.rmtree(site, ignore_errors=True)
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "results")
+    shutil.copytree(ROOT / "mbt_fast", site / "mbt_fast", ignore=ignore)
+    shutil.copytree(ROOT / "kernels", site / "mbt_fast" / "kernels", ignore=ignore)
+    shutil.copytree(ROOT / "benchmarks", site / "benchmarks", ignore=ignore)
+    return site
+
+
+def run(step: Step, site: Path, out: Path) -> dict[str, Any]:
+    """Run one step, its output to a log; 124 means that it ran past its limit."""
+    environment = {**os.environ, "PYTHONPATH": str(site), **step.environment}
+    start = time.perf_counter()
+    with open(out / f"{step.name}.log", "w") as log:
+        try:
+            done = subprocess.run(
+                step.command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=ROOT,
+                timeout=step.seconds,
+                check=False,
+            )
+            code = done.returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+        except FileNotFoundError as error:
+            log.write(f"{error}\n")
+            code = 127
+    tail = (out / f"{step.name}.log").read_text()[-2000:]
+    seconds = time.perf_counter() - start
+    return {"name": step.name, "rc": code, "seconds": seconds, "tail": tail}
+
+
+def environment(site: Path) -> dict[str, Any]:
+    """The stamp of the copy that runs."""
+    code = "import json; from benchmarks.environment import stamp; print(json.dumps(stamp()))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,33 @@
+"""Which kernels have been verified on a GPU: recorded by the hash of their sources."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+RECORD = FOLDER / "verified.json"
+KERNELS = {
+    "bottleneck_attention": (
+        "bottleneck_attention.py",
+        "bottleneck_attention_bwd.py",
+        "bottleneck_attention_fwd.py",
+        "launch.py",
+        "table.py",
+        "tiles.py",
+    ),
+}
+
+
+def source_hash(kernel: str) -> str:
+    """SHA-256 of the files that a kernel consists of, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(KERNELS[kernel]):
+        digest.update(name.encode() + b"\0" + (FOLDER / name).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def verifications(kernel: str) -> list[dict[str, Any]]:
+    """Records of passed GPU suites for exactly the present sources: device, date, versions."""
+    records = json.loads(RECORD.read_text())
+    return [entry for entry in records if entry["sources"].get(kernel) == source_hash(kernel)]
