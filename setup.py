@@ -95,7 +95,8 @@ class NinjaBuild(build_ext):
         objects = []
         for source, extra in SOURCES.items():
             path = Path(source).resolve()
-            objects += out.build(f"{path.stem}.o", "compile", str(path), variables={"extra": extra})
+            name = str(Path(source).with_suffix(".o")).replace(os.sep, "_")
+            objects += out.build(name, "compile", str(path), variables={"extra": extra})
         out.build(str(target), "link", objects)
 
 

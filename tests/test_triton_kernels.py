@@ -3,6 +3,8 @@
 Each test is named after a symptom; the threads are in the comments.
 """
 
+import contextlib
+
 import pytest
 import torch
 from attention_cases import BACKENDS, CASES, DEVICE, make_lengths, make_qkv
@@ -188,6 +190,24 @@ def test_an_example_is_the_same_in_any_batch():
             backend="triton",
         )
         assert all(torch.equal(a, w[one]) for a, w in zip(alone, whole, strict=True))
+
+
+def test_saved_tensors_may_come_back_elsewhere():
+    """pytorch#134995: save_on_cpu and its like return other memory, of another alignment."""
+    qkv = make_qkv(CASE, requires_grad=True)
+
+    def pack(tensor):
+        return torch.cat([tensor.flatten()[:1], tensor.flatten()]), tensor.shape
+
+    def unpack(packed):
+        return packed[0][1:].view(packed[1]) if packed[1].numel() else packed[0].view(packed[1])
+
+    grads = []
+    for hooks in (contextlib.nullcontext(), torch.autograd.graph.saved_tensors_hooks(pack, unpack)):
+        with hooks:
+            outs = bottleneck_attention(qkv, 4, update="mean", backend="triton")
+        grads.append(torch.autograd.grad(sum(out.square().sum() for out in outs), qkv))
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
 
 
 def test_lengths_of_any_stride():

@@ -6,7 +6,7 @@ alone.
 """
 
 from mbt_fast.checkpoint.infer import infer_config
-from mbt_fast.checkpoint.native import (
+from mbt_fast.checkpoint.pretrained import (
     load_pretrained,
     resize_position_embeddings,
     save_pretrained,

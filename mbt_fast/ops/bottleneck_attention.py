@@ -29,6 +29,11 @@ LIBRARY.define(
 Lengths = Sequence[Tensor | None]
 
 
+def import_launchers(backend: str) -> Any:
+    """The module with a backend's launchers, imported when the first call needs it."""
+    return importlib.import_module(LAUNCHERS[backend])
+
+
 @torch.library.impl(LIBRARY, "bottleneck_attention_fwd", "CompositeExplicitAutograd")
 def _fwd(
     qkv: Sequence[Tensor],
@@ -38,7 +43,7 @@ def _fwd(
     scale: float,
     backend: str,
 ) -> list[Tensor]:
-    launcher = importlib.import_module(LAUNCHERS[backend]).bottleneck_attention_fwd
+    launcher = import_launchers(backend).bottleneck_attention_fwd
     outs, lses, kept = launcher(qkv, lengths, n_bottlenecks, update_mean, scale)
     return [*outs, *lses, *kept]
 
@@ -55,7 +60,7 @@ def _bwd(
     scale: float,
     backend: str,
 ) -> list[Tensor]:
-    launcher = importlib.import_module(LAUNCHERS[backend]).bottleneck_attention_bwd
+    launcher = import_launchers(backend).bottleneck_attention_bwd
     count = len(qkv)
     call = (qkv, lengths, n_bottlenecks, update_mean, scale)
     return launcher(douts, dlses, saved[:count], saved[count:], *call)

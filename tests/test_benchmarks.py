@@ -1,0 +1,63 @@
+"""The benchmarks' own logic, where it can be wrong without a GPU."""
+
+import pytest
+
+from benchmarks import host_cost
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+from benchmarks import tune  # noqa: E402
+from mbt_fast.kernels import table  # noqa: E402
+from mbt_fast.kernels.table import ARCHS, HALF, TABLE, Tiles  # noqa: E402
+
+NEW = Tiles(256, 16, 4, 5)
+
+
+def apply(text, diff):
+    """The text with every removed line replaced by the added one."""
+    removed = [line[1:] for line in diff.splitlines() if line.startswith("-") and line[1] == " "]
+    added = [line[1:] for line in diff.splitlines() if line.startswith("+") and line[1] == " "]
+    for old, new in zip(removed, added, strict=True):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("key", [("fwd", HALF, 64), ("dq", HALF, 128)], ids=str)
+def test_a_proposed_table_differs_in_one_entry(arch, key):
+    text = tune.TABLE_FILE.read_text()
+    names = {}
+    exec(compile(apply(text, tune.propose(text, arch, {key: NEW})), "table.py", "exec"), names)
+    expected = {k: list(v) for k, v in TABLE.items()}
+    expected[key][ARCHS.index(arch)] = NEW
+    assert {k: list(v) for k, v in names["TABLE"].items()} == expected
+
+
+def test_no_change_is_no_diff():
+    text = tune.TABLE_FILE.read_text()
+    present = {key: row[ARCHS.index(90)] for key, row in TABLE.items()}
+    assert tune.propose(text, 90, present) == ""
+
+
+def test_the_present_configuration_wins_a_tie():
+    present, other, broken = Tiles(1, 1, 1, 1), Tiles(2, 2, 2, 2), Tiles(3, 3, 3, 3)
+    results = {present: {"ms": 1.005}, other: {"ms": 1.0}, broken: {"error": "spills"}}
+    assert tune.best(results, present) == present
+    results[other] = {"ms": 0.9}
+    assert tune.best(results, present) == other
+
+
+def test_candidates_hold_what_is_shipped_for_half():
+    shipped = {tiles for (_, size, _), row in TABLE.items() if size == HALF for tiles in row}
+    assert shipped <= set(tune.candidates(HALF))
+    assert table.lookup("fwd", 90, HALF, 80) == TABLE["fwd", HALF, 128][1]
+
+
+def test_host_cost_leaves_everything_as_it_was(monkeypatch):
+    monkeypatch.setattr(host_cost, "CALLS", 20)
+    monkeypatch.setattr(host_cost, "ROUNDS", 3)
+    before = host_cost.dispatch.BACKENDS, host_cost.op.import_launchers
+    result = host_cost.measure()
+    assert (host_cost.dispatch.BACKENDS, host_cost.op.import_launchers) == before
+    assert result["call_us"] > result["launcher_us"] > 0
