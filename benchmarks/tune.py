@@ -3,7 +3,7 @@
 For the architecture at hand, every candidate of every kernel is checked against the present
 configuration, timed on fresh random streams of MBT-B in interleaved rounds, and the fastest
 printed as a diff of kernels/table.py. Nothing is changed: a table is a decision, with its
-measurement beside it. Candidates that spill, do not fit or fail to compile drop out with their reason.
+measurement beside it. Candidates that do not fit or fail to compile drop out with their reason.
 """
 
 import argparse
