@@ -2,7 +2,7 @@
 
 In order, each step with a limit of its own and 9 minutes in all; a step that fails does not stop
 the next. (1) correctness of every kernel, (2) compute-sanitizer on a small set, (3) the attention
-benchmark against every peer. DIR gets ``suite.json``, ``attention.json``, ``tests.xml``, logs, and,
+benchmark against every peer. DIR gets ``suite.json``, ``attention.json``, logs, and,
 if the tests passed on a GPU, ``verified.json``, which belongs in ``kernels/``.
 
 Needs no installation: it runs a copy of the sources, laid out as they are installed. Without a GPU
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("test_triton_kernels.py", "test_bottleneck_attention.py", "test_tracing.py")
+SHARDS = max(1, min(8, (os.cpu_count() or 1) // 2))
 SANITIZED = "two-streams or absent-stream or wide-head"
 
 
@@ -30,7 +31,8 @@ class Step(NamedTuple):
     name: str
     command: list[str]
     seconds: int
-    environment: dict[str, str]
+    environment: dict[str, str] = {}  # noqa: RUF012  (a NamedTuple's default, never changed)
+    shards: int = 1  # processes side by side; compiling kernels takes longer than running them
 
 
 def steps(out: Path, gpu: bool) -> list[Step]:
@@ -38,15 +40,16 @@ def steps(out: Path, gpu: bool) -> list[Step]:
     tests = [str(ROOT / "tests" / name) for name in TESTS]
     pytest = [sys.executable, "-P", "-m", "pytest", "-q", "-o", "pythonpath=tests"]
     small = [*pytest, tests[1], "-k", f"triton and tolerance and ({SANITIZED})"]
+    sanitizer = ["compute-sanitizer", "--error-exitcode", "1"]
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or the allocator hides overruns
     attention = [sys.executable, "-P", str(ROOT / "benchmarks" / "attention.py")]
     if not gpu:
         attention.append("--smoke")
     return [
-        Step("tests", [*pytest, *tests, f"--junitxml={out / 'tests.xml'}"], 210, {}),
-        Step("memcheck", ["compute-sanitizer", "--tool", "memcheck", *small], 45, uncached),
-        Step("initcheck", ["compute-sanitizer", "--tool", "initcheck", *small], 45, uncached),
-        Step("attention", [*attention, "--out", str(out / "attention.json")], 240, {}),
+        Step("tests", [*pytest, *tests], 210, shards=SHARDS),
+        Step("memcheck", [*sanitizer, "--tool", "memcheck", *small], 45, uncached),
+        Step("initcheck", [*sanitizer, "--tool", "initcheck", *small], 45, uncached),
+        Step("attention", [*attention, "--out", str(out / "attention.json")], 240),
     ]
 
 
@@ -89,29 +92,38 @@ def lay_out(site: Path) -> Path:
 
 
 def run(step: Step, site: Path, out: Path) -> dict[str, Any]:
-    """Run one step, its output to a log; 124 means that it ran past its limit."""
-    environment = {**os.environ, "PYTHONPATH": str(site), **step.environment}
+    """Run one step, its output to logs; 124 means that it ran past its limit."""
     start = time.perf_counter()
-    with open(out / f"{step.name}.log", "w") as log:
-        try:
-            done = subprocess.run(
-                step.command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=ROOT,
-                timeout=step.seconds,
-                check=False,
-            )
-            code = done.returncode
-        except subprocess.TimeoutExpired:
-            code = 124
-        except FileNotFoundError as error:
-            log.write(f"{error}\n")
-            code = 127
-    tail = (out / f"{step.name}.log").read_text()[-2000:]
+    logs = [out / f"{step.name}-{shard}.log" for shard in range(step.shards)]
+    shards = [_start(step, shard, site, log) for shard, log in enumerate(logs)]
+    codes = [_finish(process, start + step.seconds) for process in shards]
     seconds = time.perf_counter() - start
-    return {"name": step.name, "rc": code, "seconds": seconds, "tail": tail}
+    tails = [log.read_text()[-1000:] for log in logs]
+    return {"name": step.name, "rc": max(codes), "seconds": seconds, "tails": tails}
+
+
+def _start(step: Step, shard: int, site: Path, log: Path) -> "subprocess.Popen[bytes] | None":
+    environment = {**os.environ, "PYTHONPATH": str(site), **step.environment}
+    environment["MBT_FAST_SHARD"] = f"{shard}/{step.shards}"
+    with open(log, "w") as file:
+        try:
+            return subprocess.Popen(
+                step.command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+            )
+        except FileNotFoundError as error:
+            file.write(f"{error}\n")
+            return None
+
+
+def _finish(process: "subprocess.Popen[bytes] | None", deadline: float) -> int:
+    if process is None:
+        return 127
+    try:
+        return abs(process.wait(timeout=max(0.0, deadline - time.perf_counter())))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return 124
 
 
 def environment(site: Path) -> dict[str, Any]:

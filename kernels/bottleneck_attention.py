@@ -99,7 +99,8 @@ def bottleneck_attention_bwd(
 
     Args:
         douts: ``[B, S_m, H, D]`` per stream, of any layout.
-        dlses: float32 ``[B, H, S_m]`` per stream, or ``None`` where the log-sum-exp is not used.
+        dlses: float32 ``[B, H, S_m]`` per stream, of any layout, or ``None`` where the
+            log-sum-exp is not used.
         outs: What the forward returned.
         kept: Likewise, its last result.
         qkv: As in the forward, like all that follow.
@@ -118,7 +119,8 @@ def bottleneck_attention_bwd(
         douts = _through_the_mean(douts, lengths, n_bottlenecks)
     grads = [unit_last_stride(dout) for dout in streams.arrange(douts)]
     stats, slots = streams.arrange(kept[:-1]), kept[-1]
-    out, dlse = streams.arrange(outs), streams.arrange(dlses)
+    out = streams.arrange(outs)
+    dlse = [None if d is None else d.contiguous() for d in streams.arrange(dlses)]
     deltas = [entry.new_empty(entry.shape[1:]) for entry in stats]
     dqkv = [s.new_empty(s.shape) for s in streams.qkv]
     shared = {

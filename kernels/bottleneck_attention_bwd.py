@@ -21,6 +21,8 @@ Invariants.
 - Rows of padding and absent streams get 0; their values, and their dout, are never loaded.
 - Queries beyond the last have an infinite sum, hence p = 0: steps over queries need no mask. Keys
   beyond the last are zero, but p may be infinite there, so that steps over keys need one.
+- Where there is one key, softmax is constant and its gradient exactly 0, not the rounding of
+  dp - delta: both are multiplied by 0 there, which costs nothing inside a multiply-add.
 - The shared update is undone before (1): the launcher has put the mean's gradient into dout.
 """
 
@@ -30,6 +32,7 @@ import triton.language as tl
 from mbt_fast.kernels.tiles import (
     LOG2_E,
     find_stream,
+    has_choice,
     head_of,
     is_valid,
     load_tile,
@@ -83,7 +86,7 @@ def bottleneck_attention_bwd_delta_kernel(
         out += load_tile(own_ptr, row - (S - P), H * D, valid & is_slot, D, BLOCK_D)
     else:
         out = load_tile(out_ptr, row, H * D, valid, D, BLOCK_D).to(tl.float32)
-    delta = tl.sum(dout * out, 1)
+    delta = tl.sum(dout * out, 1) * has_choice(count)
     offset = (b * H + h) * S + row
     for i in tl.static_range(M):
         if (HAS_DLSE >> i) & 1 == 1:  # known when compiled, unlike the next  # noqa: SIM102
@@ -133,6 +136,7 @@ def bottleneck_attention_bwd_dkdv_kernel(
         q_ptr = head_of(qkv_ptrs, strides, 3, b, h, m, M)
         dout_ptr = head_of(dout_ptrs, dout_strides, 2, b, h, m, M)
         dout_stride_s = pick_stride(dout_strides, 1, m, M)
+        choice = has_choice(count)
         top_ptr = pick(stats_ptrs, m, M) + (b * H + h) * S
         delta_ptr = pick(delta_ptrs, m, M) + (b * H + h) * S
         k = load_tile(q_ptr + stride_w, row, stride_s, valid, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
@@ -150,7 +154,7 @@ def bottleneck_attention_bwd_dkdv_kernel(
             dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
             delta = tl.load(delta_ptr + query, mask=inside, other=0.0)
             dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
-            ds = p * (dp - delta[None, :])
+            ds = p * (dp * choice - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
         dk = tl.where(valid[:, None], dk * scale, 0.0)
         dv = tl.where(valid[:, None], dv, 0.0)
@@ -200,6 +204,7 @@ def bottleneck_attention_bwd_dq_kernel(
         k_ptr, v_ptr = q_ptr + stride_w, q_ptr + 2 * stride_w
         dout_ptr = head_of(dout_ptrs, dout_strides, 2, b, h, m, M)
         dout_stride_s = pick_stride(dout_strides, 1, m, M)
+        choice = has_choice(count)
         offset = (b * H + h) * S + row
         q = load_tile(q_ptr, row, stride_s, valid, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
         dout = load_tile(dout_ptr, row, dout_stride_s, valid, D, BLOCK_D)
@@ -217,7 +222,7 @@ def bottleneck_attention_bwd_dq_kernel(
             p = tl.where(inside[None, :], p, 0.0)
             v = load_tile(v_ptr, key, stride_s, inside, D, BLOCK_D)
             dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
-            ds = p * (dp - delta[:, None])
+            ds = p * (dp * choice - delta[:, None])
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
         dq = tl.where(valid[:, None], dq * scale, 0.0)
     dq_ptr = pick(dqkv_ptrs, m, M) + (b * S * 3 * H + h) * D

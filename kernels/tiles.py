@@ -95,6 +95,12 @@ def is_valid(row, length, count, rows, P):
 
 
 @triton.jit
+def has_choice(count):
+    """1.0 where softmax runs over more than one key, else 0.0."""
+    return tl.where(count > 1, 1.0, 0.0)
+
+
+@triton.jit
 def row_of(number, length, rows, P):
     """The row that has this number among the valid ones."""
     return tl.where(number < length, number, number + (rows - P - length))

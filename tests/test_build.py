@@ -69,7 +69,7 @@ def test_wheel_with_a_compiler(source):
         for path in (ROOT / "mbt_fast").rglob("*.py")
     }
     assert packages == folders | {"mbt_fast/kernels"}
-    assert "mbt_fast/py.typed" in names
+    assert {"mbt_fast/py.typed", "mbt_fast/kernels/verified.json"} <= set(names)
     assert any(name.startswith("mbt_fast/_C.") for name in names)
     assert not any("tests" in name or name.startswith("kernels") for name in names)
     code = "import mbt_fast.native as n; print(n.__file__, n.why_missing(), n.cpu_features())"

@@ -28,13 +28,21 @@ def test_sources_are_laid_out_as_installed(tmp_path):
 
 
 def test_a_failing_step_is_recorded_and_does_not_stop(tmp_path):
-    step = gpu_suite.Step("x", [sys.executable, "-c", "print('seen'); raise SystemExit(3)"], 20, {})
+    step = gpu_suite.Step("x", [sys.executable, "-c", "print('seen'); raise SystemExit(3)"], 20)
     result = gpu_suite.run(step, tmp_path, tmp_path)
-    assert (result["rc"], result["tail"]) == (3, "seen\n")
-    missing = gpu_suite.Step("y", ["no-such-command"], 5, {})
+    assert (result["rc"], result["tails"]) == (3, ["seen\n"])
+    missing = gpu_suite.Step("y", ["no-such-command"], 5)
     assert gpu_suite.run(missing, tmp_path, tmp_path)["rc"] == 127
-    slow = gpu_suite.Step("z", [sys.executable, "-c", "import time; time.sleep(60)"], 1, {})
+    slow = gpu_suite.Step("z", [sys.executable, "-c", "import time; time.sleep(60)"], 1)
     assert gpu_suite.run(slow, tmp_path, tmp_path)["rc"] == 124
+
+
+def test_shards_run_side_by_side_and_every_one_counts(tmp_path):
+    code = "import os; shard = os.environ['MBT_FAST_SHARD']; print(shard); exit(shard == '1/3')"
+    step = gpu_suite.Step("x", [sys.executable, "-c", code], 20, shards=3)
+    result = gpu_suite.run(step, tmp_path, tmp_path)
+    assert result["rc"] == 1
+    assert result["tails"] == ["0/3\n", "1/3\n", "2/3\n"]
 
 
 def test_every_kernel_source_belongs_to_a_kernel():

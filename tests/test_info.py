@@ -22,7 +22,7 @@ def test_info_as_json(capsys):
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["mbt_fast"] == __version__
-    assert facts["backends"]["sdpa"] == "available"
+    assert facts["backends"]["sdpa"] == "yes"
     assert "cpu" in facts["devices"]
 
 

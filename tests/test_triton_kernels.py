@@ -93,6 +93,13 @@ def test_gradients_of_other_layouts():
     shapes = [stream[:, :, 0].shape for stream in qkv]
     heads_first = [torch.randn(b, h, s, d, device=DEVICE).transpose(1, 2) for b, s, h, d in shapes]
     strided = [torch.randn(*shape[:-1], 2 * shape[-1], device=DEVICE)[..., ::2] for shape in shapes]
+    lses = [torch.randn(b, s, h, device=DEVICE).mT for b, s, h, _ in shapes]
+    grads = []
+    for dlses in (lses, [lse.contiguous() for lse in lses]):
+        inputs = [stream.detach().requires_grad_() for stream in qkv]
+        _, found = bottleneck_attention(inputs, 4, return_lse=True, backend="triton")
+        grads.append(torch.autograd.grad(found, inputs, dlses))
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
     compare(qkv, 4, make_lengths(CASE), "mean", heads_first)
     compare(qkv, 4, make_lengths(CASE), "mean", strided)
 
@@ -162,6 +169,21 @@ def test_negative_lse_of_huge_scores_in_the_backward():
     qkv[:, :, 0] = 100.0
     qkv[:, :, 1] = -100.0  # every score is -4e4
     compare([qkv], 1)
+
+
+@pytest.mark.parametrize("head_dim", [16, 63, 128])
+def test_softmax_over_one_key_has_no_gradient(head_dim):
+    """Query and key get exactly nothing, unless the log-sum-exp is used, of which they get all."""
+    qkv = 10 * torch.randn(4, 1, 3, 3, head_dim, device=DEVICE)
+    qkv = qkv.requires_grad_()
+    (out,), (lse,) = bottleneck_attention([qkv], 1, return_lse=True, backend="triton")
+    (grad,) = torch.autograd.grad(out, qkv, torch.randn_like(out), retain_graph=True)
+    assert grad[:, :, :2].eq(0).all()
+    assert grad[:, :, 2].ne(0).any()
+    (grad,) = torch.autograd.grad(lse.sum(), qkv)
+    query, key = (part.detach() for part in qkv.unbind(2)[:2])
+    torch.testing.assert_close(grad[:, :, 0], key * head_dim**-0.5)
+    torch.testing.assert_close(grad[:, :, 1], query * head_dim**-0.5)
 
 
 def test_bitwise_repeatable():
