@@ -6,7 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-KERNEL_TESTS := tests/test_triton_kernels.py tests/test_bottleneck_attention.py tests/test_tracing.py
+KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton_kernels bottleneck_attention tracing \
+	random_calls))
 INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 .PHONY: profile test setup lint types unit interpret clean

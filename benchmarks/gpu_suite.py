@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("test_triton_kernels.py", "test_bottleneck_attention.py", "test_tracing.py")
+TESTS = (
+    "test_triton_kernels.py",
+    "test_bottleneck_attention.py",
+    "test_tracing.py",
+    "test_random_calls.py",
+)
 SHARDS = max(1, min(8, (os.cpu_count() or 1) // 2))
 SANITIZED = "two-streams or absent-stream or wide-head"
 

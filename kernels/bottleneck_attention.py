@@ -117,33 +117,31 @@ def bottleneck_attention_bwd(
     update_mean = update_mean and n_bottlenecks > 0
     if update_mean:
         douts = _through_the_mean(douts, lengths, n_bottlenecks)
-    grads = [unit_last_stride(dout) for dout in streams.arrange(douts)]
+    grads = tuple(unit_last_stride(dout) for dout in streams.arrange(douts))
     stats, slots = streams.arrange(kept[:-1]), kept[-1]
-    out = streams.arrange(outs)
-    dlse = [None if d is None else d.contiguous() for d in streams.arrange(dlses)]
-    deltas = [entry.new_empty(entry.shape[1:]) for entry in stats]
+    deltas = tuple(entry.new_empty(entry.shape[1:]) for entry in stats)
     dqkv = [s.new_empty(s.shape) for s in streams.qkv]
+    if not batch * heads * sum(streams.rows()):
+        return streams.restore(dqkv)
     shared = {
         "M": len(qkv),
         "HAS_LENGTHS": streams.has_lengths,
         "D": head_dim,
         "BLOCK_D": block_d(head_dim),
     }
-    sizes = (batch, heads, n_bottlenecks)
-    rows, lengths_of = streams.rows(), tuple(streams.lengths)
-    dout_strides = strides_of(grads)
 
-    def programs(block: int) -> tuple[tuple[int, ...], int]:
-        tiles = tuple(triton.cdiv(count, block) for count in rows)
-        return tiles, sum(tiles) * batch * heads
+    def place(block: int) -> tuple[tuple[int], tuple[object, ...]]:
+        """The grid for tiles of ``block`` rows, and the sizes that every kernel takes."""
+        tiles = tuple(triton.cdiv(count, block) for count in streams.rows())
+        return (sum(tiles) * batch * heads,), (streams.rows(), tiles, batch, heads, n_bottlenecks)
 
-    row_tiles, count = programs(DELTA_BLOCK)
-    if not count:
-        return streams.restore(dqkv)
     with device_of(qkv[0]):
-        bottleneck_attention_bwd_delta_kernel[(count,)](
-            tuple(out), slots, tuple(grads), tuple(d if d is not None else deltas[0] for d in dlse),
-            tuple(deltas), lengths_of, dout_strides, rows, row_tiles, *sizes,
+        grid, sizes = place(DELTA_BLOCK)
+        dlse = [None if d is None else d.contiguous() for d in streams.arrange(dlses)]
+        bottleneck_attention_bwd_delta_kernel[grid](
+            tuple(streams.arrange(outs)), slots, grads,
+            tuple(deltas[0] if d is None else d for d in dlse), deltas,
+            tuple(streams.lengths), strides_of(grads), *sizes,
             HAS_DLSE=sum(1 << m for m, d in enumerate(dlse) if d is not None),
             UPDATE_MEAN=update_mean, BLOCK_M=DELTA_BLOCK, **shared,
         )  # fmt: skip
@@ -152,10 +150,10 @@ def bottleneck_attention_bwd(
             (bottleneck_attention_bwd_dq_kernel, "dq"),
         ):
             tiles = tiles_for(name, qkv[0])
-            row_tiles, count = programs(tiles.block_m)
-            kernel[(count,)](
-                tuple(streams.qkv), tuple(grads), tuple(stats), tuple(deltas), tuple(dqkv),
-                lengths_of, strides_of(streams.qkv), dout_strides, rows, row_tiles, *sizes, scale,
+            grid, sizes = place(tiles.block_m)
+            kernel[grid](
+                tuple(streams.qkv), grads, tuple(stats), deltas, tuple(dqkv),
+                tuple(streams.lengths), strides_of(streams.qkv), strides_of(grads), *sizes, scale,
                 BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
                 PRECISION=precision_of(qkv[0].dtype), num_warps=tiles.num_warps,
                 num_stages=tiles.num_stages, **shared,

@@ -31,17 +31,16 @@ import triton.language as tl
 
 from mbt_fast.kernels.tiles import (
     LOG2_E,
-    find_stream,
     has_choice,
     head_of,
+    is_needed,
     is_valid,
     load_tile,
+    locate,
     pick,
-    pick_int,
     pick_stride,
     row_of,
     store_tile,
-    valid_counts,
 )
 
 
@@ -69,10 +68,10 @@ def bottleneck_attention_bwd_delta_kernel(
 ):
     """Launch (1): delta of all rows; 0 for rows that are not valid."""
     heads = tl.cast(B, tl.int64) * H
-    m, head, tile = find_stream(tl.program_id(0).to(tl.int64), tiles, heads, M)
-    b, h = head // H, head % H
-    S = pick_int(rows, m, M)
-    length, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
+    pid = tl.program_id(0).to(tl.int64)
+    m, b, h, tile, S, length, count = locate(
+        pid, tiles, length_ptrs, rows, heads, H, P, M, HAS_LENGTHS
+    )
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = is_valid(row, length, count, S, P)
     dout_ptr = head_of(dout_ptrs, dout_strides, 2, b, h, m, M)
@@ -122,16 +121,15 @@ def bottleneck_attention_bwd_dkdv_kernel(
     """Launch (2): dk and dv of BLOCK_M keys."""
     scale = tl.cast(scale, tl.float32)
     heads = tl.cast(B, tl.int64) * H
-    m, head, tile = find_stream(tl.program_id(0).to(tl.int64), tiles, heads, M)
-    b, h = head // H, head % H
-    S = pick_int(rows, m, M)
-    length, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
-    first = tile * BLOCK_M
-    row = first + tl.arange(0, BLOCK_M)
+    pid = tl.program_id(0).to(tl.int64)
+    m, b, h, tile, S, length, count = locate(
+        pid, tiles, length_ptrs, rows, heads, H, P, M, HAS_LENGTHS
+    )
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = is_valid(row, length, count, S, P)
     dk = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if (count > 0) & ((first < length) | (first + BLOCK_M > S - P)):
+    if is_needed(tile * BLOCK_M, BLOCK_M, length, count, S, P):
         stride_s, stride_w = pick_stride(strides, 1, m, M), pick_stride(strides, 2, m, M)
         q_ptr = head_of(qkv_ptrs, strides, 3, b, h, m, M)
         dout_ptr = head_of(dout_ptrs, dout_strides, 2, b, h, m, M)
@@ -190,15 +188,14 @@ def bottleneck_attention_bwd_dq_kernel(
     """Launch (3): dq of BLOCK_M queries."""
     scale = tl.cast(scale, tl.float32)
     heads = tl.cast(B, tl.int64) * H
-    m, head, tile = find_stream(tl.program_id(0).to(tl.int64), tiles, heads, M)
-    b, h = head // H, head % H
-    S = pick_int(rows, m, M)
-    length, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
-    first = tile * BLOCK_M
-    row = first + tl.arange(0, BLOCK_M)
+    pid = tl.program_id(0).to(tl.int64)
+    m, b, h, tile, S, length, count = locate(
+        pid, tiles, length_ptrs, rows, heads, H, P, M, HAS_LENGTHS
+    )
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = is_valid(row, length, count, S, P)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if (count > 0) & ((first < length) | (first + BLOCK_M > S - P)):
+    if is_needed(tile * BLOCK_M, BLOCK_M, length, count, S, P):
         stride_s, stride_w = pick_stride(strides, 1, m, M), pick_stride(strides, 2, m, M)
         q_ptr = head_of(qkv_ptrs, strides, 3, b, h, m, M)
         k_ptr, v_ptr = q_ptr + stride_w, q_ptr + 2 * stride_w

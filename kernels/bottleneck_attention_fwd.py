@@ -33,10 +33,11 @@ import triton.language as tl
 
 from mbt_fast.kernels.tiles import (
     LN_2,
-    find_stream,
     head_of,
+    is_needed,
     is_valid,
     load_tile,
+    locate,
     pick,
     pick_int,
     pick_stride,
@@ -199,15 +200,13 @@ def bottleneck_attention_fwd_kernel(
             BLOCK_M, BLOCK_N, PRECISION,
         )  # fmt: skip
     else:
-        m, head, tile = find_stream(pid - slot_programs, tiles, heads, M)
-        b, h = head // H, head % H
-        S = pick_int(rows, m, M)
-        length, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
-        first = tile * BLOCK_M
-        row = first + tl.arange(0, BLOCK_M)
+        m, b, h, tile, S, length, count = locate(
+            pid - slot_programs, tiles, length_ptrs, rows, heads, H, P, M, HAS_LENGTHS
+        )
+        row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         mine = S - P if UPDATE_MEAN else S  # the slots have programs of their own
         inside = row < mine
-        needed = (count > 0) & ((first < length) | (first + BLOCK_M > S - P))
+        needed = is_needed(tile * BLOCK_M, BLOCK_M, length, count, S, P)
         out, top, log2_sum = _tile_of_rows(
             head_of(qkv_ptrs, strides, 3, b, h, m, M), pick_stride(strides, 1, m, M),
             pick_stride(strides, 2, m, M), row, inside, length, count, S, P, qk_scale, needed,

@@ -95,6 +95,23 @@ def is_valid(row, length, count, rows, P):
 
 
 @triton.jit
+def locate(
+    pid, tiles, length_ptrs, rows, heads, H, P, M: tl.constexpr, HAS_LENGTHS: tl.constexpr
+):  # fmt: skip
+    """What a program works on: stream, b, h and tile; ``S``, valid own tokens, valid rows."""
+    m, head, tile = find_stream(pid, tiles, heads, M)
+    S = pick_int(rows, m, M)
+    length, count = valid_counts(length_ptrs, m, head // H, S, P, M, HAS_LENGTHS)
+    return m, head // H, head % H, tile, S, length, count
+
+
+@triton.jit
+def is_needed(first, BLOCK_M: tl.constexpr, length, count, rows, P):
+    """Whether a tile that begins at row ``first`` holds a valid row at all."""
+    return (count > 0) & ((first < length) | (first + BLOCK_M > rows - P))
+
+
+@triton.jit
 def has_choice(count):
     """1.0 where softmax runs over more than one key, else 0.0."""
     return tl.where(count > 1, 1.0, 0.0)

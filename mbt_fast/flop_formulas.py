@@ -53,6 +53,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """The counter's own spec, with the registration put behind its loading."""
         if fullname != COUNTER or self.searching:
             return None
         self.searching = True

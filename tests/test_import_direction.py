@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "mbt_fast.checkpoint": {"models.config", "layers", "errors"},
     "mbt_fast.flops": {"layers", "models"},
     "mbt_fast.data": {"models", "errors"},
-    "mbt_fast.testing": set(),
+    "mbt_fast.testing": {"functional"},
     "mbt_fast.report": set(),
     "mbt_fast.profiling": {"models", "flops", "testing", "native", "errors", "report"},
     "mbt_fast.cli": {

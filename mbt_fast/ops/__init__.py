@@ -1,7 +1,7 @@
 """Operators of our own: schemas, fake kernels, batching rules. Needs torch only.
 
-Registered by ``define``/``impl``, a quarter of the cost of ``custom_op`` per call. An operator here
-is not differentiable; ``autograd`` holds the Functions around them, ``flop_formulas`` their cost.
+Registered by ``define``/``impl``, which costs less per call than ``custom_op``. An operator here is
+not differentiable; ``autograd`` holds the Functions around them, ``flop_formulas`` their cost.
 """
 
 from mbt_fast import flop_formulas
