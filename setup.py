@@ -7,6 +7,7 @@ CXX              the compiler; default c++, g++ or clang++, the first on the PAT
 """
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -19,11 +20,24 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOTS = {"mbt_fast": "mbt_fast", "mbt_fast.kernels": "kernels"}
-SOURCES = {  # with flags of their own: one translation unit per instruction set
+AVX2 = "-mavx2 -mfma -mf16c"
+AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"
+SOURCES = {  # with flags of their own
     "csrc/bindings.cpp": "",
     "csrc/cpu/features.cpp": "",
+    "csrc/cpu/attention.cpp": "",
+    "csrc/cpu/instruction_sets.cpp": "",
 }
-FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra -Werror=return-type"
+if platform.machine().lower() in ("x86_64", "amd64"):  # one translation unit per instruction set
+    SOURCES |= {
+        "csrc/cpu/avx2.cpp": AVX2,
+        "csrc/cpu/avx512.cpp": AVX512,
+        "csrc/cpu/avx512_bf16.cpp": f"{AVX512} -mavx512bf16",
+    }
+FLAGS = (
+    "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Werror=return-type"
+    " -Wno-maybe-uninitialized"  # false alarms inside GCC 12's own headers of intrinsics
+)
 
 
 def compiler() -> str | None:
@@ -91,7 +105,7 @@ class NinjaBuild(build_ext):
         compile_one = "$cxx -MMD -MF $out.d $flags $extra -c $in -o $out"
         out.rule("compile", compile_one, depfile="$out.d", deps="gcc")
         undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
-        out.rule("link", f"$cxx -shared {undefined} $in -o $out")
+        out.rule("link", f"$cxx -shared -fopenmp {undefined} $in -o $out")
         objects = []
         for source, extra in SOURCES.items():
             path = Path(source).resolve()

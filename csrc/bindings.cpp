@@ -1,15 +1,22 @@
 // The Python module mbt_fast._C. No torch header: launchers take raw pointers and sizes, so the module
-// builds in seconds and does not care which torch runs it.
+// builds in seconds and does not care which torch runs it. Pointers are integers; what they point to
+// is checked by the Python side.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <string>
+
+#include "cpu/attention.hpp"
 #include "cpu/features.hpp"
 
 namespace py = pybind11;
 
 namespace {
 
+using namespace mbt_fast::cpu;
+
 py::dict cpu_features() {
-  const auto& found = mbt_fast::cpu::features();
+  const Features& found = features();
   py::dict flags;
   flags["avx2_fma"] = found.avx2_fma;
   flags["avx512"] = found.avx512;
@@ -18,10 +25,97 @@ py::dict cpu_features() {
   return flags;
 }
 
+// Names of those with kernels that this process may use, best first.
+std::vector<std::string> usable_instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& isa : instruction_sets()) {
+    if (features().*isa.needs) names.emplace_back(isa.name);
+  }
+  return names;
+}
+
+const InstructionSet& instruction_set(const std::string& name) {
+  for (const InstructionSet& isa : instruction_sets()) {
+    if (name == isa.name && features().*isa.needs) return isa;
+  }
+  throw py::value_error("no kernels for instruction set '" + name + "' on this machine");
+}
+
+Dtype dtype_named(const std::string& name) {
+  if (name == "float32") return kFloat32;
+  if (name == "bfloat16") return kBfloat16;
+  if (name == "float16") return kFloat16;
+  throw py::value_error("no kernels for dtype '" + name + "'");
+}
+
+using Pointer = uintptr_t;
+
+template <class T>
+T* to(Pointer address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using Strides = std::array<int64_t, 4>;  // batch, row, which of qkv, head
+
+Stream stream(Pointer qkv, const Strides& strides, int64_t rows, Pointer lengths) {
+  return {to<void>(qkv), strides[0], strides[1], strides[2], strides[3],
+          rows,          to<int32_t>(lengths)};
+}
+
+StreamForward stream_forward(Pointer qkv, const Strides& strides, int64_t rows, Pointer lengths,
+                             Pointer out, Pointer lse, Pointer stats) {
+  return {stream(qkv, strides, rows, lengths), to<void>(out), to<float>(lse), to<float>(stats)};
+}
+
+StreamBackward stream_backward(Pointer qkv, const Strides& strides, int64_t rows, Pointer lengths,
+                               Pointer out, Pointer stats, Pointer dout,
+                               const std::array<int64_t, 3>& dout_strides, Pointer dlse,
+                               Pointer dqkv) {
+  return {stream(qkv, strides, rows, lengths),
+          to<void>(out),
+          to<float>(stats),
+          to<void>(dout),
+          dout_strides[0],
+          dout_strides[1],
+          dout_strides[2],
+          to<float>(dlse),
+          to<void>(dqkv)};
+}
+
+Call call(const std::string& isa, const std::string& dtype, const std::array<int64_t, 4>& shape,
+          float scale, int threads) {
+  return {instruction_set(isa), dtype_named(dtype), shape[0], shape[1],
+          shape[2],             shape[3],           scale,    threads};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of mbt_fast.";
   m.attr("compiler") = __VERSION__;
   m.def("cpu_features", &cpu_features, "Instruction sets that this process may use, by name.");
+  m.def("instruction_sets", &usable_instruction_sets, "Those with kernels, best first.");
+
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  py::class_<Call>(m, "Call").def(py::init(&call), py::arg("isa"), py::arg("dtype"),
+                                  py::arg("shape"), py::arg("scale"), py::arg("threads"));
+  py::class_<StreamForward>(m, "StreamForward")
+      .def(py::init(&stream_forward), py::arg("qkv"), py::arg("strides"), py::arg("rows"),
+           py::arg("lengths"), py::arg("out"), py::arg("lse"), py::arg("stats"));
+  py::class_<StreamBackward>(m, "StreamBackward")
+      .def(py::init(&stream_backward), py::arg("qkv"), py::arg("strides"), py::arg("rows"),
+           py::arg("lengths"), py::arg("out"), py::arg("stats"), py::arg("dout"),
+           py::arg("dout_strides"), py::arg("dlse"), py::arg("dqkv"));
+  m.def(
+      "bottleneck_attention_fwd",
+      [](const Call& call, const std::vector<StreamForward>& streams, Pointer kept) {
+        attention_forward(call, streams, to<void>(kept));
+      },
+      py::arg("call"), py::arg("streams"), py::arg("kept"), no_gil);
+  m.def(
+      "bottleneck_attention_bwd",
+      [](const Call& call, const std::vector<StreamBackward>& streams, Pointer kept) {
+        attention_backward(call, streams, to<void>(kept));
+      },
+      py::arg("call"), py::arg("streams"), py::arg("kept"), no_gil);
 }

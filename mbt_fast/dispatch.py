@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mbt_fast import native
 from mbt_fast.autocast import autocast_dtype
 from mbt_fast.validation import check_bottleneck_attention
 
@@ -48,14 +49,14 @@ class Backend:
     device_type: str | None = None
     dtypes: frozenset[torch.dtype] | None = None
     min_capability: tuple[int, int] | None = None
-    package: str | None = None
+    requires: str | None = None
     reserve: str | None = None
 
     def unavailable(self) -> list[str]:
         """Reasons of the installation."""
         if not self.ops:
             return [f"this version of mbt_fast has no {self.name} kernels"]
-        return _missing(self.package) if self.package else []
+        return _missing(self.requires) if self.requires else []
 
     def unsupported(self, call: Call) -> list[str]:
         """Reasons of this call."""
@@ -87,10 +88,10 @@ TRITON_DTYPES = frozenset({torch.float16, torch.float32}) if INTERPRET else KERN
 
 # fmt: off
 BACKENDS = (
-    #       name         ops        device     dtypes         capability  package   reserve
+    #       name         ops        device     dtypes         capability  requires  reserve
     Backend("cuda",      NONE,      "cuda",    HALF),
     Backend("triton",    ATTENTION, TRITON_ON, TRITON_DTYPES, (8, 0),     "triton", UNMEASURED),
-    Backend("cpu",       NONE,      "cpu",     KERNEL_DTYPES),
+    Backend("cpu",       ATTENTION, "cpu",     KERNEL_DTYPES, None,       native.MODULE),
     Backend("sdpa",      EVERY),
     Backend("reference", EVERY),
 )
@@ -179,12 +180,15 @@ def explain(
 _MISSING: dict[str, list[str]] = {}  # not functools.cache: Dynamo looks through it and warns
 
 
-def _missing(package: str) -> list[str]:
-    """Why a package cannot be used; empty if it can. Probed once per process, not imported."""
-    if package not in _MISSING:
-        found = importlib.util.find_spec(package) is not None
-        _MISSING[package] = [] if found else [f"{package!r} is not installed"]
-    return _MISSING[package]
+def _missing(requirement: str) -> list[str]:
+    """Why a package, not imported, or our own kernels cannot be used; empty if they can."""
+    if requirement not in _MISSING:
+        if requirement == native.MODULE:
+            _MISSING[requirement] = native.why_no_cpu_kernels()
+        else:
+            found = importlib.util.find_spec(requirement) is not None
+            _MISSING[requirement] = [] if found else [f"{requirement!r} is not installed"]
+    return _MISSING[requirement]
 
 
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo: one second.

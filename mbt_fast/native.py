@@ -1,7 +1,12 @@
-"""The compiled part, ``mbt_fast._C``: loaded on first use, and its absence explained."""
+"""The compiled part, ``mbt_fast._C``: loaded on first use, and its absence explained.
+
+``MBT_FAST_CPU`` names the instruction set of the CPU kernels, instead of the best that the machine
+has: ``avx512_bf16``, ``avx512`` or ``avx2``.
+"""
 
 import importlib
 import importlib.util
+import os
 from types import ModuleType
 
 MODULE = "mbt_fast._C"
@@ -15,15 +20,33 @@ def why_missing() -> list[str]:
             "MBT_FAST_NATIVE=0; install g++ or clang++ and install mbt-fast again"
         ]
     try:
-        _module()
+        module()
     except ImportError as error:
         return [f"{MODULE} is installed but fails to load: {error}"]
     return []
 
 
+def why_no_cpu_kernels() -> list[str]:
+    """Reasons for which the CPU kernels cannot be used; empty if they can."""
+    missing = why_missing()
+    if missing:
+        return missing
+    usable, named = module().instruction_sets(), os.environ.get("MBT_FAST_CPU")
+    if not usable:
+        return ["this CPU, or its operating system, offers neither AVX-512 nor AVX2 with FMA"]
+    if named is not None and named not in usable:
+        return [f"MBT_FAST_CPU must be one of {', '.join(usable)} on this machine, got {named!r}"]
+    return []
+
+
+def instruction_set() -> str:
+    """The instruction set of the CPU kernels: the best one, or the one in ``MBT_FAST_CPU``."""
+    return os.environ.get("MBT_FAST_CPU") or module().instruction_sets()[0]
+
+
 def cpu_features() -> dict[str, bool]:
     """Instruction sets that this process may use, by name; empty without the compiled part."""
-    return {} if why_missing() else _module().cpu_features()
+    return {} if why_missing() else module().cpu_features()
 
 
 def compiler() -> str:
@@ -32,8 +55,13 @@ def compiler() -> str:
     Raises:
         ImportError: There is none; ``why_missing`` says why.
     """
-    return _module().compiler
+    return module().compiler
 
 
-def _module() -> ModuleType:
+def module() -> ModuleType:
+    """The compiled part.
+
+    Raises:
+        ImportError: There is none; ``why_missing`` says why.
+    """
     return importlib.import_module(MODULE)

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from mbt_fast.ops.library import LIBRARY, fold
 
-LAUNCHERS = {"triton": "mbt_fast.kernels.bottleneck_attention"}
+LAUNCHERS = {
+    "triton": "mbt_fast.kernels.bottleneck_attention",
+    "cpu": "mbt_fast.cpu.bottleneck_attention",
+}
 
 LIBRARY.define(
     "bottleneck_attention_fwd(Tensor[] qkv, Tensor?[] lengths, int n_bottlenecks, "

@@ -1,0 +1,16 @@
+// AVX2, FMA and F16C: all dtypes by float32 products.
+#define MBT_FAST_ISA avx2
+#include "simd_avx2.hpp"
+// The vectors come before what is written on them.
+#include "head_kernels.hpp"
+#include "kernels.hpp"
+
+namespace mbt_fast::cpu {
+
+const HeadKernels kAvx2[kDtypes] = {
+    avx2::head_kernels<avx2::Single, float>(),
+    avx2::head_kernels<avx2::Single, Bfloat16>(),
+    avx2::head_kernels<avx2::Single, Float16>(),
+};
+
+}  // namespace mbt_fast::cpu

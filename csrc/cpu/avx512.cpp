@@ -1,0 +1,16 @@
+// AVX-512 F, BW, DQ, VL: all dtypes by float32 products.
+#define MBT_FAST_ISA avx512
+#include "simd_avx512.hpp"
+// The vectors come before what is written on them.
+#include "head_kernels.hpp"
+#include "kernels.hpp"
+
+namespace mbt_fast::cpu {
+
+const HeadKernels kAvx512[kDtypes] = {
+    avx512::head_kernels<avx512::Single, float>(),
+    avx512::head_kernels<avx512::Single, Bfloat16>(),
+    avx512::head_kernels<avx512::Single, Float16>(),
+};
+
+}  // namespace mbt_fast::cpu

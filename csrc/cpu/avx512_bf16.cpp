@@ -1,0 +1,12 @@
+// AVX512-BF16: bfloat16 by dot products of pairs.
+#define MBT_FAST_ISA avx512_bf16
+#include "simd_avx512.hpp"
+// The vectors come before what is written on them.
+#include "head_kernels.hpp"
+#include "kernels.hpp"
+
+namespace mbt_fast::cpu {
+
+const HeadKernels kAvx512Bfloat16 = avx512_bf16::head_kernels<avx512_bf16::Pairs, Bfloat16>();
+
+}  // namespace mbt_fast::cpu

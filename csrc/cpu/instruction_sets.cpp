@@ -1,0 +1,19 @@
+// The table of the backend. A better instruction set takes what it has no kernels for from the next.
+#include "instruction_sets.hpp"
+
+#include "kernels.hpp"
+
+namespace mbt_fast::cpu {
+
+const std::vector<InstructionSet>& instruction_sets() {
+  static const std::vector<InstructionSet> sets = {
+#if defined(__x86_64__)
+      {"avx512_bf16", &Features::avx512_bf16, {&kAvx512[0], &kAvx512Bfloat16, &kAvx512[2]}},
+      {"avx512", &Features::avx512, {&kAvx512[0], &kAvx512[1], &kAvx512[2]}},
+      {"avx2", &Features::avx2_fma, {&kAvx2[0], &kAvx2[1], &kAvx2[2]}},
+#endif
+  };
+  return sets;
+}
+
+}  // namespace mbt_fast::cpu
