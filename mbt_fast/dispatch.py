@@ -2,8 +2,9 @@
 
 ``BACKENDS`` is the whole policy: order is preference, each row lists what it needs. A backend is
 *unavailable* for a reason of the installation and *unsupported* for a reason of the call; both are
-lists of sentences, empty when all is well. A row with a ``reserve`` runs when it is named, and is
-passed over by ``"auto"``, for the reason given. Nothing falls back silently: ``"auto"`` takes the
+lists of sentences, empty when all is well. A row in *reserve* runs when it is named, and is passed
+over by ``"auto"``, for the reason given: it was not measured, or it wins from longer streams on.
+Nothing falls back silently: ``"auto"`` takes the
 first row without reasons, a named backend runs or raises with the whole table.
 """
 
@@ -33,11 +34,22 @@ class Call:
     op: str
     device: torch.device
     dtype: torch.dtype
+    rows: int | None = None  # of the longest stream; None where nothing should depend on it
 
     @classmethod
     def of(cls, op: str, tensors: Sequence[Tensor]) -> "Call":
-        """Describe a call of ``op``; the first tensor speaks for device and, cast, for dtype."""
-        return cls(op=op, device=tensors[0].device, dtype=autocast_dtype(tensors[0]))
+        """Describe a call of ``op``; the first tensor speaks for device and, cast, for dtype.
+
+        Rows count for packed streams ``[B, S, 3, H, D]`` alone, and not while a graph is traced:
+        its costs are others, and it should hold for every length.
+        """
+        packed = op in ATTENTION and not torch.compiler.is_compiling()
+        return cls(
+            op=op,
+            device=tensors[0].device,
+            dtype=autocast_dtype(tensors[0]),
+            rows=max(stream.shape[1] for stream in tensors) if packed else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,8 @@ class Backend:
     dtypes: frozenset[torch.dtype] | None = None
     min_capability: tuple[int, int] | None = None
     requires: str | None = None
-    reserve: str | None = None
+    unmeasured: bool = False
+    wins_from: int = 0  # rows of the longest stream
 
     def unavailable(self) -> list[str]:
         """Reasons of the installation."""
@@ -74,6 +87,14 @@ class Backend:
             reasons.append(f"dtype is {call.dtype}, needs {_names(self.dtypes)}")
         return reasons
 
+    def reserve(self, call: Call | None) -> str | None:
+        """Why ``auto`` passes this backend over though it can run the call, if it does."""
+        if self.unmeasured:
+            return "no recorded measurement shows that it is not slower than sdpa"
+        if call is not None and call.rows is not None and call.rows < self.wins_from:
+            return f"streams have at most {call.rows} rows, and it wins from {self.wins_from} on"
+        return None
+
     def reasons(self, call: Call | None) -> list[str]:
         """Everything that speaks against this backend, for ``call`` or, with ``None``, for any."""
         return self.unavailable() + (self.unsupported(call) if call else [])
@@ -82,16 +103,17 @@ class Backend:
 NONE: frozenset[str] = frozenset()
 ATTENTION = frozenset({"bottleneck_attention"})
 EVERY = ATTENTION | {"dense_attention"}
-UNMEASURED = "no recorded measurement shows that it is not slower than sdpa"
+NATIVE = native.MODULE
+SM_80 = (8, 0)
 TRITON_ON = "cpu" if INTERPRET else "cuda"
 TRITON_DTYPES = frozenset({torch.float16, torch.float32}) if INTERPRET else KERNEL_DTYPES
 
 # fmt: off
 BACKENDS = (
-    #       name         ops        device     dtypes         capability  requires  reserve
+    #       name         ops        device     dtypes         compute requires
     Backend("cuda",      NONE,      "cuda",    HALF),
-    Backend("triton",    ATTENTION, TRITON_ON, TRITON_DTYPES, (8, 0),     "triton", UNMEASURED),
-    Backend("cpu",       ATTENTION, "cpu",     KERNEL_DTYPES, None,       native.MODULE),
+    Backend("triton",    ATTENTION, TRITON_ON, TRITON_DTYPES, SM_80,  "triton", unmeasured=True),
+    Backend("cpu",       ATTENTION, "cpu",     KERNEL_DTYPES, None,   NATIVE,   wins_from=32),
     Backend("sdpa",      EVERY),
     Backend("reference", EVERY),
 )
@@ -126,7 +148,7 @@ def select(call: Call, backend: str = "auto") -> str:
     """
     check_name(backend)
     for row in BACKENDS:
-        asked = row.name == backend or (backend == "auto" and row.reserve is None)
+        asked = row.name == backend or (backend == "auto" and not row.reserve(call))
         if asked and not row.reasons(call):
             return row.name
     raise BackendError(f"backend {backend!r} cannot run this call\n{format_table(call)}")
@@ -134,7 +156,7 @@ def select(call: Call, backend: str = "auto") -> str:
 
 def format_table(call: Call | None = None) -> str:
     """The table as text: one line per backend, with every reason against it."""
-    taken = next((row for row in BACKENDS if not row.reserve and not row.reasons(call)), None)
+    taken = next((row for row in BACKENDS if not row.reserve(call) and not row.reasons(call)), None)
     lines = []
     for row in BACKENDS:
         chosen = ", and auto takes it" if call is not None and row is taken else ""
@@ -147,7 +169,8 @@ def verdict(row: Backend, call: Call | None = None) -> str:
     reasons = row.reasons(call)
     if reasons:
         return f"no: {'; '.join(reasons)}"
-    return f"only by name: {row.reserve}" if row.reserve else "yes"
+    reserve = row.reserve(call)
+    return f"only by name: {reserve}" if reserve else "yes"
 
 
 def explain(

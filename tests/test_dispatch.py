@@ -31,8 +31,20 @@ def test_a_row_answers_with_every_reason():
     assert row.reasons(None) == []
 
 
-def test_auto_on_this_version_is_sdpa():
-    assert dispatch.select(CALL) == "sdpa"
+def test_auto_takes_a_row_from_the_length_on_where_it_wins(monkeypatch):
+    rows = (
+        dispatch.Backend("kernel", dispatch.EVERY, wins_from=32),
+        dispatch.Backend("stock", dispatch.EVERY),
+    )
+    monkeypatch.setattr(dispatch, "BACKENDS", rows)
+    short, long = ([torch.zeros(1, n, 3, 2, 16)] for n in (31, 32))
+    short, long = (dispatch.Call.of("bottleneck_attention", qkv) for qkv in (short, long))
+    assert dispatch.select(short) == "stock"
+    assert dispatch.select(long) == "kernel"
+    assert dispatch.select(short, "kernel") == "kernel"
+    assert dispatch.format_table(short).splitlines()[0] == (
+        "  kernel     only by name: streams have at most 31 rows, and it wins from 32 on"
+    )
 
 
 def test_contract_of_names():
@@ -42,14 +54,14 @@ def test_contract_of_names():
 
 def test_a_reserved_row_runs_by_name_only(monkeypatch):
     rows = (
-        dispatch.Backend("new", dispatch.EVERY, reserve="it has not been measured"),
+        dispatch.Backend("new", dispatch.EVERY, unmeasured=True),
         dispatch.Backend("old", dispatch.EVERY),
     )
     monkeypatch.setattr(dispatch, "BACKENDS", rows)
     assert dispatch.select(CALL) == "old"
     assert dispatch.select(CALL, "new") == "new"
     assert dispatch.format_table(CALL).splitlines() == [
-        "  new        only by name: it has not been measured",
+        "  new        only by name: no recorded measurement shows that it is not slower than sdpa",
         "  old        yes, and auto takes it",
     ]
 

@@ -203,7 +203,7 @@ int64_t most_rows(const std::vector<AnyStream>& streams) {
 
 void attention_forward(const Call& call, const std::vector<StreamForward>& streams, void* kept) {
   const std::vector<Task> tasks = tasks_of(call, streams, queries_per_task(call, streams));
-  const int threads = static_cast<int>(smaller(call.threads, tasks.size()));
+  const int threads = threads_for(call, streams, tasks.size());
   const int64_t count = tasks.size(), most = most_rows(streams);
   const Scratch scratch(threads, call.kernels().forward_scratch(most, call.dim));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
@@ -217,7 +217,7 @@ void attention_backward(const Call& call, const std::vector<StreamBackward>& str
                         const void* kept) {
   const int64_t most = most_rows(streams);
   const std::vector<Task> tasks = tasks_of(call, streams, std::max<int64_t>(1, most));
-  const int threads = static_cast<int>(smaller(call.threads, tasks.size()));
+  const int threads = threads_for(call, streams, tasks.size());
   const int64_t count = tasks.size();
   const int64_t gradient = kept ? round_up(call.bytes(call.slots * call.dim), kAlignment) : 0;
   const Scratch scratch(threads, gradient + call.kernels().backward_scratch(most, call.dim));

@@ -61,4 +61,13 @@ int64_t queries_per_task(const Call& call, const std::vector<AnyStream>& streams
   return std::max<int64_t>(1, ceil_div(blocks, kTasksPerThread * call.threads)) * block;
 }
 
+// Threads that are worth waking: none for less than 2^20 multiply-adds, some ten microseconds.
+template <class AnyStream>
+int threads_for(const Call& call, const std::vector<AnyStream>& streams, int64_t tasks) {
+  int64_t pairs = 0;
+  for (const AnyStream& stream : streams) pairs += stream.rows * stream.rows;
+  const int64_t worth = 1 + (call.batch * call.heads * pairs * call.dim >> 20);
+  return static_cast<int>(std::min({int64_t{call.threads}, tasks, worth}));
+}
+
 }  // namespace mbt_fast::cpu
