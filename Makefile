@@ -10,7 +10,7 @@ KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton_kernels bottlenec
 	random_calls))
 INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: profile test setup lint types unit interpret clean
+.PHONY: profile test setup lint types unit interpret sanitize clean
 
 profile: setup
 	$(BIN)/mbt-fast profile --json profile.json --html profile.html
@@ -40,6 +40,17 @@ interpret:
 
 unit:
 	$(BIN)/pytest -q
+
+# The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, their scratch full of NaN.
+SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -DMBT_FAST_POISON
+SANITIZERS = $(foreach name,asan ubsan,$(shell $(CXX) -print-file-name=lib$(name).so))
+
+sanitize: setup
+	CXXFLAGS="$(SANITIZE)" MBT_FAST_NATIVE=1 $(BIN)/python -m pip install -q --no-build-isolation \
+		--no-deps --upgrade --target build/sanitize .
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+		PYTHONPATH=build/sanitize $(BIN)/pytest -q -k "not sdpa and not triton" \
+		tests/test_cpu_kernels.py tests/test_bottleneck_attention.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mbt_fast/*.so profile.json profile.html

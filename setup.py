@@ -4,6 +4,7 @@ MBT_FAST_NATIVE  auto (default): build csrc/ into mbt_fast._C where a C++17 comp
                  works; else install without it, and say why
                  1: build it or fail       0: never build it
 CXX              the compiler; default c++, g++ or clang++, the first on the PATH
+CXXFLAGS         more options for it, after ours
 """
 
 import os
@@ -102,10 +103,11 @@ class NinjaBuild(build_ext):
         includes = [pybind11.get_include(), sysconfig.get_path("include")]
         out.variable("cxx", compiler())
         out.variable("flags", f"{FLAGS} {' '.join(f'-isystem {path}' for path in includes)}")
-        compile_one = "$cxx -MMD -MF $out.d $flags $extra -c $in -o $out"
+        out.variable("more", os.environ.get("CXXFLAGS", ""))
+        compile_one = "$cxx -MMD -MF $out.d $flags $extra $more -c $in -o $out"
         out.rule("compile", compile_one, depfile="$out.d", deps="gcc")
         undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
-        out.rule("link", f"$cxx -shared -fopenmp {undefined} $in -o $out")
+        out.rule("link", f"$cxx -shared -fopenmp $more {undefined} $in -o $out")
         objects = []
         for source, extra in SOURCES.items():
             path = Path(source).resolve()

@@ -196,7 +196,7 @@ struct SoftmaxOf {  // what is constant along the keys
 
   template <class Product>
   MBT_FAST_INLINE Floats probabilities(const float* s) const {
-    return exp2<Product::kExpDegree>(sub(fms(load(s), scale, shift), log2_sum));
+    return exp2<Product::kExpDegree>(sub(sub(mul(load(s), scale), shift), log2_sum));
   }
   template <class Product>
   MBT_FAST_INLINE Gradients gradients(const float* s, const float* dp) const {

@@ -16,7 +16,9 @@
 // - k and v are packed once per head, q once per block of queries; both products then read
 //   contiguous words. Rows of a packed stream would touch another page each.
 // - The shift is the running maximum: exponentials are at most 1, whatever the scores. When it
-//   grows, o and the sums are scaled down.
+//   grows, o and the sums are scaled down. The scaled score is rounded before the shift is taken
+//   off, as it was when the maximum was taken; fused, the difference could exceed 0 by the rounding
+//   of the maximum, which at scores of 1e12 is 2^17.
 // - Every query sees the same blocks of keys in the same order, whoever computes it: results do not
 //   depend on the number of threads.
 #pragma once
@@ -76,23 +78,27 @@ inline void pack_along_rows(RowsOf<T> x, int64_t first, int64_t dim, uint32_t* t
   transpose_words(temporary, lanes, steps, lanes, to, steps, dim);
 }
 
+template <class Product>
+MBT_FAST_INLINE Floats exponential(const float* s, Floats scale, Floats shift) {
+  return exp2<Product::kExpDegree>(sub(mul(load(s), scale), shift));
+}
+
 // p^T = exp2(scale * s^T - shift) for one vector of queries, and its sum over the keys.
 template <class Product>
 inline Floats exponentials(const float* s, int64_t keys, Floats scale, Floats shift, uint32_t* p) {
   Floats sum = zeros();
   if constexpr (Product::kDepth == 1) {
     for (int64_t key = 0; key < keys; ++key) {
-      const Floats x = exp2<Product::kExpDegree>(fms(load(s + key * kQueries), scale, shift));
+      const Floats x = exponential<Product>(s + key * kQueries, scale, shift);
       sum = add(sum, x);
       store_words(p + key * kQueries, as_words(x));
     }
   } else {
     for (int64_t key = 0; key < keys; key += 2) {
       const float* at = s + key * kQueries;
-      const Floats x = exp2<Product::kExpDegree>(fms(load(at), scale, shift));
-      const Floats y = key + 1 < keys
-                           ? exp2<Product::kExpDegree>(fms(load(at + kQueries), scale, shift))
-                           : zeros();
+      const Floats x = exponential<Product>(at, scale, shift);
+      const Floats y =
+          key + 1 < keys ? exponential<Product>(at + kQueries, scale, shift) : zeros();
       sum = add(sum, add(x, y));
       store_words(p + key / 2 * kQueries, Product::pair(Product::narrow(x, y)));
     }

@@ -7,6 +7,7 @@
 #endif
 
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -25,6 +26,9 @@ class Scratch {
     if (all && !block_) throw std::bad_alloc();
 #if defined(__linux__)
     if (all >= kHugePage) madvise(block_.get(), round_up(all, alignment), MADV_HUGEPAGE);
+#endif
+#if defined(MBT_FAST_POISON)  // tests: bytes of 0xff are NaN in every type
+    std::memset(block_.get(), 0xff, all);
 #endif
   }
   void* of_this_thread() const {
