@@ -31,10 +31,11 @@ ELEMENTS = {"bf16": HALF, "fp32": SINGLE}
 KERNEL = {
     "fwd": bottleneck_attention_fwd_kernel,
     "fwd_mean": bottleneck_attention_fwd_kernel,
+    "delta": bwd.bottleneck_attention_bwd_delta_kernel,
     "dkdv": bwd.bottleneck_attention_bwd_dkdv_kernel,
     "dq": bwd.bottleneck_attention_bwd_dq_kernel,
 }
-STREAMS = 2  # with lengths, the heavier case
+STREAMS = 2  # with lengths and all gradients, the heavier case
 ALIGNED = [["tt.divisibility", 16]]
 
 
@@ -109,7 +110,8 @@ def _source(case: Case) -> ASTSource:
     constants: dict[str, Any] = {
         "M": STREAMS,
         "HAS_LENGTHS": 2**STREAMS - 1,
-        "UPDATE_MEAN": case.kernel == "fwd_mean",
+        "HAS_DLSE": 2**STREAMS - 1,
+        "UPDATE_MEAN": case.kernel in ("fwd_mean", "delta"),
         "D": case.head_dim,
         "BLOCK_D": triton.next_power_of_2(case.head_dim),
         "BLOCK_M": tiles.block_m,
@@ -131,6 +133,7 @@ def _source(case: Case) -> ASTSource:
 def _type(name: str, element: str) -> Any:
     types = {
         "lse_ptrs": "*fp32",
+        "dlse_ptrs": "*fp32",
         "stats_ptrs": "*fp32",
         "delta_ptrs": "*fp32",
         "length_ptrs": "*i32",

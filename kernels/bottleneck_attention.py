@@ -24,7 +24,6 @@ from mbt_fast.kernels.launch import (
 from mbt_fast.kernels.table import tiles_for
 
 Lengths = Sequence[Tensor | None]
-DELTA_BLOCK = 64
 
 
 def bottleneck_attention_fwd(
@@ -136,14 +135,17 @@ def bottleneck_attention_bwd(
         return (sum(tiles) * batch * heads,), (streams.rows(), tiles, batch, heads, n_bottlenecks)
 
     with device_of(qkv[0]):
-        grid, sizes = place(DELTA_BLOCK)
+        tiles = tiles_for("delta", qkv[0])
+        grid, sizes = place(tiles.block_m)
         dlse = [None if d is None else d.contiguous() for d in streams.arrange(dlses)]
         bottleneck_attention_bwd_delta_kernel[grid](
-            tuple(streams.arrange(outs)), slots, grads,
-            tuple(deltas[0] if d is None else d for d in dlse), deltas,
-            tuple(streams.lengths), strides_of(grads), *sizes,
+            tuple(streams.qkv), tuple(streams.arrange(outs)), slots, grads,
+            tuple(deltas[0] if d is None else d for d in dlse), tuple(stats), deltas,
+            tuple(streams.lengths), strides_of(streams.qkv), strides_of(grads), *sizes, scale,
             HAS_DLSE=sum(1 << m for m, d in enumerate(dlse) if d is not None),
-            UPDATE_MEAN=update_mean, BLOCK_M=DELTA_BLOCK, **shared,
+            UPDATE_MEAN=update_mean, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+            PRECISION=precision_of(qkv[0].dtype), num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages, **shared,
         )  # fmt: skip
         for kernel, name in (
             (bottleneck_attention_bwd_dkdv_kernel, "dkdv"),

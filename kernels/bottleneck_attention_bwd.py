@@ -6,9 +6,9 @@ Notation as in the forward; ``dout`` [B, S, H, D], ``dlse`` float32 [B, H, S], `
     delta = rowsum(dout * out) - dlse
     dv = p^T dout        ds = p * (dp - delta)        dq = scale * ds k        dk = scale * ds^T q
 
-Launches. (1) ``delta``, element-wise. (2) ``dkdv``: a program owns BLOCK_M keys and walks along the
-valid rows as queries in steps of BLOCK_N. (3) ``dq``: a program owns BLOCK_M queries and walks
-along the valid keys. Both recompute p from the saved maximum and sum::
+Launches. (1) ``delta``: a program owns BLOCK_M rows. (2) ``dkdv``: a program owns BLOCK_M keys and
+walks along the valid rows as queries in steps of BLOCK_N. (3) ``dq``: a program owns BLOCK_M
+queries and walks along the valid keys. (2) and (3) recompute p from the saved maximum and sum::
 
                (2)  queries ->                       (3)  keys ->
              +-----+-----+---+                     +-----+-----+---+
@@ -23,6 +23,9 @@ Invariants.
   beyond the last are zero, but p may be infinite there, so that steps over keys need one.
 - Where there is one key, softmax is constant and its gradient exactly 0, not the rounding of
   dp - delta: both are multiplied by 0 there, which costs nothing inside a multiply-add.
+- Where softmax is saturated, dp - delta is the rounding of out and little else. In float32 (1) also
+  walks along the valid keys and adds ``sum(p * (dp - delta))`` to delta, from the products of (3):
+  two more than the other five. 16-bit inputs go without.
 - The shared update is undone before (1): the launcher has put the mean's gradient into dout.
 """
 
@@ -44,20 +47,53 @@ from mbt_fast.kernels.tiles import (
 )
 
 
+@triton.jit
+def _p_and_dp(q, dout, top, log2_sum, k, v, inside, scale, PRECISION: tl.constexpr):
+    """Probabilities of a tile of queries and keys, and their gradients: [queries, keys]."""
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E)
+    p = tl.exp2(s - top[:, None] - log2_sum[:, None])
+    dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+    return tl.where(inside[None, :], p, 0.0), dp
+
+
+@triton.jit
+def _error_of(
+    q_ptr, stride_s, stride_w, row, valid, dout, top, log2_sum, delta, length, count, rows, P,
+    scale, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``sum(p * (dp - delta))``: what ``delta = rowsum(dout * out)`` lacks through rounding."""
+    error = tl.zeros([BLOCK_M], tl.float32)
+    q = load_tile(q_ptr, row, stride_s, valid, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    for start in range(0, count, BLOCK_N):
+        number = start + tl.arange(0, BLOCK_N)
+        key = row_of(number, length, rows, P)
+        inside = number < count
+        k = load_tile(q_ptr + stride_w, key, stride_s, inside, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+        v = load_tile(q_ptr + 2 * stride_w, key, stride_s, inside, D, BLOCK_D)
+        p, dp = _p_and_dp(q, dout, top, log2_sum, k, v, inside, scale, PRECISION)
+        error += tl.sum(p * (dp - delta[:, None]), 1)
+    return error
+
+
 @triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles"])
 def bottleneck_attention_bwd_delta_kernel(
+    qkv_ptrs,  # M x [B, S_m, 3, H, D]
     out_ptrs,  # M x [B, S_m, H, D], contiguous
     slot_ptr,  # [M, B, P, H, D], contiguous: out of the slots, if UPDATE_MEAN
     dout_ptrs,  # M x [B, S_m, H, D]
     dlse_ptrs,  # M x float32 [B, H, S_m], contiguous, where bit m of HAS_DLSE is set
+    stats_ptrs,  # M x float32 [2, B, H, S_m], contiguous: maximum and log2 of the sum
     delta_ptrs,  # M x float32 [B, H, S_m], contiguous
     length_ptrs,  # M x int32 [B], where bit m of HAS_LENGTHS is set
+    strides,  # M x (batch, row, which of qkv, head)
     dout_strides,  # M x (batch, row, head)
     rows,  # M x S_m
     tiles,  # M x tiles of rows per (b, h)
     B,
     H,
     P,
+    scale,
     M: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     HAS_DLSE: tl.constexpr,
@@ -65,8 +101,11 @@ def bottleneck_attention_bwd_delta_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Launch (1): delta of all rows; 0 for rows that are not valid."""
+    scale = tl.cast(scale, tl.float32)
     heads = tl.cast(B, tl.int64) * H
     pid = tl.program_id(0).to(tl.int64)
     m, b, h, tile, S, length, count = locate(
@@ -75,8 +114,8 @@ def bottleneck_attention_bwd_delta_kernel(
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = is_valid(row, length, count, S, P)
     dout_ptr = head_of(dout_ptrs, dout_strides, 2, b, h, m, M)
-    stride_s = pick_stride(dout_strides, 1, m, M)
-    dout = load_tile(dout_ptr, row, stride_s, valid, D, BLOCK_D).to(tl.float32)
+    dout_stride_s = pick_stride(dout_strides, 1, m, M)
+    dout = load_tile(dout_ptr, row, dout_stride_s, valid, D, BLOCK_D)
     out_ptr = pick(out_ptrs, m, M) + (b * S * H + h) * D
     if UPDATE_MEAN:
         is_slot = row >= S - P
@@ -85,8 +124,18 @@ def bottleneck_attention_bwd_delta_kernel(
         out += load_tile(own_ptr, row - (S - P), H * D, valid & is_slot, D, BLOCK_D)
     else:
         out = load_tile(out_ptr, row, H * D, valid, D, BLOCK_D).to(tl.float32)
-    delta = tl.sum(dout * out, 1) * has_choice(count)
+    delta = tl.sum(dout.to(tl.float32) * out, 1)
     offset = (b * H + h) * S + row
+    if dout.dtype == tl.float32 and is_needed(tile * BLOCK_M, BLOCK_M, length, count, S, P):
+        top_ptr = pick(stats_ptrs, m, M) + offset
+        top = tl.load(top_ptr, mask=valid, other=0.0)
+        log2_sum = tl.load(top_ptr + heads * S, mask=valid, other=0.0)
+        delta += _error_of(
+            head_of(qkv_ptrs, strides, 3, b, h, m, M), pick_stride(strides, 1, m, M),
+            pick_stride(strides, 2, m, M), row, valid, dout, top, log2_sum, delta, length, count,
+            S, P, scale, D, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION,
+        )  # fmt: skip
+    delta = tl.where(valid, delta * has_choice(count), 0.0)
     for i in tl.static_range(M):
         if (HAS_DLSE >> i) & 1 == 1:  # known when compiled, unlike the next  # noqa: SIM102
             if m == i:
@@ -214,11 +263,8 @@ def bottleneck_attention_bwd_dq_kernel(
             key = row_of(number, length, S, P)
             inside = number < count
             k = load_tile(k_ptr, key, stride_s, inside, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E)
-            p = tl.exp2(s - top[:, None] - log2_sum[:, None])  # [BLOCK_M, BLOCK_N]
-            p = tl.where(inside[None, :], p, 0.0)
             v = load_tile(v_ptr, key, stride_s, inside, D, BLOCK_D)
-            dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+            p, dp = _p_and_dp(q, dout, top, log2_sum, k, v, inside, scale, PRECISION)
             ds = p * (dp * choice - delta[:, None])
             dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
         dq = tl.where(valid[:, None], dq * scale, 0.0)
