@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from mbt_fast import dispatch
+from mbt_fast import bottleneck_attention, dispatch
+from mbt_fast.testing import assert_close_to_exact
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -119,3 +120,23 @@ def share(case, outs):
         mean = sum(outs[m][example, -case.slots :].clone() for m in streams) / len(streams)
         for m in streams:
             outs[m][example, -case.slots :] = mean
+
+
+def compare(backend, qkv, slots, lengths=None, update=None, douts=None):
+    """Outputs and gradients of a backend against the reference, by the tolerance rule."""
+    results = {}
+    for name, runner, dtype in (
+        ("actual", backend, qkv[0].dtype),
+        ("eager", "reference", qkv[0].dtype),
+        ("exact", "reference", torch.float64),
+    ):
+        inputs = [stream.detach().to(dtype).requires_grad_() for stream in qkv]
+        outs = bottleneck_attention(inputs, slots, lengths=lengths, update=update, backend=runner)
+        grads = [
+            torch.ones_like(o) if d is None else d
+            for o, d in zip(outs, douts or [None] * len(outs), strict=True)
+        ]
+        dqkv = torch.autograd.grad(outs, inputs, [g.to(dtype) for g in grads])
+        results[name] = [*outs, *dqkv]
+    for actual, eager, exact in zip(*results.values(), strict=True):
+        assert_close_to_exact(actual, eager, exact)

@@ -60,6 +60,21 @@ def test_import_touches_no_device_and_loads_no_extension(tmp_path):
     assert run(code, tmp_path=tmp_path) == [False, False]
 
 
+def test_a_forked_worker_can_call(tmp_path):
+    """xformers#1030, TransformerEngine#872: a context made at import kills forked workers."""
+    code = """
+        import json, os, torch, mbt_fast
+        worker = os.fork()
+        if worker == 0:
+            (out,) = mbt_fast.bottleneck_attention([torch.zeros(1, 5, 3, 1, 16)], 1)
+            if torch.cuda.is_available():
+                mbt_fast.bottleneck_attention([torch.zeros(1, 5, 3, 1, 16, device="cuda")], 1)
+            os._exit(0 if out.eq(0).all() else 1)
+        print(json.dumps(os.waitpid(worker, 0)[1]))
+    """
+    assert run(code, tmp_path=tmp_path) == 0
+
+
 def test_import_is_quick(tmp_path):
     """At most a third of a second beyond torch, the best of three."""
     code = """
