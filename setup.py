@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOTS = {"mbt_fast": "mbt_fast", "mbt_fast.kernels": "kernels"}
-AVX2 = "-mavx2 -mfma -mf16c"
+AVX2 = "-mavx2 -mfma -mf16c -ffp-contract=off"  # kernels say where they want a multiply-add
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"
 SOURCES = {  # with flags of their own
     "csrc/bindings.cpp": "",

@@ -120,6 +120,15 @@ def test_equal_scores_give_the_mean_of_the_values(instruction_set):
     torch.testing.assert_close(lse, torch.full_like(lse, math.log(64)))
 
 
+@pytest.mark.parametrize("size", [1e6, 1e15])
+def test_equal_scores_of_huge_size_do_not_become_nan(instruction_set, size):
+    """A fused multiply-subtract would exceed the rounded maximum by its rounding."""
+    stream = torch.full((1, 50, 3, 1, 16), 1.1)
+    stream[:, :, :2] *= size
+    (out,) = bottleneck_attention([stream], 0, backend="cpu")
+    torch.testing.assert_close(out, torch.full_like(out, 1.1))
+
+
 def test_one_key_passes_no_gradient_to_query_and_key(instruction_set):
     stream = torch.randn(2, 1, 3, 2, 64, requires_grad=True)
     (out,) = bottleneck_attention([stream], 0, backend="cpu")

@@ -58,7 +58,7 @@ def test_every_element_is_written(backend):
 def test_an_example_without_keys_does_not_poison_shared_weights(backend):
     """pytorch#41508, #196170: 0 * NaN in one example, and the gradient of all is NaN."""
     projected = torch.randn(2, 7, 16, device=DEVICE)
-    weight = torch.randn(16, 3 * 16, device=DEVICE, requires_grad=True)
+    weight = (torch.randn(16, 3 * 16, device=DEVICE) / 4).requires_grad_()  # unit scores
     grads = []
     for batch, lengths in ((projected, [6, 0]), (projected[:1], [6])):
         lengths = [torch.tensor(lengths, dtype=torch.int32, device=DEVICE)]
