@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "checkpoint",
         "dispatch",
         "errors",
+        "functional",
         "layers",
         "reference",
         "validation",

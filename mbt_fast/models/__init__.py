@@ -1,7 +1,8 @@
-"""The model, its configuration, and the registry of sizes."""
+"""The model, its configuration, the registry of sizes, and the fusion of other encoders."""
 
 from mbt_fast.models.config import MBTConfig
+from mbt_fast.models.fused import FusedTowers, fuse
 from mbt_fast.models.mbt import MBT
 from mbt_fast.models.registry import create_model, list_models
 
-__all__ = ["MBT", "MBTConfig", "create_model", "list_models"]
+__all__ = ["MBT", "FusedTowers", "MBTConfig", "create_model", "fuse", "list_models"]

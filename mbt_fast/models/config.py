@@ -91,7 +91,7 @@ class MBTConfig:
         if isinstance(self.modalities, str) or not isinstance(self.modalities, (tuple, list)):
             raise TypeError(f"modalities must be a tuple of names, got {self.modalities!r}")
         object.__setattr__(self, "modalities", tuple(self.modalities))
-        _check_modalities(self.modalities)
+        check_modalities(self.modalities)
         for name in ("input_size", "patch_size"):
             object.__setattr__(self, name, self._per_modality(name))
         _check_types(self)
@@ -179,7 +179,13 @@ def _plain(value: Any) -> Any:
 _RESERVED = ("shared", "block_of", "set_backend")  # names of a FusionLayer
 
 
-def _check_modalities(modalities: tuple[str, ...]) -> None:
+def check_modalities(modalities: tuple[str, ...]) -> None:
+    """Refuse names that cannot be those of streams.
+
+    Raises:
+        TypeError: A name is not a string.
+        ValueError: None is given, one is given twice, or one cannot name a part of a module.
+    """
     if not modalities:
         raise ValueError("modalities must name at least one modality, got none")
     if len(set(modalities)) != len(modalities):
