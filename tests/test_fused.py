@@ -184,6 +184,28 @@ def test_dropout_and_stochastic_depth_are_the_towers_own(make):
     assert not torch.allclose(trained["rgb"], evaluated["rgb"])
 
 
+DROPPING = {
+    "timm": (lambda: TimmViT(attn_drop=0.1), r"blocks\[1\]\.attn\.attn_drop\.p must .* got 0\.1$"),
+    "hugging face": (
+        lambda: HuggingFace4(dropout=0.2),
+        r"encoder\.layer\[1\]\.attention\.attention\.dropout_prob must .* got 0\.2$",
+    ),
+    "torch": (
+        lambda: torch_encoder(dropout=0.1),
+        r"layers\[1\]\.self_attn\.dropout must be 0\.0 \(our attention has none\), got 0\.1$",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), DROPPING.values(), ids=DROPPING.keys())
+def test_attention_dropout_is_refused_in_training_only(make, message):
+    """It is the default of ``torch.nn.TransformerEncoderLayer``, and does nothing in eval mode."""
+    model, inputs = example(make)
+    assert model(inputs)["rgb"].isfinite().all()
+    with pytest.raises(ValueError, match=rf"^towers\['rgb'\].*{message}"):
+        model.train()(inputs)
+
+
 def tower_of(model, modality):
     """A timm-like tower with the very modules of an ``MBT``."""
     tower = nn.Module()

@@ -6,7 +6,6 @@ from torch import nn
 from tower_cases import (
     DIM,
     HIDDEN,
-    HuggingFace4,
     TimmBlock,
     TimmPostNormBlock,
     TimmViT,
@@ -106,17 +105,9 @@ MISFITS = {
         lambda: TimmViT(block=Parallel),
         r"blocks\[0\] must have norm1, got Parallel without it$",
     ),
-    "timm, attention dropout": (
-        lambda: TimmViT(attn_drop=0.1),
-        r"blocks\[0\]\.attn\.attn_drop\.p must be 0\.0 \(attention dropout .*got 0\.1$",
-    ),
     "timm, small heads": (
         many_heads,
         r"blocks\[1\] must have heads of 16 to 128 channels, got 48 channels and 6 heads of 8$",
-    ),
-    "hugging face, attention dropout": (
-        lambda: HuggingFace4(dropout=0.2),
-        r"encoder\.layer\[0\]\.attention\.attention\.dropout_prob must be 0\.0",
     ),
     "torch, post-norm": (
         lambda: torch_encoder(norm_first=False),
@@ -125,10 +116,6 @@ MISFITS = {
     "torch, sequence first": (
         lambda: torch_encoder(batch_first=False),
         r"layers\[0\]\.self_attn\.batch_first must be True",
-    ),
-    "torch, attention dropout": (
-        lambda: torch_encoder(dropout=0.1),
-        r"layers\[0\]\.self_attn\.dropout must be 0\.0",
     ),
     "torch, an embedding of its own": (
         with_patches,

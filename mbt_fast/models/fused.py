@@ -9,7 +9,7 @@ from mbt_fast.functional import bottleneck_attention, share_slots_
 from mbt_fast.layers.fusion import Lengths, Streams, enter_fusion
 from mbt_fast.models.config import check_modalities
 from mbt_fast.models.init import TOKEN_STD
-from mbt_fast.models.towers import Layer, families_of
+from mbt_fast.models.towers import Layer, check_training, families_of
 from mbt_fast.reference import drop_padding, valid_rows
 from mbt_fast.validation import check_length
 
@@ -45,8 +45,9 @@ def fuse(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: Something in a tower does not fit, such as post-norm, rotary positions or
-            attention dropout: the message names the first such thing. Or a number is out of range.
+        ValueError: Something in a tower does not fit, such as post-norm or rotary positions: the
+            message names the first such thing. Or a number is out of range. Attention dropout is
+            refused when a fused layer is trained with it.
 
     Example:
         >>> layer = torch.nn.TransformerEncoderLayer(
@@ -190,6 +191,10 @@ class FusedTowers(nn.Module):
     def _layer_apart(self, index: int, streams: Streams, lengths: Lengths, n_slots: int) -> Streams:
         """The same layer of several towers: all attentions in one call, then the shared update."""
         layers = {m: self._layers(m)[index] for m in streams}
+        for m, layer in layers.items():
+            check_training(
+                f"towers[{m!r}].{self._families[m].stack}[{index}]", layer, self._families[m]
+            )
         padding = [lengths.get(modality) for modality in streams]
         heads = bottleneck_attention(
             [self._families[m].packed(layers[m], x) for m, x in streams.items()],

@@ -12,6 +12,9 @@ Tower: TypeAlias = Any
 Layer: TypeAlias = Any
 
 
+NO_DROPOUT = "our attention has none"
+
+
 class Need(NamedTuple):
     """The value that an attribute must have, if it exists."""
 
@@ -36,6 +39,7 @@ class Family(ABC):
     parts: ClassVar[tuple[str, ...]]  # what a layer consists of, its first norm first
     optional_parts: ClassVar[tuple[str, ...]] = ()
     layer_needs: ClassVar[tuple[Need, ...]] = ()
+    training_needs: ClassVar[tuple[Need, ...]] = ()  # of a layer that is taken apart in training
 
     def body(self, tower: Tower) -> Tower:
         """The encoder itself, if ``tower`` puts a head on top of it."""

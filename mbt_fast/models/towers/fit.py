@@ -98,6 +98,16 @@ def _check_depth(families: Mapping[str, Family], towers: Mapping[str, Tower]) ->
             )
 
 
+def check_training(where: str, layer: Layer, family: Family) -> None:
+    """Refuse to train what only evaluates as it should.
+
+    Raises:
+        ValueError: The layer drops attention weights.
+    """
+    if layer.training:
+        _check_needs(where, layer, family.training_needs)
+
+
 def _check_needs(where: str, owner: Tower | Layer, needs: tuple[Need, ...]) -> None:
     for need in needs:
         value = look_up(owner, need.path, need.value)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mbt_fast.models.towers.family import Family, Layer, Need, Tower
+from mbt_fast.models.towers.family import NO_DROPOUT, Family, Layer, Need, Tower
 
-NO_DROPOUT = "attention dropout is not supported"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -47,7 +46,7 @@ class HuggingFaceViT4(_HuggingFace):
     tower_needs = (
         Need("encoder.relative_position_bias", None, "relative positions are not supported"),
     )
-    layer_needs = (
+    training_needs = (
         Need("attention.attention.dropout.p", 0.0, NO_DROPOUT),
         Need("attention.attention.dropout_prob", 0.0, NO_DROPOUT),
     )
@@ -80,7 +79,7 @@ class HuggingFaceViT5(_HuggingFace):
         "mlp",
         "dropout",
     )
-    layer_needs = (Need("attention.attention_dropout", 0.0, NO_DROPOUT),)
+    training_needs = (Need("attention.attention_dropout", 0.0, NO_DROPOUT),)
 
     def packed(self, layer: Layer, x: Tensor) -> Tensor:
         """Of three Linears."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mbt_fast.models.towers.family import Family, Layer, Need, Tower, apply_part
+from mbt_fast.models.towers.family import NO_DROPOUT, Family, Layer, Need, Tower, apply_part
 
 
 class TimmViT(Family):
@@ -15,7 +15,7 @@ class TimmViT(Family):
     parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp")
     optional_parts = ("attn.q_norm", "attn.k_norm", "attn.norm", "ls1", "ls2")
     tower_needs = (Need("rope", None, "rotary positions are not supported"),)
-    layer_needs = (Need("attn.attn_drop.p", 0.0, "attention dropout is not supported"),)
+    training_needs = (Need("attn.attn_drop.p", 0.0, NO_DROPOUT),)
 
     def embed(self, tower: Tower, x: Tensor) -> Tensor:
         """As in ``forward_features``."""

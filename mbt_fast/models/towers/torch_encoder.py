@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import linear
 
-from mbt_fast.models.towers.family import Family, Layer, Need, Tower, apply_part
+from mbt_fast.models.towers.family import NO_DROPOUT, Family, Layer, Need, Tower, apply_part
 
 
 class TorchEncoder(Family):
@@ -26,8 +26,8 @@ class TorchEncoder(Family):
         Need("norm_first", True, "post-norm is not supported"),
         Need("self_attn.batch_first", True, "streams are [B, S, C]"),
         Need("self_attn.add_zero_attn", False, "extra keys are not supported"),
-        Need("self_attn.dropout", 0.0, "attention dropout is not supported"),
     )
+    training_needs = (Need("self_attn.dropout", 0.0, NO_DROPOUT),)
 
     def embed(self, tower: Tower, x: Tensor) -> Tensor:
         """Tokens come embedded."""
