@@ -34,15 +34,18 @@ MBT_FAST_INLINE Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 MBT_FAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 MBT_FAST_INLINE Floats fms(Floats a, Floats b, Floats c) { return _mm256_fmsub_ps(a, b, c); }
 MBT_FAST_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
-MBT_FAST_INLINE Floats round(Floats x) {
-  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+// Parts of exp2. Below -160 even denormals end; without the bound an infinity would meet itself.
+MBT_FAST_INLINE Floats finite_exponent(Floats x) {
+  return max(splat(-160.0f), x);  // the second operand wins if it is NaN
 }
-// x * 2^n for an integer -254 <= n <= 254, as two products whose factors are normal numbers
-MBT_FAST_INLINE Floats scale_by_power(Floats x, Floats n) {
-  const Words whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
-  const Words bias = splat_word(127);
-  const auto power = [&](Words e) { return as_floats(_mm256_slli_epi32(_mm256_add_epi32(e, bias), 23)); };
-  return mul(mul(x, power(half)), power(_mm256_sub_epi32(whole, half)));
+MBT_FAST_INLINE Floats fraction(Floats x) { return sub(x, _mm256_floor_ps(x)); }
+// p * 2^floor(x), as two products whose factors are normal numbers
+MBT_FAST_INLINE Floats times_power_of_floor(Floats p, Floats x) {
+  const Words whole = _mm256_cvtps_epi32(_mm256_floor_ps(x)), half = _mm256_srai_epi32(whole, 1);
+  const auto power = [](Words e) {
+    return as_floats(_mm256_slli_epi32(_mm256_add_epi32(e, splat_word(127)), 23));
+  };
+  return mul(mul(p, power(half)), power(_mm256_sub_epi32(whole, half)));
 }
 MBT_FAST_INLINE bool any_greater(Floats a, Floats b) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;

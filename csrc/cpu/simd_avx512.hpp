@@ -30,9 +30,12 @@ MBT_FAST_INLINE Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 MBT_FAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 MBT_FAST_INLINE Floats fms(Floats a, Floats b, Floats c) { return _mm512_fmsub_ps(a, b, c); }
 MBT_FAST_INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
-MBT_FAST_INLINE Floats round(Floats x) { return _mm512_roundscale_ps(x, 0); }
-// x * 2^n for an integer n, without overflow on the way
-MBT_FAST_INLINE Floats scale_by_power(Floats x, Floats n) { return _mm512_scalef_ps(x, n); }
+// Parts of exp2, which the instructions define for infinities too.
+MBT_FAST_INLINE Floats finite_exponent(Floats x) { return x; }
+MBT_FAST_INLINE Floats fraction(Floats x) {  // x - floor(x); 0 for infinities
+  return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+MBT_FAST_INLINE Floats times_power_of_floor(Floats p, Floats x) { return _mm512_scalef_ps(p, x); }
 MBT_FAST_INLINE bool any_greater(Floats a, Floats b) {
   return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
