@@ -138,6 +138,11 @@ def check_name(backend: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(names)}, got {backend!r}")
 
 
+def implements(backend: str, op: str) -> bool:
+    """Whether a backend has ``op`` at all, here or elsewhere; ``"auto"`` finds one that has."""
+    return backend == "auto" or any(row.name == backend and op in row.ops for row in BACKENDS)
+
+
 def select(call: Call, backend: str = "auto") -> str:
     """Return the name of the backend that will run ``call``.
 

@@ -70,12 +70,12 @@ def forward_flops(
 
     Args:
         config: The model.
-        cost: ``"efficient"`` counts what the equations ask for, and what ``MBT`` computes; but for
-            heads below 16 channels, which it pads.
+        cost: ``"efficient"`` counts what the equations ask for, and what ``MBT`` computes with
+            ``set_savings(cls_only=False)``; but for heads below 16 channels, which it pads.
             ``"official"`` counts vanilla fusion with own weights as the official code computes it:
             each modality's whole block over the tokens of all, of which only its own are kept.
         cls_only: Count the last layer for the CLS rows alone, all that a token head reads: every
-            key and value, but one query per modality.
+            key and value, but one query per modality. This is what ``MBT`` computes by default.
 
     Raises:
         ValueError: ``cost`` is unknown.
@@ -89,13 +89,15 @@ def forward_flops(
     return ModelFlops(_stem(config), layers, _head(config))
 
 
-def training_flops(config: MBTConfig, cost: str = "efficient") -> ModelFlops:
-    """Count forward and backward of one clip, every layer in full.
+def training_flops(
+    config: MBTConfig, cost: str = "efficient", *, cls_only: bool = False
+) -> ModelFlops:
+    """Count forward and backward of one clip; arguments as in ``forward_flops``.
 
     A Linear costs three times its forward, and the stem, whose input needs no gradient, twice.
     Attention costs 3.5 times: a fused backward computes five products, the scores among them.
     """
-    once = forward_flops(config, cost)
+    once = forward_flops(config, cost, cls_only=cls_only)
     layers = tuple(LayerFlops(3 * layer.linear, 7 * layer.attention // 2) for layer in once.layers)
     return ModelFlops(2 * once.stem, layers, 3 * once.head)
 

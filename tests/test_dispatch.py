@@ -95,3 +95,10 @@ def test_explain_sees_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "dtype is torch.float32" not in dispatch.explain(qkv, 4)
         assert dispatch.Call.of("bottleneck_attention", qkv).dtype == torch.bfloat16
+
+
+def test_implements_asks_for_the_op_and_not_for_the_machine():
+    assert dispatch.implements("triton", "bottleneck_attention")
+    assert not dispatch.implements("triton", "dense_attention")
+    assert dispatch.implements("sdpa", "dense_attention")
+    assert dispatch.implements("auto", "dense_attention")

@@ -105,20 +105,22 @@ def test_cls_only_last_layer():
     ids=str,
 )
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
-def test_counter_agrees_exactly(overrides, backend):
+@pytest.mark.parametrize("cls_only", [False, True])
+def test_counter_agrees_exactly(overrides, backend, cls_only):
     model = create_model("mbt_tiny", **overrides).set_backend(backend)
+    model.set_savings(cls_only=cls_only)
     batch = 2
     inputs = {
         m: torch.randn(batch, *model.embedding(m).input_shape) for m in model.config.modalities
     }
     with FlopCounterMode(display=False) as forward:
         logits = model(inputs)
-    assert forward.get_total_flops() == batch * forward_flops(model.config).total
+    assert forward.get_total_flops() == batch * forward_flops(model.config, cls_only=cls_only).total
     if backend == "sdpa":  # the reference's backward recomputes nothing
         with FlopCounterMode(display=False) as backward:
             logits.sum().backward()
         both = forward.get_total_flops() + backward.get_total_flops()
-        assert both == batch * training_flops(model.config).total
+        assert both == batch * training_flops(model.config, cls_only=cls_only).total
 
 
 def test_figure_3_to_within_the_element_wise_share():

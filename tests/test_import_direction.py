@@ -32,7 +32,7 @@ MAY_IMPORT = {
         "sdpa",
         "validation",
     },
-    "mbt_fast.layers": {"functional", "reference", "validation"},
+    "mbt_fast.layers": {"dispatch", "functional", "reference", "validation"},
     "mbt_fast.models": {
         "autocast",
         "checkpoint",

@@ -32,6 +32,8 @@ FUSIONS = {
     "late": {"fusion_layer": 4},
     "no bottlenecks": {"n_bottlenecks": 0},
 }
+SAVINGS = {"all savings": {}, "no savings": {"cls_only": False}}
+savings = pytest.mark.parametrize("savings", SAVINGS.values(), ids=SAVINGS.keys())
 fusions = pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
 RGB, SPECTROGRAM = (2, 32, 32), (64, 32)
 
@@ -64,16 +66,18 @@ def assert_within_float32(actual, recorded):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_official_logits(name, backend):
+@savings
+def test_official_logits(name, backend, savings):
     _, model, inputs, record = load_golden(name)
-    model.set_backend(backend).eval()
+    model.set_backend(backend).set_savings(**savings).eval()
     assert_within_float32(model(inputs), record["logits"])
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "only" not in n])
-def test_official_training_logits(name):
+@savings
+def test_official_training_logits(name, savings):
     config, model, inputs, record = load_golden(name)
-    logits = model.train().forward_modalities(inputs)
+    logits = model.set_savings(**savings).train().forward_modalities(inputs)
     assert list(logits) == list(config.modalities)
     for modality, value in logits.items():
         assert_within_float32(value, record[f"train_logits/{modality}"])
@@ -81,9 +85,10 @@ def test_official_training_logits(name):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "unimodal_eval"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_official_gradients(name, backend):
+@savings
+def test_official_gradients(name, backend, savings):
     config, model, inputs, record = load_golden(name)
-    model.set_backend(backend).eval()
+    model.set_backend(backend).set_savings(**savings).eval()
     weight = torch.from_numpy(record["loss_weight"]).double()
     (model(inputs) * weight).sum().backward()
     grads = {

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
+from mbt_fast.layers.plain import is_plain
+from mbt_fast.layers.rows import Rows, take_rows
+
 LAYER_NORM_EPS = 1e-6  # flax's default, not PyTorch's 1e-5
 
 
@@ -26,18 +29,26 @@ class Attention(nn.Module):
         """Project tokens ``[B, S, C]`` to packed query, key and value ``[B, S, 3, H, D]``."""
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
 
-    def query(self, x: Tensor) -> Tensor:
-        """Project tokens ``[B, S, C]`` to queries alone, ``[B, H, S, D]``."""
-        dim = self.qkv.in_features
-        query = linear(x, self.qkv.weight[:dim], self.qkv.bias[:dim])
-        return query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def query_key_value(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Project tokens ``[B, S, C]``: queries of some rows, keys and values of all.
 
-    def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Project tokens ``[B, S, C]`` to keys and values, ``[B, H, S, D]`` each."""
-        dim = self.qkv.in_features
-        packed = linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
-        key, value = packed.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        return key.transpose(1, 2), value.transpose(1, 2)
+        Only these are computed, unless ``qkv`` has been replaced or has hooks: then it is called
+        as a module, and the queries are picked from its output.
+
+        Returns:
+            ``[B, H, Q, D]`` for the ``Q`` rows, and twice ``[B, H, S, D]``.
+        """
+        if rows is None or not is_plain(self.qkv):
+            packed = self.packed(x)
+            query, (key, value) = take_rows(packed[:, :, 0], rows), packed[:, :, 1:].unbind(2)
+        else:
+            dim = self.qkv.in_features
+            weight, bias = self.qkv.weight, self.qkv.bias
+            query = linear(take_rows(x, rows), weight[:dim], bias[:dim])
+            query = query.unflatten(-1, (self.num_heads, -1))
+            packed = linear(x, weight[dim:], bias[dim:])
+            key, value = packed.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def output(self, heads: Tensor) -> Tensor:
         """Project the heads' output ``[B, S, H, D]`` back to ``[B, S, C]``."""
@@ -94,6 +105,10 @@ class Block(nn.Module):
     def packed(self, x: Tensor) -> Tensor:
         """First half: what attention reads of tokens ``[B, S, C]``, as ``[B, S, 3, H, D]``."""
         return self.attn.packed(self.norm1(x))
+
+    def query_key_value(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """First half, where only some rows ask: see ``Attention.query_key_value``."""
+        return self.attn.query_key_value(self.norm1(x), rows)
 
     def finish(self, x: Tensor, heads: Tensor) -> Tensor:
         """Second half: both residual branches, given attention's output ``[B, S, H, D]``."""

@@ -1,14 +1,16 @@
 """One layer of all modalities, and the ways in which their streams may pass through it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from mbt_fast import dispatch
 from mbt_fast.functional import bottleneck_attention, dense_attention, share_slots_
 from mbt_fast.layers.block import Block
+from mbt_fast.layers.rows import Rows, joint_valid, row_ranges, take_rows
 from mbt_fast.reference import valid_rows
 from mbt_fast.validation import MIN_HEAD_DIM
 
@@ -46,6 +48,7 @@ class FusionLayer(nn.ModuleDict):
         n_slots: int = 0,
         pairwise: bool = False,
         valid: Tensor | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Streams:
         """Pass the streams through the layer.
 
@@ -57,19 +60,27 @@ class FusionLayer(nn.ModuleDict):
                 the streams to themselves.
             pairwise: Let every stream's queries attend to the keys of all (Eq. 5-6).
             valid: bool ``[B, S]``, the rows of joined streams that take part, ``None`` for all.
+            rows: Rows of every stream to compute, ``None`` for all. The others are keys and values
+                only, and no slots are shared. A backend without ``dense_attention`` leaves these
+                few queries to ``"auto"``.
 
         Returns:
-            The streams after the layer.
+            The streams after the layer, of ``len(rows)`` rows if these are given.
         """
         if pairwise:
-            heads = self._attend_to_all(streams, lengths)
-        elif valid is not None:
-            heads = {SHARED: self._attend_masked(streams[SHARED], valid)}
-        else:
+            heads = self._attend_to_all(streams, lengths, rows)
+        elif valid is None and rows is None:
             heads = self._attend_within(streams, n_slots, lengths)
-        fused = {m: self.block_of(m).finish(x, heads[m]) for m, x in streams.items()}
-        padding = [lengths.get(modality) for modality in streams]
-        share_slots_(list(fused.values()), n_slots, lengths=padding)
+        else:
+            masks = {SHARED: valid} if SHARED in streams else _masks(streams, lengths, n_slots)
+            heads = {m: self._attend_densely(m, x, masks[m], rows) for m, x in streams.items()}
+        fused = {
+            modality: self.block_of(modality).finish(take_rows(x, rows), heads[modality])
+            for modality, x in streams.items()
+        }
+        if rows is None:
+            padding = [lengths.get(modality) for modality in streams]
+            share_slots_(list(fused.values()), n_slots, lengths=padding)
         return fused
 
     def _attend_within(self, streams: Streams, n_slots: int, lengths: Lengths) -> Streams:
@@ -91,26 +102,33 @@ class FusionLayer(nn.ModuleDict):
         )
         return {m: out[..., :head_dim] for m, out in zip(streams, heads, strict=True)}
 
-    def _attend_to_all(self, streams: Streams, lengths: Lengths) -> Streams:
+    def _attend_to_all(
+        self, streams: Streams, lengths: Lengths, rows: Sequence[int] | None
+    ) -> Streams:
         """Queries of each stream, keys and values of all streams under that stream's weights."""
         tokens = torch.cat(list(streams.values()), dim=1)
-        valid, rows = joint_valid(streams, lengths), row_ranges(streams)
+        valid = joint_valid(streams, lengths)
         heads = {}
-        for modality in streams:
-            block = self.block_of(modality)
-            normed = block.norm1(tokens)
-            query = block.attn.query(normed[:, rows[modality]])
-            key, value = block.attn.key_value(normed)
-            out = dense_attention(query, key, value, valid=valid, backend=self._backend)
-            heads[modality] = out.transpose(1, 2)
+        for modality, own in row_ranges(streams).items():
+            queries = own if rows is None else [own.start + row for row in rows]
+            heads[modality] = self._attend_densely(modality, tokens, valid, queries)
         return heads
 
-    def _attend_masked(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Joint self-attention with padding somewhere among the rows."""
-        packed = self.block_of(SHARED).packed(tokens)
-        query, key, value = (part.transpose(1, 2) for part in packed.unbind(2))
-        out = dense_attention(query, key, value, valid=valid, backend=self._backend)
+    def _attend_densely(
+        self, modality: str, tokens: Tensor, valid: Tensor | None, rows: Rows
+    ) -> Tensor:
+        """Queries of some rows, keys and values of all valid ones, under a modality's weights."""
+        query, key, value = self.block_of(modality).query_key_value(tokens, rows)
+        backend = self._backend
+        if isinstance(rows, Sequence) and not dispatch.implements(backend, "dense_attention"):
+            backend = "auto"
+        out = dense_attention(query, key, value, valid=valid, backend=backend)
         return out.transpose(1, 2)
+
+
+def _masks(streams: Streams, lengths: Lengths, n_slots: int) -> dict[str, Tensor | None]:
+    """Which rows of each stream are valid."""
+    return {m: valid_rows(lengths.get(m), x.shape[1], n_slots) for m, x in streams.items()}
 
 
 def enter_fusion(streams: Streams, bottleneck_tokens: Tensor) -> Streams:
@@ -120,23 +138,3 @@ def enter_fusion(streams: Streams, bottleneck_tokens: Tensor) -> Streams:
         slots = bottleneck_tokens.to(x.dtype).expand(x.shape[0], -1, -1)
         fused[modality] = torch.cat([x, slots], dim=1)
     return fused
-
-
-def row_ranges(streams: Streams) -> dict[str, slice]:
-    """Where each stream's rows lie when all streams are joined."""
-    ranges, start = {}, 0
-    for modality, x in streams.items():
-        ranges[modality] = slice(start, start + x.shape[1])
-        start += x.shape[1]
-    return ranges
-
-
-def joint_valid(streams: Streams, lengths: Lengths) -> Tensor | None:
-    """Which of the joined rows are valid: bool ``[B, sum of S_m]``, or ``None`` for all."""
-    if not lengths:
-        return None
-    masks = []
-    for modality, x in streams.items():
-        valid = valid_rows(lengths.get(modality), x.shape[1], 0)
-        masks.append(x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid)
-    return torch.cat(masks, dim=1)

@@ -1,6 +1,7 @@
 """The Multimodal Bottleneck Transformer (Nagrani et al., 2021, arXiv 2107.00135), exactly."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any, cast
 
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from mbt_fast import dispatch
 from mbt_fast.autocast import autocast_dtype
-from mbt_fast.layers import Block, FusionLayer, StreamEmbedding
+from mbt_fast.layers import Block, FusionLayer, Savings, StreamEmbedding
 from mbt_fast.layers.block import LAYER_NORM_EPS
-from mbt_fast.layers.fusion import SHARED, Streams, enter_fusion, joint_valid, row_ranges
+from mbt_fast.layers.fusion import SHARED, Streams, enter_fusion
+from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.init import initialise
 from mbt_fast.reference import expand
@@ -40,6 +42,7 @@ class MBT(nn.Module):
         self.bottleneck_tokens = nn.Parameter(slots) if config.n_slots else None
         self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)  # shared by the modalities
         self.head = nn.Linear(config.hidden_size, config.num_classes)  # likewise
+        self._savings = Savings()
         initialise(self, self.bottleneck_tokens, self.head)
 
     def forward(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -103,6 +106,24 @@ class MBT(nn.Module):
             layer.set_backend(backend)
         return self
 
+    def set_savings(self, **changes: Any) -> "MBT":
+        """Switch savings on or off; returns the model. All are on by default.
+
+        Args:
+            **changes: Fields of ``layers.Savings``: ``cls_only=False`` computes all rows of the
+                last layer, for a hook that looks at its output.
+
+        Raises:
+            TypeError: No such field, or a value of the wrong type.
+        """
+        self._savings = replace(self._savings, **changes)
+        return self
+
+    @property
+    def savings(self) -> Savings:
+        """What the model does not compute."""
+        return self._savings
+
     @property
     def layers(self) -> list[FusionLayer]:
         """The layers, first to last."""
@@ -143,7 +164,7 @@ class MBT(nn.Module):
         config = self.config
         first = self._first_fused_layer()
         for layer in self.layers[:first]:
-            streams = layer(streams, lengths)
+            streams = layer(streams, lengths, rows=self._rows_of(layer, [0]))
         fused = self.layers[first:]
         vanilla = config.fusion == "vanilla" and len(config.modalities) > 1
         if fused and vanilla and config.share_encoder:
@@ -151,8 +172,18 @@ class MBT(nn.Module):
         if fused and self.bottleneck_tokens is not None:
             streams = enter_fusion(streams, self.bottleneck_tokens)
         for layer in fused:
-            streams = layer(streams, lengths, n_slots=config.n_slots, pairwise=vanilla)
+            rows = self._rows_of(layer, [0])
+            streams = layer(streams, lengths, n_slots=config.n_slots, pairwise=vanilla, rows=rows)
         return {modality: x[:, 0] for modality, x in streams.items()}
+
+    def _rows_of(self, layer: FusionLayer, cls: list[int]) -> list[int] | None:
+        """The rows that ``layer`` computes: ``cls``, the CLS rows, or ``None`` for all.
+
+        Under dropout the last layer is computed in full: its masks are drawn for every element.
+        """
+        dropout = self.training and self.config.dropout > 0
+        last = layer is self.blocks[-1]
+        return cls if last and self._savings.cls_only and not dropout else None
 
     def _first_fused_layer(self) -> int:
         """The official code runs bottleneck fusion unimodally at test time if so configured.
@@ -167,11 +198,14 @@ class MBT(nn.Module):
         self, streams: Streams, fused: list[FusionLayer], lengths: dict[str, Tensor]
     ) -> Streams:
         """Vanilla fusion with one set of weights: the streams are joined once and stay joined."""
-        rows, valid = row_ranges(streams), joint_valid(streams, lengths)
+        valid = joint_valid(streams, lengths)
+        cls = [own.start for own in row_ranges(streams).values()]
         joined = {SHARED: torch.cat(list(streams.values()), dim=1)}
         for layer in fused:
-            joined = layer(joined, {}, valid=valid)
-        return {modality: joined[SHARED][:, rows[modality].start] for modality in streams}
+            rows = self._rows_of(layer, cls)
+            joined = layer(joined, {}, valid=valid, rows=rows)
+        tokens = joined[SHARED] if rows else take_rows(joined[SHARED], cls)
+        return dict(zip(streams, tokens.unbind(1), strict=True))
 
     def _check_inputs(self, inputs: Inputs, lengths: Mapping[str, Tensor | None]) -> None:
         for name, given in (("inputs", inputs), ("lengths", lengths)):

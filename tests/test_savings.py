@@ -1,0 +1,146 @@
+"""What an MBT does not compute: the results are the same, and the work is really left out."""
+
+import pytest
+import torch
+from test_mbt import FUSIONS, fusions, int32, random_inputs, tiny
+
+from mbt_fast import create_model
+from mbt_fast.layers import Savings, fusion
+from mbt_fast.testing import assert_close_to_exact
+
+LENGTHS = {
+    "no padding": None,
+    "padding and absence": {"rgb": int32(9, 0, 4), "spectrogram": int32(5, 9, 0)},
+}
+lengths = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+
+
+def outputs_and_gradients(model, inputs, lengths, dtype, savings):
+    """Logits of each modality, and all gradients, those of the inputs among them."""
+    model.to(dtype).set_savings(**savings)
+    leaves = {m: x.to(dtype).requires_grad_() for m, x in inputs.items()}
+    logits = model.forward_modalities(leaves, lengths)
+    named = {**dict(model.named_parameters()), **leaves}
+    loss = sum(value.square().sum() for value in logits.values())
+    grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return logits | {f"gradient of {n}": g for n, g in zip(named, grads, strict=True)}
+
+
+def assert_results_unchanged(model, inputs, lengths, on, off):
+    """With the savings ``on`` as with them ``off``, by the tolerance rule."""
+    model.float()
+    results = {
+        name: outputs_and_gradients(model, inputs, lengths, dtype, savings)
+        for name, dtype, savings in (
+            ("actual", torch.float32, on),
+            ("eager", torch.float32, off),
+            ("exact", torch.float64, off),
+        )
+    }
+    for name, exact in results["exact"].items():
+        actual, eager = results["actual"][name], results["eager"][name]
+        if exact is None:
+            assert actual is None, f"{name} has a gradient only with the savings"
+        else:
+            assert_close_to_exact(actual, eager, exact, name=name)
+
+
+@fusions
+@lengths
+@pytest.mark.parametrize("training", [False, True])
+def test_cls_only_changes_no_result(fusion, lengths, training):
+    model = tiny(**fusion).train(training)
+    assert_results_unchanged(
+        model, random_inputs(), lengths, {"cls_only": True}, {"cls_only": False}
+    )
+
+
+@pytest.mark.parametrize("fusion", ["bottleneck", "late"])
+def test_cls_only_of_unimodal_layers(fusion):
+    """Where the layers run unimodally at test time, and with one modality alone."""
+    model = tiny(**FUSIONS[fusion], test_with_bottlenecks=False)
+    on, off = {"cls_only": True}, {"cls_only": False}
+    assert_results_unchanged(model, random_inputs(), None, on, off)
+    assert_results_unchanged(model, {"rgb": random_inputs()["rgb"]}, None, on, off)
+
+
+@fusions
+def test_the_last_layer_returns_the_cls_rows_alone(fusion):
+    """All tokens are there for a hook once the saving is off."""
+    model, inputs, seen = tiny(**fusion), random_inputs(), []
+    model.layers[-1].register_forward_hook(lambda module, args, output: seen.append(output))
+    model(inputs)
+    model.set_savings(cls_only=False)(inputs)
+    saved, full = seen
+    ends = {"shared": [0, 9]} if "shared" in full else {"rgb": [0], "spectrogram": [0]}
+    for name, rows in ends.items():
+        assert full[name].shape[1] >= 9
+        torch.testing.assert_close(saved[name], full[name][:, rows])
+
+
+def test_slots_are_not_shared_after_the_last_layer(monkeypatch):
+    model, calls = tiny(), []
+    share = fusion.share_slots_
+    monkeypatch.setattr(
+        fusion, "share_slots_", lambda *a, **k: calls.append(a[1]) or share(*a, **k)
+    )
+    model(random_inputs())
+    assert calls == [0, 0, 4]  # of four layers: two unimodal, one fused, and the last
+    model.set_savings(cls_only=False)(random_inputs())
+    assert calls == [0, 0, 4, 0, 0, 4, 4]
+
+
+def test_dropout_draws_the_same_numbers_with_and_without_savings():
+    model, inputs = tiny(dropout=0.3).train(), random_inputs()
+    results = []
+    for cls_only in (True, False):
+        torch.manual_seed(1)
+        results.append(model.set_savings(cls_only=cls_only)(inputs))
+    assert torch.equal(*results)
+
+
+class Adapted(torch.nn.Module):
+    """A Linear with something added, as adapters do."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x) + x.amax(-1, keepdim=True)
+
+
+def hooked(linear):
+    linear.register_forward_hook(lambda module, args, output: 2 * output)
+    return linear
+
+
+@pytest.mark.parametrize("change", [Adapted, hooked])
+@pytest.mark.parametrize("fusion", ["bottleneck", "vanilla", "vanilla, shared"])
+def test_a_replaced_projection_is_called(fusion, change):
+    """Its weights are not used in its place."""
+    model, inputs = tiny(**FUSIONS[fusion]), random_inputs()
+    before = model(inputs)
+    for block in model.layers[-1].values():
+        block.attn.qkv = change(block.attn.qkv)
+    after = model(inputs)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, model.set_savings(cls_only=False)(inputs))
+
+
+def test_a_kernel_without_dense_attention_leaves_few_queries_to_torch():
+    model = tiny().set_backend("triton")  # cannot run here, and would raise
+    stream = torch.randn(2, 9, 64, dtype=torch.float64)
+    out = model.layers[-1]({"rgb": stream}, {}, n_slots=4, rows=[0])
+    assert out["rgb"].shape == (2, 1, 64)
+
+
+def test_savings_are_checked_and_kept():
+    model = create_model("mbt_tiny")
+    assert model.savings == Savings()
+    assert model.set_savings(cls_only=False) is model
+    assert model.savings == Savings(cls_only=False)
+    with pytest.raises(TypeError, match="cls_only must be a bool, got 'no'"):
+        model.set_savings(cls_only="no")
+    with pytest.raises(TypeError, match="cls"):
+        model.set_savings(cls=True)
