@@ -188,14 +188,14 @@ def check_length(name: str, length: Tensor | None, stream: Tensor, most: int) ->
         raise ValueError(f"{name} must have shape [{batch}], got {list(length.shape)}")
     if length.device != stream.device:
         raise ValueError(f"{name} must be on {stream.device} like its stream, got {length.device}")
-    if batch and _readable(length):
+    if batch and is_readable(length):
         low, high = (int(bound) for bound in length.aminmax())
         if low < 0 or high > most:
             bad = low if low < 0 else high
             raise ValueError(f"{name} must be in 0..{most}, the own tokens, got {bad}")
 
 
-def _readable(tensor: Tensor) -> bool:
+def is_readable(tensor: Tensor) -> bool:
     """Whether values can be looked at: on the CPU, of a plain tensor, and not while tracing."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu" or type(tensor) is not Tensor:
         return False

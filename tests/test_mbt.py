@@ -7,6 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_cases import (
+    FUSIONS,
+    RGB,
+    SPECTROGRAM,
+    fusions,
+    int32,
+    random_inputs,
+    savings,
+    tiny,
+)
 
 from mbt_fast import MBT, MBTConfig, checkpoint, create_model, list_models
 
@@ -23,19 +33,6 @@ NAMES = [
     "unimodal_eval",
 ]
 BACKENDS = ["reference", "sdpa", "auto"]
-FUSIONS = {
-    "bottleneck": {},
-    "bottleneck, shared": {"share_encoder": True},
-    "vanilla": {"fusion": "vanilla"},
-    "vanilla, shared": {"fusion": "vanilla", "share_encoder": True},
-    "early": {"fusion_layer": 0},
-    "late": {"fusion_layer": 4},
-    "no bottlenecks": {"n_bottlenecks": 0},
-}
-SAVINGS = {"all savings": {}, "no savings": {"cls_only": False}}
-savings = pytest.mark.parametrize("savings", SAVINGS.values(), ids=SAVINGS.keys())
-fusions = pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
-RGB, SPECTROGRAM = (2, 32, 32), (64, 32)
 
 
 def load_golden(name):
@@ -103,24 +100,6 @@ def test_official_gradients(name, backend, savings):
     for path, value in official.items():
         error = abs(value - recorded[path]).max()
         assert error <= 1e-5 * largest, f"{path}: {error} of {largest}"
-
-
-def random_inputs(batch=3, dtype=torch.float64):
-    return {
-        "rgb": torch.randn(batch, 3, *RGB, dtype=dtype),
-        "spectrogram": torch.randn(batch, *SPECTROGRAM, dtype=dtype),
-    }
-
-
-def tiny(**overrides):
-    """A model whose classifier is not zero, so that its logits say something."""
-    model = create_model("mbt_tiny", **overrides).double().eval()
-    torch.nn.init.normal_(model.head.weight)
-    return model
-
-
-def int32(*values):
-    return torch.tensor(values, dtype=torch.int32)
 
 
 @fusions
@@ -294,19 +273,6 @@ def test_released_configuration_has_the_official_parameters():
         ("rgb",): 89_051_663,
         ("spectrogram",): 86_360_591,
     }
-
-
-def test_stochastic_depth_drops_whole_branches_per_example_without_rescaling():
-    block = create_model("mbt_tiny", stochastic_depth=0.5).layers[-1].block_of("rgb")
-    assert block.drop_rate == 0.5
-    branch = torch.ones(4000, 2, 3)
-    dropped = block.train()._drop_branch(branch)
-    kept = dropped[:, 0, 0]
-    assert set(kept.unique().tolist()) == {0.0, 1.0}
-    assert (dropped == kept[:, None, None]).all()
-    deviations = 5  # of a binomial: fails by chance once in a million seeds, and the seed is fixed
-    assert abs(kept.mean() - 0.5) < deviations * (0.25 / 4000) ** 0.5
-    assert torch.equal(block.eval()._drop_branch(branch), branch)
 
 
 def test_drop_rate_grows_linearly_from_zero():

@@ -2,47 +2,17 @@
 
 import pytest
 import torch
-from test_mbt import FUSIONS, fusions, int32, random_inputs, tiny
+from model_cases import (
+    FUSIONS,
+    assert_results_unchanged,
+    fusions,
+    lengths,
+    random_inputs,
+    tiny,
+)
 
 from mbt_fast import create_model
 from mbt_fast.layers import Savings, fusion
-from mbt_fast.testing import assert_close_to_exact
-
-LENGTHS = {
-    "no padding": None,
-    "padding and absence": {"rgb": int32(9, 0, 4), "spectrogram": int32(5, 9, 0)},
-}
-lengths = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-
-
-def outputs_and_gradients(model, inputs, lengths, dtype, savings):
-    """Logits of each modality, and all gradients, those of the inputs among them."""
-    model.to(dtype).set_savings(**savings)
-    leaves = {m: x.to(dtype).requires_grad_() for m, x in inputs.items()}
-    logits = model.forward_modalities(leaves, lengths)
-    named = {**dict(model.named_parameters()), **leaves}
-    loss = sum(value.square().sum() for value in logits.values())
-    grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return logits | {f"gradient of {n}": g for n, g in zip(named, grads, strict=True)}
-
-
-def assert_results_unchanged(model, inputs, lengths, on, off):
-    """With the savings ``on`` as with them ``off``, by the tolerance rule."""
-    model.float()
-    results = {
-        name: outputs_and_gradients(model, inputs, lengths, dtype, savings)
-        for name, dtype, savings in (
-            ("actual", torch.float32, on),
-            ("eager", torch.float32, off),
-            ("exact", torch.float64, off),
-        )
-    }
-    for name, exact in results["exact"].items():
-        actual, eager = results["actual"][name], results["eager"][name]
-        if exact is None:
-            assert actual is None, f"{name} has a gradient only with the savings"
-        else:
-            assert_close_to_exact(actual, eager, exact, name=name)
 
 
 @fusions
@@ -140,7 +110,8 @@ def test_savings_are_checked_and_kept():
     assert model.savings == Savings()
     assert model.set_savings(cls_only=False) is model
     assert model.savings == Savings(cls_only=False)
-    with pytest.raises(TypeError, match="cls_only must be a bool, got 'no'"):
-        model.set_savings(cls_only="no")
+    for name in ("cls_only", "skip_dropped"):
+        with pytest.raises(TypeError, match=f"{name} must be a bool, got 'no'"):
+            model.set_savings(**{name: "no"})
     with pytest.raises(TypeError, match="cls"):
         model.set_savings(cls=True)

@@ -1,11 +1,12 @@
 """One modality's pre-LN transformer block: its weights, and the two halves around attention."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from mbt_fast.layers.plain import is_plain
 from mbt_fast.layers.rows import Rows, take_rows
+from mbt_fast.layers.savings import Savings
+from mbt_fast.layers.stochastic_depth import Survivors, draw_survivors
 
 LAYER_NORM_EPS = 1e-6  # flax's default, not PyTorch's 1e-5
 
@@ -101,6 +102,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, mlp_dim, dropout)
         self.drop_rate = drop_rate
         self.dropout = dropout
+        self.savings = Savings()
 
     def packed(self, x: Tensor) -> Tensor:
         """First half: what attention reads of tokens ``[B, S, C]``, as ``[B, S, 3, H, D]``."""
@@ -110,17 +112,26 @@ class Block(nn.Module):
         """First half, where only some rows ask: see ``Attention.query_key_value``."""
         return self.attn.query_key_value(self.norm1(x), rows)
 
-    def finish(self, x: Tensor, heads: Tensor) -> Tensor:
-        """Second half: both residual branches, given attention's output ``[B, S, H, D]``."""
-        attended = dropout(self.attn.output(heads), self.dropout, self.training)
-        y = x + self._drop_branch(attended)
-        return y + self._drop_branch(self.mlp(self.norm2(y)))
+    def draw_survivors(self, x: Tensor) -> tuple[Survivors, Survivors]:
+        """Which examples of ``[B, S, C]`` keep the attention branch, and which the MLP branch.
 
-    def _drop_branch(self, branch: Tensor) -> Tensor:
-        if not self.training or self.drop_rate == 0.0:
-            return branch
-        keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_rate
-        return branch * keep.to(branch.dtype)
+        Under dropout nothing is skipped: its masks are drawn for every element.
+        """
+        rate = self.drop_rate if self.training else 0.0
+        skip = self.savings.skip_dropped and self.dropout == 0.0
+        return draw_survivors(x, rate, skip=skip), draw_survivors(x, rate, skip=skip)
+
+    def finish(self, x: Tensor, heads: Tensor, survivors: tuple[Survivors, Survivors]) -> Tensor:
+        """Second half: both residual branches.
+
+        Args:
+            x: Tokens ``[B, S, C]``.
+            heads: Attention's output ``[K, S, H, D]`` for the survivors of the first branch.
+            survivors: From ``draw_survivors``.
+        """
+        attention, mlp = survivors
+        y = attention.add(x, dropout(self.attn.output(heads), self.dropout, self.training))
+        return mlp.add(y, self.mlp(self.norm2(mlp.take(y))))
 
     def extra_repr(self) -> str:
         """Show the rates that no submodule shows."""

@@ -11,6 +11,8 @@ from mbt_fast import dispatch
 from mbt_fast.functional import bottleneck_attention, dense_attention, share_slots_
 from mbt_fast.layers.block import Block
 from mbt_fast.layers.rows import Rows, joint_valid, row_ranges, take_rows
+from mbt_fast.layers.savings import Savings
+from mbt_fast.layers.stochastic_depth import Survivors
 from mbt_fast.reference import valid_rows
 from mbt_fast.validation import MIN_HEAD_DIM
 
@@ -35,6 +37,11 @@ class FusionLayer(nn.ModuleDict):
     def set_backend(self, backend: str) -> None:
         """Choose the backend of the layer's attention."""
         self._backend = backend
+
+    def set_savings(self, savings: Savings) -> None:
+        """Tell the blocks what they need not compute."""
+        for block in self.values():
+            cast(Block, block).savings = savings
 
     def block_of(self, modality: str) -> Block:
         """The block through which the stream of ``modality`` passes."""
@@ -67,62 +74,81 @@ class FusionLayer(nn.ModuleDict):
         Returns:
             The streams after the layer, of ``len(rows)`` rows if these are given.
         """
+        survivors = {m: self.block_of(m).draw_survivors(x) for m, x in streams.items()}
+        kept = {modality: attention for modality, (attention, _) in survivors.items()}
         if pairwise:
-            heads = self._attend_to_all(streams, lengths, rows)
+            heads = self._attend_to_all(streams, lengths, kept, rows)
         elif valid is None and rows is None:
-            heads = self._attend_within(streams, n_slots, lengths)
+            heads = self._attend_within(streams, lengths, kept, n_slots)
         else:
             masks = {SHARED: valid} if SHARED in streams else _masks(streams, lengths, n_slots)
-            heads = {m: self._attend_densely(m, x, masks[m], rows) for m, x in streams.items()}
+            heads = {
+                m: self._attend_densely(m, x, masks[m], kept[m], rows) for m, x in streams.items()
+            }
         fused = {
-            modality: self.block_of(modality).finish(take_rows(x, rows), heads[modality])
-            for modality, x in streams.items()
+            m: self.block_of(m).finish(take_rows(x, rows), heads[m], survivors[m])
+            for m, x in streams.items()
         }
         if rows is None:
             padding = [lengths.get(modality) for modality in streams]
             share_slots_(list(fused.values()), n_slots, lengths=padding)
         return fused
 
-    def _attend_within(self, streams: Streams, n_slots: int, lengths: Lengths) -> Streams:
+    def _attend_within(
+        self, streams: Streams, lengths: Lengths, kept: Mapping[str, Survivors], n_slots: int
+    ) -> Streams:
         """Self-attention of each stream, slots included, all in one call of the op.
 
-        Heads below the op's smallest size are padded with zeros, which changes nothing.
+        A call takes one batch size; if not as many examples of each stream are kept, each stream
+        has a call of its own. Heads below the op's smallest size are padded with zeros, which
+        changes nothing.
         """
-        packed = [self.block_of(modality).packed(x) for modality, x in streams.items()]
+        packed = [self.block_of(m).packed(kept[m].take(x)) for m, x in streams.items()]
+        padding = [kept[modality].take(lengths.get(modality)) for modality in streams]
         head_dim = packed[0].shape[-1]
         missing = max(MIN_HEAD_DIM - head_dim, 0)
         if missing:
             packed = [pad(stream, (0, missing)) for stream in packed]
-        heads = bottleneck_attention(
-            packed,
-            n_slots,
-            lengths=[lengths.get(modality) for modality in streams],
-            scale=head_dim**-0.5,
-            backend=self._backend,
-        )
-        return {m: out[..., :head_dim] for m, out in zip(streams, heads, strict=True)}
+        alike = all(stream.shape[0] == packed[0].shape[0] for stream in packed)
+        calls = [slice(None)] if alike else [slice(m, m + 1) for m in range(len(packed))]
+        heads = [
+            out[..., :head_dim]
+            for part in calls
+            for out in bottleneck_attention(
+                packed[part],
+                n_slots,
+                lengths=padding[part],
+                scale=head_dim**-0.5,
+                backend=self._backend,
+            )
+        ]
+        return dict(zip(streams, heads, strict=True))
 
     def _attend_to_all(
-        self, streams: Streams, lengths: Lengths, rows: Sequence[int] | None
+        self,
+        streams: Streams,
+        lengths: Lengths,
+        kept: Mapping[str, Survivors],
+        rows: Sequence[int] | None,
     ) -> Streams:
         """Queries of each stream, keys and values of all streams under that stream's weights."""
         tokens = torch.cat(list(streams.values()), dim=1)
         valid = joint_valid(streams, lengths)
         heads = {}
-        for modality, own in row_ranges(streams).items():
+        for m, own in row_ranges(streams).items():
             queries = own if rows is None else [own.start + row for row in rows]
-            heads[modality] = self._attend_densely(modality, tokens, valid, queries)
+            heads[m] = self._attend_densely(m, tokens, valid, kept[m], queries)
         return heads
 
     def _attend_densely(
-        self, modality: str, tokens: Tensor, valid: Tensor | None, rows: Rows
+        self, modality: str, tokens: Tensor, valid: Tensor | None, kept: Survivors, rows: Rows
     ) -> Tensor:
         """Queries of some rows, keys and values of all valid ones, under a modality's weights."""
-        query, key, value = self.block_of(modality).query_key_value(tokens, rows)
+        query, key, value = self.block_of(modality).query_key_value(kept.take(tokens), rows)
         backend = self._backend
         if isinstance(rows, Sequence) and not dispatch.implements(backend, "dense_attention"):
             backend = "auto"
-        out = dense_attention(query, key, value, valid=valid, backend=backend)
+        out = dense_attention(query, key, value, valid=kept.take(valid), backend=backend)
         return out.transpose(1, 2)
 
 

@@ -176,7 +176,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-_RESERVED = ("shared", "block_of", "set_backend")  # names of a FusionLayer
+_RESERVED = ("shared", "block_of", "set_backend", "set_savings")  # names of a FusionLayer
 
 
 def check_modalities(modalities: tuple[str, ...]) -> None:

@@ -110,13 +110,15 @@ class MBT(nn.Module):
         """Switch savings on or off; returns the model. All are on by default.
 
         Args:
-            **changes: Fields of ``layers.Savings``: ``cls_only=False`` computes all rows of the
-                last layer, for a hook that looks at its output.
+            **changes: Fields of ``mbt_fast.layers.Savings``. ``cls_only=False`` computes all rows
+                of the last layer, as a hook that looks at its output may want.
 
         Raises:
             TypeError: No such field, or a value of the wrong type.
         """
         self._savings = replace(self._savings, **changes)
+        for layer in self.layers:
+            layer.set_savings(self._savings)
         return self
 
     @property
