@@ -16,7 +16,11 @@ FUSIONS = {
     "late": {"fusion_layer": 4},
     "no bottlenecks": {"n_bottlenecks": 0},
 }
-SAVINGS = {"all savings": {}, "no savings": {"cls_only": False, "skip_dropped": False}}
+SAVINGS = {
+    "default savings": {},
+    "all savings": {"memory": "minimal"},
+    "no savings": {"cls_only": False, "skip_dropped": False, "memory": "full"},
+}
 savings = pytest.mark.parametrize("savings", SAVINGS.values(), ids=SAVINGS.keys())
 fusions = pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
 

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "mbt_fast.dispatch": {"autocast", "native", "validation"},
     "mbt_fast.flop_formulas": set(),
     "mbt_fast.ops": {"flop_formulas", "reference"},
-    "mbt_fast.autograd": {"ops"},
+    "mbt_fast.autograd": {"autocast", "ops"},
     "mbt_fast.recompute": {"ops"},
     "mbt_fast.sdpa": {"reference", "autograd"},
     "mbt_fast.functional": {
@@ -32,7 +32,7 @@ MAY_IMPORT = {
         "sdpa",
         "validation",
     },
-    "mbt_fast.layers": {"dispatch", "functional", "reference", "validation"},
+    "mbt_fast.layers": {"autograd", "dispatch", "functional", "reference", "validation"},
     "mbt_fast.models": {
         "autocast",
         "checkpoint",

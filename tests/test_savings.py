@@ -113,5 +113,7 @@ def test_savings_are_checked_and_kept():
     for name in ("cls_only", "skip_dropped"):
         with pytest.raises(TypeError, match=f"{name} must be a bool, got 'no'"):
             model.set_savings(**{name: "no"})
+    with pytest.raises(ValueError, match="memory must be one of full, reduced, minimal, got 'low'"):
+        model.set_savings(memory="low")
     with pytest.raises(TypeError, match="cls"):
         model.set_savings(cls=True)

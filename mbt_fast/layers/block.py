@@ -1,14 +1,18 @@
 """One modality's pre-LN transformer block: its weights, and the two halves around attention."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
+from mbt_fast.autograd.mlp import gelu_linear, norm_mlp
+from mbt_fast.autograd.norm_linear import norm_linear
 from mbt_fast.layers.plain import is_plain
 from mbt_fast.layers.rows import Rows, take_rows
 from mbt_fast.layers.savings import Savings
 from mbt_fast.layers.stochastic_depth import Survivors, draw_survivors
 
 LAYER_NORM_EPS = 1e-6  # flax's default, not PyTorch's 1e-5
+GELU = "tanh"  # flax's default, not PyTorch's exact one
 
 
 class Attention(nn.Module):
@@ -22,34 +26,17 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         """Build the two Linears."""
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def packed(self, x: Tensor) -> Tensor:
         """Project tokens ``[B, S, C]`` to packed query, key and value ``[B, S, 3, H, D]``."""
-        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        return self.split(self.qkv(x))
 
-    def query_key_value(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Project tokens ``[B, S, C]``: queries of some rows, keys and values of all.
-
-        Only these are computed, unless ``qkv`` has been replaced or has hooks: then it is called
-        as a module, and the queries are picked from its output.
-
-        Returns:
-            ``[B, H, Q, D]`` for the ``Q`` rows, and twice ``[B, H, S, D]``.
-        """
-        if rows is None or not is_plain(self.qkv):
-            packed = self.packed(x)
-            query, (key, value) = take_rows(packed[:, :, 0], rows), packed[:, :, 1:].unbind(2)
-        else:
-            dim = self.qkv.in_features
-            weight, bias = self.qkv.weight, self.qkv.bias
-            query = linear(take_rows(x, rows), weight[:dim], bias[:dim])
-            query = query.unflatten(-1, (self.num_heads, -1))
-            packed = linear(x, weight[dim:], bias[dim:])
-            key, value = packed.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    def split(self, product: Tensor) -> Tensor:
+        """View products of ``n`` of query, key and value ``[B, S, n * C]``: ``[B, S, n, H, D]``."""
+        return product.unflatten(-1, (-1, self.num_heads, self.head_dim))
 
     def output(self, heads: Tensor) -> Tensor:
         """Project the heads' output ``[B, S, H, D]`` back to ``[B, S, C]``."""
@@ -74,7 +61,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, S, C]`` to ``[B, S, C]``."""
-        hidden = nn.functional.gelu(self.fc1(x), approximate="tanh")
+        hidden = nn.functional.gelu(self.fc1(x), approximate=GELU)
         hidden = dropout(hidden, self.dropout, self.training)
         return dropout(self.fc2(hidden), self.dropout, self.training)
 
@@ -106,11 +93,36 @@ class Block(nn.Module):
 
     def packed(self, x: Tensor) -> Tensor:
         """First half: what attention reads of tokens ``[B, S, C]``, as ``[B, S, 3, H, D]``."""
-        return self.attn.packed(self.norm1(x))
+        qkv = self.attn.qkv
+        if not self._recomputes(self.norm1, qkv):
+            return self.attn.packed(self.norm1(x))
+        return self.attn.split(self._norm1_linear(x, qkv.weight, qkv.bias))
 
     def query_key_value(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """First half, where only some rows ask: see ``Attention.query_key_value``."""
-        return self.attn.query_key_value(self.norm1(x), rows)
+        """First half where only some rows ask: their queries, keys and values of all rows.
+
+        Nothing else is computed, unless ``qkv`` has been replaced or has hooks: then it is called
+        as a module, and the queries are picked from its output.
+
+        Args:
+            x: Tokens ``[B, S, C]``.
+            rows: The ``Q`` rows that ask.
+
+        Returns:
+            ``[B, H, Q, D]``, and twice ``[B, H, S, D]``.
+        """
+        qkv = self.attn.qkv
+        if rows is None or not is_plain(qkv, nn.Linear):
+            query, key, value = self.packed(x).unbind(2)
+            query = take_rows(query, rows)
+        else:
+            project = self._norm1_linear if self._recomputes(self.norm1, qkv) else linear
+            tokens = x if project is not linear else self.norm1(x)
+            weights, dim = (qkv.weight, qkv.bias), qkv.in_features
+            asking = project(take_rows(tokens, rows), *(p[:dim] for p in weights))
+            query = self.attn.split(asking).squeeze(2)
+            key, value = self.attn.split(project(tokens, *(p[dim:] for p in weights))).unbind(2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def draw_survivors(self, x: Tensor) -> tuple[Survivors, Survivors]:
         """Which examples of ``[B, S, C]`` keep the attention branch, and which the MLP branch.
@@ -131,7 +143,36 @@ class Block(nn.Module):
         """
         attention, mlp = survivors
         y = attention.add(x, dropout(self.attn.output(heads), self.dropout, self.training))
-        return mlp.add(y, self.mlp(self.norm2(mlp.take(y))))
+        return mlp.add(y, self._mlp(mlp.take(y)))
+
+    def _mlp(self, y: Tensor) -> Tensor:
+        """The MLP branch."""
+        mlp, norm = self.mlp, self.norm2
+        plain = is_plain(mlp, Mlp) and self._recomputes(norm, mlp.fc1, mlp.fc2)
+        if not plain or (self.training and mlp.dropout > 0.0):
+            return mlp(norm(y))
+        first, second = (mlp.fc1.weight, mlp.fc1.bias), (mlp.fc2.weight, mlp.fc2.bias)
+        if self.savings.memory == "minimal":
+            return norm_mlp(y, norm.weight, norm.bias, norm.eps, (*first, *second), GELU)
+        hidden = norm_linear(y, norm.weight, norm.bias, norm.eps, *first)
+        return gelu_linear(hidden, *second, GELU)
+
+    def _norm1_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        norm = self.norm1
+        return norm_linear(x, norm.weight, norm.bias, norm.eps, weight, bias)
+
+    def _recomputes(self, norm: nn.Module, *linears: nn.Module) -> bool:
+        """Whether norm and Linears save their inputs only, and are computed again.
+
+        A compiler makes this choice by itself, for all that it sees.
+        """
+        return (
+            self.savings.memory != "full"
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and is_plain(norm, nn.LayerNorm)
+            and all(is_plain(part, nn.Linear) for part in linears)
+        )
 
     def extra_repr(self) -> str:
         """Show the rates that no submodule shows."""

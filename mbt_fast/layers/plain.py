@@ -5,18 +5,14 @@ from torch import Tensor, nn
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-def is_plain(*modules: nn.Module) -> bool:
-    """Whether all are torch's own ``Linear`` or ``LayerNorm``, without hooks, with usual weights.
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is just of this class, without hooks, and has parameters of the usual kind.
 
     Adapters, parametrisations and quantisation replace the class, add hooks, or put another kind
-    of tensor in the place of the weight. Such a module must be called.
+    of tensor in the place of a parameter. Such a module must be called.
     """
-    return all(map(_is_plain, modules))
-
-
-def _is_plain(module: nn.Module) -> bool:
     return (
-        type(module) in (nn.Linear, nn.LayerNorm)
-        and type(module.weight) in (Tensor, nn.Parameter)
-        and not any(getattr(module, name) for name in _HOOKS)
+        type(module) is kind
+        and not any(getattr(module, hooks) for hooks in _HOOKS)
+        and all(type(p) in (Tensor, nn.Parameter) for p in module.parameters(recurse=False))
     )

@@ -1,6 +1,8 @@
-"""What an MBT need not compute."""
+"""What an MBT need neither compute nor keep."""
 
 from dataclasses import dataclass
+
+MEMORIES = ("full", "reduced", "minimal")
 
 
 @dataclass(frozen=True)
@@ -14,16 +16,25 @@ class Savings:
         skip_dropped: In training, compute a residual branch only for the examples for which
             stochastic depth keeps it. Not under dropout, whose masks are drawn for every element,
             nor under ``torch.compile`` or in a captured CUDA graph, where the host decides nothing.
+        memory: What a block saves for its backward: ``"full"``, whatever autograd saves;
+            ``"reduced"``, no output of LayerNorm and GELU, which are computed again; ``"minimal"``,
+            nor the first product of the MLP. Modules that are replaced or have hooks, and an MLP
+            under dropout, save as with ``"full"``; so does everything under ``torch.compile``,
+            which chooses by itself.
 
     Raises:
-        TypeError: A field has the wrong type.
+        TypeError: A switch is not a bool.
+        ValueError: ``memory`` is none of the three.
     """
 
     cls_only: bool = True
     skip_dropped: bool = True
+    memory: str = "reduced"
 
     def __post_init__(self) -> None:
         """Check every field."""
         for name in ("cls_only", "skip_dropped"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
+        if self.memory not in MEMORIES:
+            raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, got {self.memory!r}")

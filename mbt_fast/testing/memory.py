@@ -1,8 +1,10 @@
-"""Peak memory of a call, counted from the allocator's own events, not sampled."""
+"""Memory of a call, counted and not sampled: its peak, and what it keeps for the backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor, UntypedStorage
+from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -28,3 +30,23 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+def saved_bytes(run: Callable[[], object], apart_from: Iterable[Tensor] = ()) -> int:
+    """Bytes of memory that autograd keeps for the backward of ``run``, each counted once.
+
+    Args:
+        run: Called once, with gradients.
+        apart_from: Tensors that exist in any case, such as parameters.
+    """
+    storages: dict[int, UntypedStorage] = {}  # keeps them, so that no address is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    known = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
+    return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in known)

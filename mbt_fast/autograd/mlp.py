@@ -1,0 +1,143 @@
+"""The MLP of a block, of which one activation is saved: before GELU, or before the norm."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm, linear
+
+from mbt_fast.autograd.norm_linear import cast, norm_linear_backward
+from mbt_fast.autograd.recomputing import Grads, Recomputing, linear_backward
+
+
+def gelu_linear(
+    preactivation: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+) -> Tensor:
+    """``linear(gelu(preactivation, approximate=approximate), weight, bias)``, saving its input.
+
+    Args:
+        preactivation: ``[B, S, K]``.
+        weight: ``[C, K]``.
+        bias: ``[C]`` or ``None``.
+        approximate: ``"tanh"`` or ``"none"``.
+
+    Returns:
+        ``[B, S, C]`` in the dtype of ``weight`` (under autocast, its dtype).
+    """
+    return GeluLinear.apply(preactivation, *cast(weight, bias), approximate)
+
+
+def norm_mlp(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    weights: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+    approximate: str,
+) -> Tensor:
+    """``gelu_linear`` of ``norm_linear``, saving ``x``: the first product is computed again.
+
+    Args:
+        x: ``[B, S, C]``.
+        norm_weight: ``[C]``.
+        norm_bias: ``[C]`` or ``None``.
+        eps: Of the norm.
+        weights: ``[K, C]`` and ``[K]`` of the first Linear, ``[C, K]`` and ``[C]`` of the second.
+        approximate: ``"tanh"`` or ``"none"``.
+
+    Returns:
+        ``[B, S, C]`` in the dtype of the weights (under autocast, its dtype).
+    """
+    wide = torch.promote_types(x.dtype, norm_weight.dtype)
+    return NormMlp.apply(x.to(wide), norm_weight, norm_bias, eps, *cast(*weights), approximate)
+
+
+class GeluLinear(Recomputing):
+    """``gelu_linear`` in one dtype."""
+
+    @staticmethod
+    def forward(
+        preactivation: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+    ) -> Tensor:
+        """GELU, then product."""
+        return linear(gelu(preactivation, approximate=approximate), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the input and the weight."""
+        preactivation, weight, _, ctx.approximate = inputs
+        ctx.save_for_backward(preactivation, weight)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Grads:
+        """GELU again, then both backwards."""
+        preactivation, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        return *gelu_linear_backward(dout, preactivation, weight, ctx.approximate, needs), None
+
+
+def gelu_linear_backward(
+    dout: Tensor, preactivation: Tensor, weight: Tensor, approximate: str, needs: tuple[bool, ...]
+) -> Grads:
+    """Gradients of ``preactivation``, ``weight`` and ``bias``, where needed."""
+    hidden = gelu(preactivation, approximate=approximate)
+    dhidden, dweight, dbias = linear_backward(dout, hidden, weight, needs)
+    if dhidden is None:
+        return None, dweight, dbias
+    dpreactivation = torch.ops.aten.gelu_backward(dhidden, preactivation, approximate=approximate)
+    return dpreactivation, dweight, dbias
+
+
+class NormMlp(Recomputing):
+    """``norm_mlp`` in one dtype of the products."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor | None,
+        eps: float,
+        weight1: Tensor,
+        bias1: Tensor | None,
+        weight2: Tensor,
+        bias2: Tensor | None,
+        approximate: str,
+    ) -> Tensor:
+        """Norm, product, GELU, product."""
+        hidden = _preactivation(x, norm_weight, norm_bias, eps, weight1, bias1)
+        return linear(gelu(hidden, approximate=approximate), weight2, bias2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the input and the parameters, but for the last bias."""
+        x, norm_weight, norm_bias, ctx.eps, weight1, bias1, weight2, _, ctx.approximate = inputs
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight1, bias1, weight2)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Grads:
+        """The first half again, then the backwards of both halves."""
+        x, norm_weight, norm_bias, weight1, bias1, weight2 = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        first, second = (*needs[:3], *needs[4:6]), needs[6:8]
+        preactivation = _preactivation(x, norm_weight, norm_bias, ctx.eps, weight1, bias1)
+        dpreactivation, *of_second = gelu_linear_backward(
+            dout, preactivation, weight2, ctx.approximate, (any(first), *second)
+        )
+        of_first: Grads = (None,) * 5
+        if dpreactivation is not None:
+            of_first = norm_linear_backward(
+                dpreactivation, x, norm_weight, norm_bias, ctx.eps, weight1, first
+            )
+        return *of_first[:3], None, *of_first[3:], *of_second, None
+
+
+def _preactivation(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    normed = layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    return linear(normed.to(weight.dtype), weight, bias)
