@@ -171,6 +171,26 @@ def test_a_replaced_module_is_called(name, change, memory):
     torch.testing.assert_close(model.set_savings(memory=memory)(inputs), after)
 
 
+NORM = {"eps": EPS, "dtype": torch.float64}
+LACKING = {
+    "qkv bias": ("attn.qkv", lambda: torch.nn.Linear(64, 192, bias=False, dtype=torch.float64)),
+    "norm bias": ("norm1", lambda: torch.nn.LayerNorm(64, bias=False, **NORM)),
+    "norm weights": ("norm2", lambda: torch.nn.LayerNorm(64, elementwise_affine=False, **NORM)),
+}
+
+
+@memories
+@pytest.mark.parametrize(("name", "make"), LACKING.values(), ids=LACKING.keys())
+def test_a_parameter_may_be_missing(name, make, memory):
+    """As in blocks of other libraries."""
+    model, inputs = tiny(), random_inputs()
+    parent, _, child = name.rpartition(".")
+    for layer in model.layers:
+        setattr(layer.block_of("rgb").get_submodule(parent), child, make())
+    expected = model.set_savings(**FULL, cls_only=False)(inputs)
+    torch.testing.assert_close(model.set_savings(memory=memory, cls_only=True)(inputs), expected)
+
+
 @memories
 def test_dropout_draws_the_same_numbers(memory):
     model, results = tiny(dropout=0.3).train(), []

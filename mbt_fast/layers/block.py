@@ -38,6 +38,13 @@ class Attention(nn.Module):
         """View products of ``n`` of query, key and value ``[B, S, n * C]``: ``[B, S, n, H, D]``."""
         return product.unflatten(-1, (-1, self.num_heads, self.head_dim))
 
+    def weights(self) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+        """Views of weight and bias of ``qkv``: those of the query, those of key and value."""
+        dim, weight, bias = self.qkv.in_features, self.qkv.weight, self.qkv.bias
+        if bias is None:
+            return (weight[:dim], None), (weight[dim:], None)
+        return (weight[:dim], bias[:dim]), (weight[dim:], bias[dim:])
+
     def output(self, heads: Tensor) -> Tensor:
         """Project the heads' output ``[B, S, H, D]`` back to ``[B, S, C]``."""
         return self.proj(heads.flatten(2))
@@ -116,12 +123,12 @@ class Block(nn.Module):
             query, key, value = self.packed(x).unbind(2)
             query = take_rows(query, rows)
         else:
-            project = self._norm1_linear if self._recomputes(self.norm1, qkv) else linear
-            tokens = x if project is not linear else self.norm1(x)
-            weights, dim = (qkv.weight, qkv.bias), qkv.in_features
-            asking = project(take_rows(tokens, rows), *(p[:dim] for p in weights))
-            query = self.attn.split(asking).squeeze(2)
-            key, value = self.attn.split(project(tokens, *(p[dim:] for p in weights))).unbind(2)
+            recomputes = self._recomputes(self.norm1, qkv)
+            project = self._norm1_linear if recomputes else linear
+            tokens = x if recomputes else self.norm1(x)
+            of_query, of_key_value = self.attn.weights()
+            query = self.attn.split(project(take_rows(tokens, rows), *of_query)).squeeze(2)
+            key, value = self.attn.split(project(tokens, *of_key_value)).unbind(2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def draw_survivors(self, x: Tensor) -> tuple[Survivors, Survivors]:
@@ -157,7 +164,7 @@ class Block(nn.Module):
         hidden = norm_linear(y, norm.weight, norm.bias, norm.eps, *first)
         return gelu_linear(hidden, *second, GELU)
 
-    def _norm1_linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _norm1_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         norm = self.norm1
         return norm_linear(x, norm.weight, norm.bias, norm.eps, weight, bias)
 
@@ -171,6 +178,7 @@ class Block(nn.Module):
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
             and is_plain(norm, nn.LayerNorm)
+            and norm.weight is not None
             and all(is_plain(part, nn.Linear) for part in linears)
         )
 
