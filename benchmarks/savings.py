@@ -2,23 +2,27 @@
 
     forward    MBT-B, one clip: eager PyTorch, all rows of the last layer, CLS rows only
     step       forward and backward of the same, and what else is saved or recomputed
-    depth      a step under stochastic depth, dropped branches masked or skipped, by drop rate
+    depth      a step of MBT-S under stochastic depth, by drop rate, dropped branches masked or
+               skipped
     bytes      what one fusion layer keeps for its backward
 
 Eager is ``benchmarks.eager``: every layer in full, one call of torch's attention per modality.
 Variants of an entry are interleaved in rounds; ``ratio`` is the median over the rounds of the time
-of the entry's first variant by that of this one, so that a drift of the machine, or others at work
-on it, hits both. ``--smoke`` runs everything once on a tiny model.
+of the entry's first variant by that of this one, so that a drift of the machine hits both. Where
+others are at work on it, ``--shared`` takes one thread, and counts its own time on the CPU.
+``--smoke`` runs everything on a tiny model.
 """
 
 import argparse
 import json
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,42 +48,61 @@ STEPS = {
     "default": {"cls_only": True, "skip_dropped": True, "memory": "reduced"},
 }
 DROP_RATES = (0.0, 0.3, 0.6)
-SHORT = {"input_size": {"rgb": (1, 224, 224), "spectrogram": (200, 128)}}  # so that 8 clips run
+SHORT = {"rgb": (1, 224, 224), "spectrogram": (200, 128)}  # so that a batch of 8 does not take long
+DTYPES = (torch.bfloat16, torch.float32)
 
 
 def main() -> None:
     """Measure, print, and record if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="write the records as JSON")
-    parser.add_argument("--seconds", type=float, default=150.0, help="about, for each entry")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, two rounds")
+    parser.add_argument("--seconds", type=float, default=120.0, help="about, for each entry")
+    parser.add_argument("--shared", action="store_true", help="others are at work on this machine")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, three rounds")
     args = parser.parse_args()
-    model = "mbt_tiny" if args.smoke else "mbt_base"
-    seconds = 0.0 if args.smoke else args.seconds
+    clock = time.perf_counter
+    if args.shared:
+        torch.set_num_threads(1)
+        clock = time.process_time
+    conditions = {
+        "command": " ".join(["python -m benchmarks.savings", *sys.argv[1:]]),
+        "threads": torch.get_num_threads(),
+        "clock": clock.__name__,
+    }
     records: list[Record] = []
-    for record in measure(model, seconds, {} if args.smoke else SHORT):
+    for record in measure(Timing(0.0 if args.smoke else args.seconds, clock), smoke=args.smoke):
         records.append(record)
         print(format_record(record), flush=True)
-        if args.out:  # after every entry: a run that is cut keeps what it has
-            command = f"python -m benchmarks.savings --seconds {args.seconds:g} --out {args.out}"
-            document = {"environment": stamp(), "command": command, "records": records}
+        if args.out:  # after every variant: a run that is cut keeps what it has
+            document = {"environment": stamp(), **conditions, "records": records}
             args.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def measure(name: str, seconds: float, short: Mapping[str, Any]) -> Iterator[Record]:
-    """All entries, in both dtypes."""
-    config = config_for(name)
-    for dtype in (torch.float32, torch.bfloat16):
+class Timing(NamedTuple):
+    """For how long, and by which clock, an entry is measured."""
+
+    seconds: float
+    clock: Callable[[], float] = time.perf_counter
+
+
+def measure(timing: Timing, *, smoke: bool = False) -> Iterator[Record]:
+    """All entries."""
+    config = config_for("mbt_tiny" if smoke else "mbt_base")
+    for dtype in DTYPES:
         yield layer_bytes(config, dtype)
-    for dtype in (torch.bfloat16, torch.float32):
-        yield from forward(config, dtype, seconds)
-        yield from step(config, dtype, seconds)
+    for dtype in DTYPES:
+        yield from forward(config, dtype, timing)
     for rate in DROP_RATES:
-        deep = config_for(name, stochastic_depth=rate, **short)
-        yield from depth(deep, torch.bfloat16, seconds / 2)
+        if smoke:
+            deep = config_for("mbt_tiny", stochastic_depth=rate)
+        else:
+            deep = config_for("mbt_small", stochastic_depth=rate, input_size=SHORT)
+        yield from depth(deep, torch.bfloat16, timing)
+    for dtype in DTYPES:
+        yield from step(config, dtype, timing)
 
 
-def forward(config: MBTConfig, dtype: torch.dtype, seconds: float) -> Iterator[Record]:
+def forward(config: MBTConfig, dtype: torch.dtype, timing: Timing) -> Iterator[Record]:
     """One clip, in inference mode."""
     model, inputs = _model(config, "forward", 1, dtype)
 
@@ -91,10 +114,10 @@ def forward(config: MBTConfig, dtype: torch.dtype, seconds: float) -> Iterator[R
         "cls_only off": run(cls_only=False),
         "cls_only on": run(cls_only=True),
     }
-    yield from _timed("forward", variants, seconds, config, 1, dtype)
+    yield from _timed("forward", variants, timing, config, 1, dtype)
 
 
-def step(config: MBTConfig, dtype: torch.dtype, seconds: float) -> Iterator[Record]:
+def step(config: MBTConfig, dtype: torch.dtype, timing: Timing) -> Iterator[Record]:
     """Forward and backward of one clip."""
     model, inputs = _model(config, "train", 1, dtype)
 
@@ -103,10 +126,10 @@ def step(config: MBTConfig, dtype: torch.dtype, seconds: float) -> Iterator[Reco
 
     variants = {name: run(savings) for name, savings in STEPS.items()}
     variants = {"eager": lambda: _backward(model, eager.forward(model, inputs)), **variants}
-    yield from _timed("step", variants, seconds, config, 1, dtype)
+    yield from _timed("step", variants, timing, config, 1, dtype)
 
 
-def depth(config: MBTConfig, dtype: torch.dtype, seconds: float) -> Iterator[Record]:
+def depth(config: MBTConfig, dtype: torch.dtype, timing: Timing) -> Iterator[Record]:
     """Forward and backward of eight short clips; every round draws other survivors."""
     model, inputs = _model(config, "train", 8, dtype)
     model.set_savings(**STEPS["default"])
@@ -121,7 +144,7 @@ def depth(config: MBTConfig, dtype: torch.dtype, seconds: float) -> Iterator[Rec
         return call
 
     variants = {"masked": run(skip=False), "skipped": run(skip=True)}
-    yield from _timed("depth", variants, seconds, config, 8, dtype)
+    yield from _timed("depth", variants, timing, config, 8, dtype)
 
 
 def layer_bytes(config: MBTConfig, dtype: torch.dtype) -> Record:
@@ -156,7 +179,7 @@ def _backward(model: MBT, logits: Tensor) -> None:
 def _timed(
     entry: str,
     variants: Mapping[str, Run],
-    seconds: float,
+    timing: Timing,
     config: MBTConfig,
     batch: int,
     dtype: torch.dtype,
@@ -164,7 +187,9 @@ def _timed(
     """Peak memory in the warm-up, then times, as one record per variant."""
     load = [os.getloadavg()[0]]
     peaks = {name: peak_memory(run, CPU) for name, run in variants.items()}
-    times = interleaved_times(variants, CPU, seconds=seconds, min_rounds=2).seconds
+    times = interleaved_times(
+        variants, CPU, seconds=timing.seconds, min_rounds=3, clock=timing.clock
+    ).seconds
     load.append(os.getloadavg()[0])
     first = times[next(iter(variants))]
     for name, values in times.items():

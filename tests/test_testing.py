@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from mbt_fast.testing import assert_close_to_exact, interleaved_times, peak_memory
+from mbt_fast.testing import assert_close_to_exact, interleaved_times, peak_memory, saved_bytes
 
 CPU = torch.device("cpu")
 EXACT = torch.linspace(-3, 3, 101, dtype=torch.float64)
@@ -86,6 +86,14 @@ def test_interleaved_times_measure():
     assert min(times.seconds["sleep"]) >= 0.02 > max(times.seconds["none"])
 
 
+def test_interleaved_times_by_another_clock():
+    ticks = iter(range(100))
+    times = interleaved_times(
+        {"a": lambda: None, "b": lambda: next(ticks)}, CPU, seconds=0, clock=lambda: next(ticks)
+    )
+    assert times.seconds == {"a": [1, 1], "b": [2, 2]}
+
+
 def test_interrupt_keeps_what_was_measured():
     calls = []
 
@@ -109,3 +117,15 @@ def test_peak_memory_counts_temporaries():
         return second.neg()
 
     assert peak_memory(run, CPU) == 2 * megabyte.nbytes
+
+
+def test_saved_bytes_counts_memory_once_and_no_parameters():
+    weight = torch.ones(10, 10, requires_grad=True)
+
+    def run():
+        hidden = torch.ones(3, 10) @ weight  # keeps its input, 120 bytes, and the weight
+        view = hidden.view(10, 3)
+        return (hidden * hidden).sum() + (view @ view.T).sum()  # hidden is kept once: 120 bytes
+
+    assert saved_bytes(run, [weight]) == 240
+    assert saved_bytes(run) == 640

@@ -15,15 +15,19 @@ class Times(NamedTuple):
     interrupted: bool
 
 
-def timed(run: Callable[[], object], device: torch.device) -> float:
+def timed(
+    run: Callable[[], object],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds that one call takes, until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def interleaved_times(
@@ -34,6 +38,7 @@ def interleaved_times(
     min_rounds: int = 2,
     max_rounds: int = 100,
     on_call: Callable[[str, float], None] = lambda name, elapsed: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
     """Time variants in rounds of one call each, every round in another order.
 
@@ -46,6 +51,8 @@ def interleaved_times(
         min_rounds: Rounds that are run in any case.
         max_rounds: Rounds that are not exceeded.
         on_call: Told of each call: its name and its seconds.
+        clock: What measures a call; ``time.process_time`` counts this process's work alone, and so
+            suits one thread on a machine that others use. Rounds are limited by the wall clock.
 
     Returns:
         What was measured; after a KeyboardInterrupt, what was measured until then.
@@ -61,7 +68,7 @@ def interleaved_times(
             names = list(variants)
             shuffle(names)
             for name in names:
-                times[name].append(timed(variants[name], device))
+                times[name].append(timed(variants[name], device, clock))
                 on_call(name, times[name][-1])
     except KeyboardInterrupt:
         return Times(times, interrupted=True)
