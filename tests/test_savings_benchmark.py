@@ -26,7 +26,7 @@ def test_every_saving_is_measured_on_and_off(entry):
 
 
 def test_bytes_of_a_layer():
-    record = savings.layer_bytes(TINY, torch.float32)
+    record = savings.layer_bytes(config_for("mbt_tiny"), torch.float32)
     share = record["share_of_eager"]
     assert share["full"] > share["reduced"] > share["minimal"]
     assert savings.format_record(record)

@@ -123,7 +123,7 @@ def test_saved_bytes_counts_memory_once_and_no_parameters():
     weight = torch.ones(10, 10, requires_grad=True)
 
     def run():
-        hidden = torch.ones(3, 10) @ weight  # keeps its input, 120 bytes, and the weight
+        hidden = torch.ones(3, 10, requires_grad=True) @ weight  # keeps both: 120 and 400 bytes
         view = hidden.view(10, 3)
         return (hidden * hidden).sum() + (view @ view.T).sum()  # hidden is kept once: 120 bytes
 

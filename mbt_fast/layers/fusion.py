@@ -39,7 +39,7 @@ class FusionLayer(nn.ModuleDict):
         self._backend = backend
 
     def set_savings(self, savings: Savings) -> None:
-        """Tell the blocks what they need not compute."""
+        """Tell the blocks what they need neither compute nor keep."""
         for block in self.values():
             cast(Block, block).savings = savings
 

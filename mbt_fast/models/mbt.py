@@ -98,6 +98,9 @@ class MBT(nn.Module):
     def set_backend(self, backend: str) -> "MBT":
         """Choose the backend of every op in the model; returns the model.
 
+        The few queries of ``savings.cls_only`` are for kernels too few: with a backend that has no
+        ``dense_attention``, ``"auto"`` runs them.
+
         Raises:
             ValueError: ``backend`` is neither ``"auto"`` nor a name of ``dispatch.BACKENDS``.
         """
@@ -107,14 +110,19 @@ class MBT(nn.Module):
         return self
 
     def set_savings(self, **changes: Any) -> "MBT":
-        """Switch savings on or off; returns the model. All are on by default.
+        """Choose what is neither computed nor kept, none of which changes a result.
 
         Args:
-            **changes: Fields of ``mbt_fast.layers.Savings``. ``cls_only=False`` computes all rows
+            **changes: Fields of ``mbt_fast.layers.Savings`` that differ from now. All savings are
+                on by default, but for ``memory="minimal"``. ``cls_only=False`` computes all rows
                 of the last layer, as a hook that looks at its output may want.
+
+        Returns:
+            The model.
 
         Raises:
             TypeError: No such field, or a value of the wrong type.
+            ValueError: ``memory`` is unknown.
         """
         self._savings = replace(self._savings, **changes)
         for layer in self.layers:
@@ -123,7 +131,7 @@ class MBT(nn.Module):
 
     @property
     def savings(self) -> Savings:
-        """What the model does not compute."""
+        """What the model neither computes nor keeps."""
         return self._savings
 
     @property
