@@ -26,6 +26,7 @@ TESTS = (
     "test_tracing.py",
     "test_random_calls.py",
     "test_known_bugs.py",
+    "test_stochastic_depth.py",
 )
 SHARDS = max(1, min(8, (os.cpu_count() or 1) // 2))
 SANITIZED = "two-streams or absent-stream or wide-head"
