@@ -97,7 +97,7 @@ def test_the_dropped_are_not_computed():
 
 
 def test_survivors_of_one_example_count_exactly():
-    """All but one of the branches of a layer: its FLOPs are those of one clip."""
+    """Two of three examples drop both branches of a layer: it costs what one clip costs."""
     model = model_in_training(0.0, fusion_layer=4).set_savings(cls_only=False)
     for block in model.layers[0].values():
         block.draw_survivors = lambda x: (Survivors(index=torch.tensor([1])),) * 2
