@@ -1,7 +1,7 @@
 """Each exact saving on and off: ``python -m benchmarks.savings --out savings.json``.
 
     forward    MBT-B, one clip: eager PyTorch, all rows of the last layer, CLS rows only
-    step       forward and backward of MBT-S on one clip, each saving alone and all defaults
+    step       forward and backward of MBT-S on one clip, each saving alone and all together
     depth      a step of MBT-S under stochastic depth, by drop rate, dropped branches masked or
                skipped
     bytes      what one fusion layer keeps for its backward
@@ -46,7 +46,7 @@ STEPS = {
     "cls_only": {**NONE, "cls_only": True},
     "memory reduced": {**NONE, "memory": "reduced"},
     "memory minimal": {**NONE, "memory": "minimal"},
-    "default": {"cls_only": True, "skip_dropped": True, "memory": "reduced"},
+    "together": {"cls_only": True, "skip_dropped": True, "memory": "reduced"},
 }
 DROP_RATES = (0.0, 0.3, 0.6)
 SHORT = {"rgb": (1, 224, 224), "spectrogram": (192, 128)}  # so that a batch of 8 does not take long
@@ -133,7 +133,7 @@ def step(config: MBTConfig, dtype: torch.dtype, timing: Timing) -> Iterator[Reco
 def depth(config: MBTConfig, dtype: torch.dtype, timing: Timing) -> Iterator[Record]:
     """Forward and backward of eight short clips; every round draws other survivors."""
     model, inputs = _model(config, "train", 8, dtype)
-    model.set_savings(**STEPS["default"])
+    model.set_savings(**STEPS["together"])
 
     def run(skip: bool) -> Run:
         seeds = count()  # the same ones for both variants

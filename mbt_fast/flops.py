@@ -71,11 +71,12 @@ def forward_flops(
     Args:
         config: The model.
         cost: ``"efficient"`` counts what the equations ask for, and what ``MBT`` computes with
-            ``set_savings(cls_only=False)``; but for heads below 16 channels, which it pads.
+            its default savings; but for heads below 16 channels, which it pads.
             ``"official"`` counts vanilla fusion with own weights as the official code computes it:
             each modality's whole block over the tokens of all, of which only its own are kept.
         cls_only: Count the last layer for the CLS rows alone, all that a token head reads: every
-            key and value, but one query per modality. This is what ``MBT`` computes by default.
+            key and value, but one query per modality. What ``MBT`` computes with
+            ``set_savings(cls_only=True)``.
 
     Raises:
         ValueError: ``cost`` is unknown.

@@ -36,11 +36,11 @@ def test_cls_only_of_unimodal_layers(fusion):
 
 @fusions
 def test_the_last_layer_returns_the_cls_rows_alone(fusion):
-    """All tokens are there for a hook once the saving is off."""
+    """All tokens are there for a hook where the saving is off."""
     model, inputs, seen = tiny(**fusion), random_inputs(), []
     model.layers[-1].register_forward_hook(lambda module, args, output: seen.append(output))
-    model(inputs)
-    model.set_savings(cls_only=False)(inputs)
+    for cls_only in (True, False):
+        model.set_savings(cls_only=cls_only)(inputs)
     saved, full = seen
     ends = {"shared": [0, 9]} if "shared" in full else {"rgb": [0], "spectrogram": [0]}
     for name, rows in ends.items():
@@ -54,7 +54,7 @@ def test_slots_are_not_shared_after_the_last_layer(monkeypatch):
     monkeypatch.setattr(
         fusion, "share_slots_", lambda *a, **k: calls.append(a[1]) or share(*a, **k)
     )
-    model(random_inputs())
+    model.set_savings(cls_only=True)(random_inputs())
     assert calls == [0, 0, 4]  # of four layers: two unimodal, one fused, and the last
     model.set_savings(cls_only=False)(random_inputs())
     assert calls == [0, 0, 4, 0, 0, 4, 4]
@@ -89,7 +89,7 @@ def hooked(linear):
 @pytest.mark.parametrize("fusion", ["bottleneck", "vanilla", "vanilla, shared"])
 def test_a_replaced_projection_is_called(fusion, change):
     """Its weights are not used in its place."""
-    model, inputs = tiny(**FUSIONS[fusion]), random_inputs()
+    model, inputs = tiny(**FUSIONS[fusion]).set_savings(cls_only=True), random_inputs()
     before = model(inputs)
     for block in model.layers[-1].values():
         block.attn.qkv = change(block.attn.qkv)

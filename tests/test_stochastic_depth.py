@@ -90,7 +90,7 @@ def test_the_dropped_are_not_computed():
         with FlopCounterMode(display=False) as counter:
             model_in_training(rate)(inputs)
         total[rate] = counter.get_total_flops()
-    count = flops.forward_flops(tiny().config, cls_only=True)
+    count = flops.forward_flops(tiny().config)
     assert total[0.0] == 3 * count.total
     assert total[1.0] == 3 * count.stem_head
     assert total[1.0] < total[0.5] < total[0.0]
@@ -98,7 +98,7 @@ def test_the_dropped_are_not_computed():
 
 def test_survivors_of_one_example_count_exactly():
     """Two of three examples drop both branches of a layer: it costs what one clip costs."""
-    model = model_in_training(0.0, fusion_layer=4).set_savings(cls_only=False)
+    model = model_in_training(0.0, fusion_layer=4)
     for block in model.layers[0].values():
         block.draw_survivors = lambda x: (Survivors(index=torch.tensor([1])),) * 2
     with FlopCounterMode(display=False) as counter:

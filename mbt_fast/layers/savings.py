@@ -12,7 +12,8 @@ class Savings:
     Args:
         cls_only: Compute the last layer for the CLS rows alone, which are all that the head reads:
             every row serves as key and value, and nothing else of the other rows is computed. Not
-            under dropout.
+            under dropout. Off by default, because a hook on that layer sees the difference, and so
+            does a FLOP counter.
         skip_dropped: In training, compute a residual branch only for the examples for which
             stochastic depth keeps it. Not under dropout, whose masks are drawn for every element,
             nor under ``torch.compile`` or in a captured CUDA graph, where the host decides nothing.
@@ -27,7 +28,7 @@ class Savings:
         ValueError: ``memory`` is none of the three.
     """
 
-    cls_only: bool = True
+    cls_only: bool = False
     skip_dropped: bool = True
     memory: str = "reduced"
 

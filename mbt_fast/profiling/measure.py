@@ -111,10 +111,7 @@ def build_models(configs: Sequence[MBTConfig], setting: Setting) -> list[MBT]:
                 pool[key] = _draw(name, parameter.shape, setting)
         state = {name: pool[name, p.shape] for name, p in model.named_parameters()}
         model.load_state_dict(state, assign=True)
-        # Every layer in full, as its FLOPs are counted.
-        model.set_backend(setting.backend).set_savings(cls_only=False).train(
-            setting.mode == "train"
-        )
+        model.set_backend(setting.backend).train(setting.mode == "train")
         models.append(model)
     return models
 
