@@ -34,6 +34,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):  # one translation unit pe
         "csrc/cpu/avx2.cpp": AVX2,
         "csrc/cpu/avx512.cpp": AVX512,
         "csrc/cpu/avx512_bf16.cpp": f"{AVX512} -mavx512bf16",
+        "csrc/cpu/amx.cpp": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
+        "csrc/cpu/amx_emulated.cpp": f"{AVX512} -mavx512bf16",
     }
 FLAGS = (
     "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Werror=return-type"

@@ -1,7 +1,9 @@
 // AVX2, FMA and F16C: all dtypes by float32 products.
 #define MBT_FAST_ISA avx2
 #include "simd_avx2.hpp"
-// The vectors come before what is written on them.
+// The vectors and their product come before what is written on them.
+#include "multiply.hpp"
+
 #include "head_kernels.hpp"
 #include "kernels.hpp"
 

@@ -1,7 +1,9 @@
 // AVX-512 F, BW, DQ, VL: all dtypes by float32 products.
 #define MBT_FAST_ISA avx512
 #include "simd_avx512.hpp"
-// The vectors come before what is written on them.
+// The vectors and their product come before what is written on them.
+#include "multiply.hpp"
+
 #include "head_kernels.hpp"
 #include "kernels.hpp"
 

@@ -1,7 +1,9 @@
 // AVX512-BF16: bfloat16 by dot products of pairs.
 #define MBT_FAST_ISA avx512_bf16
 #include "simd_avx512.hpp"
-// The vectors come before what is written on them.
+// The vectors and their product come before what is written on them.
+#include "multiply.hpp"
+
 #include "head_kernels.hpp"
 #include "kernels.hpp"
 

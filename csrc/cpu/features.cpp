@@ -50,11 +50,10 @@ Features detect() {
   found.avx2_fma = saves(kAvxState) && bit(ebx, 5) && fma;
   found.avx512 = saves(kAvx512State) && bit(ebx, 16) && bit(ebx, 30) && bit(ebx, 17) && bit(ebx, 31);
   const bool tiles = saves(kTileState) && bit(edx, 24) && bit(edx, 22);
-  found.amx_bf16 = found.avx512 && tiles && may_use_tiles();
-
   if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
     found.avx512_bf16 = found.avx512 && bit(eax, 5);
   }
+  found.amx_bf16 = found.avx512_bf16 && tiles && may_use_tiles();
   return found;
 }
 

@@ -8,7 +8,7 @@ struct Features {
   bool avx2_fma = false;     // AVX2 and FMA
   bool avx512 = false;       // AVX-512 F, BW, DQ and VL
   bool avx512_bf16 = false;  // dot products of bfloat16 pairs
-  bool amx_bf16 = false;     // tiles of bfloat16, and the permission to use them
+  bool amx_bf16 = false;     // these and tiles of bfloat16, and the permission to use them
 };
 
 // Detected once per process. The first call asks the kernel for permission to use AMX tiles: Linux

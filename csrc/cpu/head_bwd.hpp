@@ -15,7 +15,7 @@
 // Invariants.
 // - Every element is summed by one thread in one order: no atomics, bitwise repeatable.
 // - Lanes beyond the last query have an infinite log2_sum, hence p = 0; rows beyond the last key
-//   are not computed.
+//   are not computed, or not read.
 // - Where there is one key, softmax is constant and its gradient exactly 0, not the rounding of
 //   dp - rowsum(dout * out).
 // - In float32, where one key holds more than half of a row's probability, dp - delta cancels, and
@@ -60,10 +60,10 @@ struct BackwardBuffers {
     dv = arena.take<float>(kKeys * lanes);
     s = arena.take<float>(kKeys * kQueries);
     dp = arena.take<float>(kKeys * kQueries);
-    p = arena.take<uint32_t>(kKeys * kQueries);
-    ds = arena.take<uint32_t>(kKeys * kQueries);
+    p = arena.take<uint32_t>(kKeys * words<Product>(kQueries));
+    ds = arena.take<uint32_t>(kKeys * words<Product>(kQueries));
     ds_across = arena.take<uint32_t>(keys * kQueries);
-    rows = arena.take<uint32_t>(larger(kQueries, kKeys) * larger(width, lanes));
+    rows = arena.take<uint32_t>(larger(kQueries * larger(width, lanes), keys * lanes));
   }
 };
 
@@ -217,9 +217,10 @@ template <class Product>
 inline void differentiate(const BackwardBuffers<Product>& b, int64_t query, int64_t keys,
                           int64_t vectors, float scale, bool has_choice) {
   constexpr int64_t kStride = words<Product>(kQueries);  // of p and ds as left operands
+  constexpr int64_t kApart = words<Product>(kKeys) / Product::kParts * kQueries;
   for (int64_t lane = 0; lane < vectors * kLanes; lane += kLanes) {
     const SoftmaxOf softmax = softmax_of(b, query + lane, scale, has_choice);
-    const int64_t at = words<Product>(lane);
+    const int64_t at = lane / Product::kDepth;
     if constexpr (Product::kDepth == 1) {
       for (int64_t key = 0; key < keys; ++key) {
         const int64_t score = key * kQueries + lane;
@@ -234,11 +235,12 @@ inline void differentiate(const BackwardBuffers<Product>& b, int64_t query, int6
         const Gradients y = key + 1 < keys
                                 ? softmax.gradients<Product>(b.s + next, b.dp + next)
                                 : Gradients{zeros(), zeros()};
-        const Words ds = Product::narrow(x.ds, y.ds);
+        const auto ds = Product::narrow(x.ds, y.ds);
         Product::store_rows(Product::narrow(x.p, y.p), b.p + key * kStride + at, kStride);
         Product::store_rows(ds, b.ds + key * kStride + at, kStride);
-        store_words(b.ds_across + key / 2 * kQueries + lane, Product::pair(ds));
+        store_parts(b.ds_across + key / 2 * kQueries + lane, kApart, Product::pair(ds));
       }
+      pad_steps<Product>(b.ds_across + lane, kApart, keys, kQueries);
     }
   }
 }
@@ -295,12 +297,13 @@ void backward(const HeadBackward& h, void* scratch) {
   constexpr int64_t kStride = words<Product>(kQueries);
   const Right ds_across{Product::kDepth == 1 ? b.ds : b.ds_across, kQueries};
   queries.pack();
-  if (Product::kDepth == 1 && has_choice) refine_delta(h, b, queries, block);
+  if (Product::kRefinesDelta && has_choice) refine_delta(h, b, queries, block);
   for (int64_t key = 0; key < h.count; key += kKeys) {
     const int64_t keys = smaller(kKeys, h.count - key);
     block.pack(key);
     for (int64_t query = 0; query < h.count; query += kQueries) {
-      const int64_t vectors = smaller(kQueryVectors, ceil_div(h.count - query, kLanes));
+      const int64_t whole = round_up(h.count - query, kStepsAtOnce * Product::kDepth);
+      const int64_t vectors = smaller(kQueryVectors, ceil_div(whole, kLanes));
       const int64_t query_steps = words<Product>(vectors * kLanes);
       const Result s{b.s, kQueries}, dp{b.dp, kQueries};
       multiply<Product, false>(block.k(), queries.q_t(query), s, keys, vectors, steps);

@@ -3,7 +3,7 @@
 // Notation: s = q k^T, p = the shifted exponentials, o = out before the division by their sum.
 // Queries are the lanes of vectors, so that maximum, shift and sum of a softmax are vertical:
 //
-//                   queries (kQueries = 3 vectors)
+//                   queries (kQueries)
 //                  +--------+                             +--------+
 //                  |  q^T   | D                           |   p^T  | keys
 //                  +--------+                             +--------+
@@ -24,15 +24,12 @@
 #pragma once
 
 #include "exp2.hpp"
-#include "multiply.hpp"
 #include "pack.hpp"
 #include "products.hpp"
 #include "arena.hpp"
 
 namespace mbt_fast::cpu::MBT_FAST_ISA {
 
-constexpr int64_t kKeys = 96;  // of a block
-constexpr int64_t kQueryVectors = 3;
 constexpr int64_t kQueries = kQueryVectors * kLanes;
 constexpr float kLowest = -3.402823466e38f;
 
@@ -75,7 +72,7 @@ inline void pack_along_rows(RowsOf<T> x, int64_t first, int64_t dim, uint32_t* t
                             uint32_t* to) {
   const int64_t lanes = round_up(dim, kLanes), steps = words<Product>(kKeys);
   pack_across_d<Product>(x, first, kKeys, dim, temporary);
-  transpose_words(temporary, lanes, steps, lanes, to, steps, dim);
+  transpose_words(temporary, lanes, steps, lanes, to, steps, lanes);
 }
 
 template <class Product>
@@ -94,14 +91,16 @@ inline Floats exponentials(const float* s, int64_t keys, Floats scale, Floats sh
       store_words(p + key * kQueries, as_words(x));
     }
   } else {
+    constexpr int64_t kApart = words<Product>(kKeys) / Product::kParts * kQueries;
     for (int64_t key = 0; key < keys; key += 2) {
       const float* at = s + key * kQueries;
       const Floats x = exponential<Product>(at, scale, shift);
       const Floats y =
           key + 1 < keys ? exponential<Product>(at + kQueries, scale, shift) : zeros();
       sum = add(sum, add(x, y));
-      store_words(p + key / 2 * kQueries, Product::pair(Product::narrow(x, y)));
+      store_parts(p + key / 2 * kQueries, kApart, Product::pair(Product::narrow(x, y)));
     }
+    pad_steps<Product>(p, kApart, keys, kQueries);
   }
   return sum;
 }

@@ -9,5 +9,7 @@ namespace mbt_fast::cpu {
 extern const HeadKernels kAvx2[kDtypes];
 extern const HeadKernels kAvx512[kDtypes];
 extern const HeadKernels kAvx512Bfloat16;
+extern const HeadKernels kAmx[kDtypes];
+extern const HeadKernels kAmxEmulated[kDtypes];
 
 }  // namespace mbt_fast::cpu

@@ -12,9 +12,14 @@
 //  left operand: single words           rows, 16 reg.   8    5    4    -
 #pragma once
 
-#include "common.hpp"
+#include "operands.hpp"
 
 namespace mbt_fast::cpu::MBT_FAST_ISA {
+
+// Blocks of the attention kernels.
+constexpr int64_t kKeys = 96;
+constexpr int64_t kQueryVectors = 3;
+constexpr int64_t kStepsAtOnce = 1;
 
 constexpr int kWidest = kRegisters == 32 ? 4 : 3;  // vectors of a tile
 
@@ -22,19 +27,6 @@ constexpr int rows_of_tile(int vectors) {
   if (kRegisters == 32) return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 14;
   return vectors == 3 ? 4 : vectors == 2 ? 5 : 8;
 }
-
-struct Left {
-  const uint32_t* words;
-  int64_t stride;  // words from row to row
-};
-struct Right {
-  const uint32_t* words;
-  int64_t stride;  // words from step to step
-};
-struct Result {
-  float* values;
-  int64_t stride;
-};
 
 template <class Product, int kRows, int kVectors, bool kAdd>
 MBT_FAST_INLINE void multiply_tile(Left a, Right b, Result c, int64_t steps) {

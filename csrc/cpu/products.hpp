@@ -1,9 +1,12 @@
-// How two matrices are multiplied: as float32, or as pairs of bfloat16.
+// How two matrices are multiplied: as float32, or as pairs of bfloat16 (or, in split.hpp, as sums of
+// such pairs).
 //
 // Both work on 32-bit words, so that packing and the micro-kernel are written once. A word holds
 // kDepth neighbours along the dimension that a product sums over:
 //
 //   Single: one float32       Pairs: two bfloat16, the first in the lower half
+//
+// Packed is what a vector of elements becomes: kParts vectors of words.
 //
 // Four layouts of a matrix X [rows, D], named for the dimension that its words run along:
 //
@@ -21,7 +24,10 @@ namespace mbt_fast::cpu::MBT_FAST_ISA {
 
 struct Single {
   static constexpr int kDepth = 1;
+  static constexpr int kParts = 1;
   static constexpr int kExpDegree = 6;
+  static constexpr bool kRefinesDelta = true;
+  using Packed = Words;
 
   static MBT_FAST_INLINE Floats multiply_add(Words a, Words b, Floats c) {
     return fma(as_floats(a), as_floats(b), c);
@@ -42,7 +48,10 @@ struct Single {
 
 struct Pairs {
   static constexpr int kDepth = 2;
+  static constexpr int kParts = 1;
   static constexpr int kExpDegree = 5;
+  static constexpr bool kRefinesDelta = false;
+  using Packed = Words;
 
   static MBT_FAST_INLINE Floats multiply_add(Words a, Words b, Floats c) {
     return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
