@@ -1,7 +1,8 @@
 """The compiled part, ``mbt_fast._C``: loaded on first use, and its absence explained.
 
 ``MBT_FAST_CPU`` names the instruction set of the CPU kernels, instead of the best that the machine
-has: ``avx512_bf16``, ``avx512`` or ``avx2``.
+has: ``amx``, ``avx512_bf16``, ``avx512`` or ``avx2``; or ``amx_emulated``, slow and only for tests,
+which runs the kernels of ``amx`` on tiles emulated in AVX-512.
 """
 
 import importlib
@@ -10,6 +11,11 @@ import os
 from types import ModuleType
 
 MODULE = "mbt_fast._C"
+
+# Kernels that no machine of the kind they are for has run, and what was done instead.
+NEVER_RUN = {
+    "amx": "never run on a CPU with AMX: tested on emulated tiles, and its instructions by traps"
+}
 
 
 def why_missing() -> list[str]:

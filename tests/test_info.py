@@ -26,6 +26,11 @@ def test_info_as_json(capsys):
     assert "cpu" in facts["devices"]
 
 
+def test_info_says_which_cpu_kernels_no_hardware_has_run(capsys):
+    assert main(["info"]) == 0
+    assert "  amx          never run on a CPU with AMX" in capsys.readouterr().out
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as done:
         main(["--version"])

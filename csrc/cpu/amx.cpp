@@ -1,11 +1,12 @@
 // AMX-bf16: bfloat16 on tiles, float32 and float16 as sums of bfloat16 parts.
+//
+// Has not run on AMX hardware; mbt_fast/native.py says what has been done instead.
 #define MBT_FAST_ISA amx
 #include "simd_avx512.hpp"
-// The vectors and the tiles come before what is written on them.
+// The vectors, the tiles and their product come before what is written on them, in this order.
 #include "tiles.hpp"
-// ...
 #include "multiply_by_tiles.hpp"
-// ...
+
 #include "tiled_heads.hpp"
 
 namespace mbt_fast::cpu {

@@ -1,11 +1,10 @@
 // The kernels of amx.cpp on emulated tiles: for tests, on machines without AMX.
 #define MBT_FAST_ISA amx_emulated
 #include "simd_avx512.hpp"
-// The vectors and the tiles come before what is written on them.
+// The vectors, the tiles and their product come before what is written on them, in this order.
 #include "tiles_emulated.hpp"
-// ...
 #include "multiply_by_tiles.hpp"
-// ...
+
 #include "tiled_heads.hpp"
 
 namespace mbt_fast::cpu {

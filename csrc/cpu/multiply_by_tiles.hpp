@@ -57,10 +57,10 @@ inline void multiply_block(Left a, Right b, Result c, int64_t steps) {
   if constexpr (kColumns == 2) start_tile<1, kAdd>(c.values + kTileSide, c.stride);
   if constexpr (kRows == 2) start_tile<2, kAdd>(below, c.stride);
   if constexpr (kRows == 2 && kColumns == 2) start_tile<3, kAdd>(below + kTileSide, c.stride);
-  for (int both = smaller(2, 2 * (Product::kParts - 1)); both >= 0; --both) {
-    for (int left = 0; left <= both; ++left) {
-      const int right = both - left;
-      if (left >= Product::kParts || right >= Product::kParts) continue;
+  for (int sum = 2; sum >= 0; --sum) {  // of the numbers of two parts
+    for (int left = 0; left <= sum; ++left) {
+      const int right = sum - left;
+      if (larger(left, right) >= Product::kParts) continue;
       for (int64_t step = 0; step < steps / Product::kParts; step += kTileSide) {
         step_tiles<kRows, kColumns>(
             {a.words + left * part + step, a.stride},

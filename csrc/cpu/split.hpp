@@ -16,8 +16,8 @@
 // would be NaN): heads with infinities are left to float32 products, see tiled_heads.hpp.
 #pragma once
 
-#include "common.hpp"
-#include "element.hpp"
+#include "pack.hpp"
+#include "products.hpp"
 
 namespace mbt_fast::cpu::MBT_FAST_ISA {
 

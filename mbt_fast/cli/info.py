@@ -49,12 +49,16 @@ def collect() -> dict[str, Any]:
         "devices": _devices(),
         "compiled part": "; ".join(native.why_missing()) or f"built by {native.compiler()}",
         "cpu features": native.cpu_features(),
-        "cpu kernels": "; ".join(native.why_no_cpu_kernels()) or native.instruction_set(),
+        "cpu kernels": {"in use": _cpu_kernels(), **native.NEVER_RUN},
         "backends": {row.name: dispatch.verdict(row) for row in dispatch.BACKENDS},
         "kernels verified on a GPU": {
             f"triton {kernel}": _verified(kernel) for kernel in sources.KERNELS
         },
     }
+
+
+def _cpu_kernels() -> str:
+    return "; ".join(native.why_no_cpu_kernels()) or native.instruction_set()
 
 
 def _verified(kernel: str) -> str:
