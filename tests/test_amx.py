@@ -22,7 +22,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # in the order of the k
 TILE_INSTRUCTIONS = {"ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps"}
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 FLAGS = (
-    "-O3 -std=c++17 -fPIC -shared -fvisibility=hidden -mavx2 -mfma -mf16c"
+    "-O3 -std=c++17 -ffp-contract=off -fPIC -shared -fvisibility=hidden -mavx2 -mfma -mf16c"
     " -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16"
 )
 SOURCES = ["tests/native/amx_pieces.cpp", *(f"csrc/cpu/{u}.cpp" for u in ("amx", "amx_emulated"))]

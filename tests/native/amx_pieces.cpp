@@ -18,7 +18,7 @@ using namespace mbt_fast::cpu::amx_pieces;
 
 struct Scratch {
   std::vector<char> bytes;
-  explicit Scratch(int64_t size) : bytes(size + 64) {}
+  explicit Scratch(int64_t size) : bytes(size + 64, '\xff') {}  // NaN in every type
   void* aligned() {
     return bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64);
   }
