@@ -150,22 +150,35 @@ inline void store_results(const HeadForward& h, const ForwardBuffers<Product>& b
 }
 
 template <class Product, class T>
+inline void pack_keys_and_values(const HeadForward& h, const ForwardBuffers<Product>& b) {
+  const RowsOf<T> k{h.k, h.own, h.count}, v{h.v, h.own, h.count};
+  const int64_t width = row_words<Product>(h.dim), lanes = round_up(h.dim, kLanes);
+  for (int64_t key = 0, block = 0; key < h.count; key += kKeys, ++block) {
+    pack_along_d<Product>(k, key, kKeys, h.dim, b.k + key * width);
+    pack_along_rows<Product>(v, key, h.dim, b.rows, b.v + block * lanes * words<Product>(kKeys));
+  }
+}
+
+template <class Product, class T>
+inline void start_queries(const HeadForward& h, const ForwardBuffers<Product>& b, int64_t first) {
+  const RowsOf<T> q{h.q, h.own, h.count};
+  const int64_t width = row_words<Product>(h.dim), lanes = round_up(h.dim, kLanes);
+  pack_along_d<Product>(q, first, kQueries, h.dim, b.q);
+  transpose_words(b.q, width, kQueries, width, b.q_t, kQueries, words<Product>(h.dim));
+  for (int64_t i = 0; i < kQueries; ++i) b.shift[i] = kLowest, b.sum[i] = 0;
+  for (int64_t i = 0; i < lanes * kQueries; ++i) b.o[i] = 0;
+}
+
+template <class Product, class T>
 void forward(const HeadForward& h, void* scratch) {
   Arena arena(scratch);
   const ForwardBuffers<Product> b(arena, h.count, h.dim);
-  const RowsOf<T> q{h.q, h.own, h.count}, k{h.k, h.own, h.count}, v{h.v, h.own, h.count};
   const int64_t width = row_words<Product>(h.dim), steps = words<Product>(h.dim);
   const int64_t key_words = words<Product>(kKeys), lanes = round_up(h.dim, kLanes);
-  for (int64_t key = 0, block = 0; key < h.count; key += kKeys, ++block) {
-    pack_along_d<Product>(k, key, kKeys, h.dim, b.k + key * width);
-    pack_along_rows<Product>(v, key, h.dim, b.rows, b.v + block * lanes * key_words);
-  }
+  pack_keys_and_values<Product, T>(h, b);
   for (int64_t first = h.first; first < h.last; first += kQueries) {
     const int64_t queries = smaller(kQueries, h.last - first), vectors = ceil_div(queries, kLanes);
-    pack_along_d<Product>(q, first, kQueries, h.dim, b.q);
-    transpose_words(b.q, width, kQueries, width, b.q_t, kQueries, steps);
-    for (int64_t i = 0; i < kQueries; ++i) b.shift[i] = kLowest, b.sum[i] = 0;
-    for (int64_t i = 0; i < lanes * kQueries; ++i) b.o[i] = 0;
+    start_queries<Product, T>(h, b, first);
     for (int64_t key = 0, block = 0; key < h.count; key += kKeys, ++block) {
       const int64_t keys = smaller(kKeys, h.count - key);
       multiply<Product, false>({b.k + key * width, width}, {b.q_t, kQueries}, {b.s, kQueries}, keys,

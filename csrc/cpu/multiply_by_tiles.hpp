@@ -48,9 +48,14 @@ MBT_FAST_INLINE void step_tiles(Left a, Right b) {
   }
 }
 
+// What vectors do meanwhile: called after every step of tiles.
+struct Nothing {
+  void operator()() const {}
+};
+
 // One block of C: kRows x kColumns tiles.
-template <class Product, bool kAdd, int kRows, int kColumns>
-inline void multiply_block(Left a, Right b, Result c, int64_t steps) {
+template <class Product, bool kAdd, int kRows, int kColumns, class Meanwhile>
+inline void multiply_block(Left a, Right b, Result c, int64_t steps, Meanwhile& meanwhile) {
   const int64_t part = a.stride / Product::kParts;  // steps from part to part, of both operands
   float* const below = c.values + kTileSide * c.stride;
   start_tile<0, kAdd>(c.values, c.stride);
@@ -65,6 +70,7 @@ inline void multiply_block(Left a, Right b, Result c, int64_t steps) {
         step_tiles<kRows, kColumns>(
             {a.words + left * part + step, a.stride},
             {b.words + (right * part + step) * b.stride, b.stride});
+        meanwhile();
       }
     }
   }
@@ -74,25 +80,27 @@ inline void multiply_block(Left a, Right b, Result c, int64_t steps) {
   if constexpr (kRows == 2 && kColumns == 2) store_tile<3>(below + kTileSide, c.stride);
 }
 
-template <class Product, bool kAdd, int kColumns>
-inline void multiply_columns(Left a, Right b, Result c, int64_t rows, int64_t steps) {
+template <class Product, bool kAdd, int kColumns, class Meanwhile>
+inline void multiply_columns(Left a, Right b, Result c, int64_t rows, int64_t steps,
+                             Meanwhile& meanwhile) {
   for (; rows > kTileSide; rows -= 2 * kTileSide) {
-    multiply_block<Product, kAdd, 2, kColumns>(a, b, c, steps);
+    multiply_block<Product, kAdd, 2, kColumns>(a, b, c, steps, meanwhile);
     a.words += 2 * kTileSide * a.stride;
     c.values += 2 * kTileSide * c.stride;
   }
-  if (rows > 0) multiply_block<Product, kAdd, 1, kColumns>(a, b, c, steps);
+  if (rows > 0) multiply_block<Product, kAdd, 1, kColumns>(a, b, c, steps, meanwhile);
 }
 
 // C [rows][vectors * kLanes] (+)= A [rows][steps] B [steps][vectors * kLanes]
-template <class Product, bool kAdd>
-inline void multiply(Left a, Right b, Result c, int64_t rows, int64_t vectors, int64_t steps) {
+template <class Product, bool kAdd, class Meanwhile = const Nothing>
+inline void multiply(Left a, Right b, Result c, int64_t rows, int64_t vectors, int64_t steps,
+                     Meanwhile& meanwhile = Nothing()) {
   for (; vectors > 1; vectors -= 2) {
-    multiply_columns<Product, kAdd, 2>(a, b, c, rows, steps);
+    multiply_columns<Product, kAdd, 2>(a, b, c, rows, steps, meanwhile);
     b.words += 2 * kTileSide;
     c.values += 2 * kTileSide;
   }
-  if (vectors > 0) multiply_columns<Product, kAdd, 1>(a, b, c, rows, steps);
+  if (vectors > 0) multiply_columns<Product, kAdd, 1>(a, b, c, rows, steps, meanwhile);
 }
 
 }  // namespace mbt_fast::cpu::MBT_FAST_ISA

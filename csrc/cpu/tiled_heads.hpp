@@ -1,7 +1,8 @@
 // The kernels of amx.cpp and amx_emulated.cpp: those of head_kernels.hpp, between setting up the
-// thread's tiles and releasing them.
+// thread's tiles and releasing them; the forward pipelined.
 #pragma once
 
+#include "head_fwd_pipelined.hpp"
 #include "head_kernels.hpp"
 #include "kernels.hpp"
 #include "split.hpp"
@@ -11,7 +12,7 @@ namespace mbt_fast::cpu::MBT_FAST_ISA {
 template <class Product, class T>
 void tiled_forward(const HeadForward& h, void* scratch) {
   const TilesOfThisThread tiles;
-  forward<Product, T>(h, scratch);
+  pipelined_forward<Product, T>(h, scratch);
 }
 template <class Product, class T>
 void tiled_backward(const HeadBackward& h, void* scratch) {
@@ -53,7 +54,7 @@ void split_backward(const HeadBackward& h, void* scratch) {
 }
 template <class Product, class T, Dtype kDtype>
 int64_t split_forward_scratch(int64_t count, int64_t dim) {
-  return larger(forward_scratch<Product, T>(count, dim),
+  return larger(pipelined_forward_scratch<Product, T>(count, dim),
                 kAvx512[kDtype].forward_scratch(count, dim));
 }
 template <class Product, class T, Dtype kDtype>
@@ -65,6 +66,7 @@ int64_t split_backward_scratch(int64_t count, int64_t dim) {
 constexpr HeadKernels pairs_kernels() {
   HeadKernels kernels = head_kernels<Pairs, Bfloat16>();
   kernels.forward = &tiled_forward<Pairs, Bfloat16>;
+  kernels.forward_scratch = &pipelined_forward_scratch<Pairs, Bfloat16>;
   kernels.backward = &tiled_backward<Pairs, Bfloat16>;
   return kernels;
 }
