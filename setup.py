@@ -27,6 +27,8 @@ SOURCES = {  # with flags of their own
     "csrc/bindings.cpp": "",
     "csrc/cpu/features.cpp": "",
     "csrc/cpu/attention.cpp": "",
+    "csrc/cpu/bias_gelu.cpp": "",
+    "csrc/cpu/add_layer_norm.cpp": "",
     "csrc/cpu/instruction_sets.cpp": "",
 }
 if platform.machine().lower() in ("x86_64", "amd64"):  # one translation unit per instruction set

@@ -6,7 +6,9 @@
 
 #include <string>
 
+#include "cpu/add_layer_norm.hpp"
 #include "cpu/attention.hpp"
+#include "cpu/bias_gelu.hpp"
 #include "cpu/features.hpp"
 
 namespace py = pybind11;
@@ -88,6 +90,39 @@ Call call(const std::string& isa, const std::string& dtype, const std::array<int
           shape[2],             shape[3],           scale,    threads};
 }
 
+GeluCall gelu_call(const std::string& isa, const std::string& dtype,
+                   const std::string& approximate, int64_t elements, int64_t channels,
+                   int threads) {
+  return {instruction_set(isa), dtype_named(dtype), approximate == "tanh" ? kTanh : kNone,
+          elements,             channels,           threads};
+}
+
+NormCall norm_call(const std::string& isa, const std::string& dtype,
+                   const std::array<int64_t, 3>& shape, float eps, int threads) {
+  return {instruction_set(isa), dtype_named(dtype), shape[0], shape[1], shape[2], eps, threads};
+}
+
+// A tensor [B, S, C]: where it begins, and the strides of examples and rows. None has no address.
+using Tokens = std::tuple<Pointer, int64_t, int64_t>;
+
+TokenRows token_rows(const Tokens& tokens) {
+  return {to<void>(std::get<0>(tokens)), std::get<1>(tokens), std::get<2>(tokens)};
+}
+
+NormForward norm_forward_stream(const Tokens& stream, const Tokens& branch, const Tokens& sums,
+                                const Tokens& out, int64_t rows, Pointer lengths, Pointer weight,
+                                Pointer bias, Pointer stats) {
+  return {token_rows(stream), token_rows(branch), token_rows(sums), token_rows(out), rows,
+          to<int32_t>(lengths), to<float>(weight), to<float>(bias), to<float>(stats)};
+}
+
+NormBackward norm_backward_stream(const Tokens& sums, const Tokens& dsums, const Tokens& dout,
+                                  const Tokens& dx, int64_t rows, Pointer lengths, Pointer weight,
+                                  Pointer stats, Pointer dparameters) {
+  return {token_rows(sums), token_rows(dsums), token_rows(dout), token_rows(dx), rows,
+          to<int32_t>(lengths), to<float>(weight), to<float>(stats), to<float>(dparameters)};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -118,4 +153,36 @@ PYBIND11_MODULE(_C, m) {
         attention_backward(call, streams, to<void>(kept));
       },
       py::arg("call"), py::arg("streams"), py::arg("kept"), no_gil);
+
+  py::class_<GeluCall>(m, "GeluCall")
+      .def(py::init(&gelu_call), py::arg("isa"), py::arg("dtype"), py::arg("approximate"),
+           py::arg("elements"), py::arg("channels"), py::arg("threads"));
+  m.def(
+      "bias_gelu_fwd",
+      [](const GeluCall& call, Pointer x, Pointer bias, Pointer out) {
+        gelu_forward(call, to<void>(x), to<float>(bias), to<void>(out));
+      },
+      py::arg("call"), py::arg("x"), py::arg("bias"), py::arg("out"), no_gil);
+  m.def(
+      "bias_gelu_bwd",
+      [](const GeluCall& call, Pointer x, Pointer bias, Pointer dout, Pointer dx, Pointer dbias) {
+        gelu_backward(call, to<void>(x), to<float>(bias), to<void>(dout), to<void>(dx),
+                      to<float>(dbias));
+      },
+      py::arg("call"), py::arg("x"), py::arg("bias"), py::arg("dout"), py::arg("dx"),
+      py::arg("dbias"), no_gil);
+
+  py::class_<NormCall>(m, "NormCall")
+      .def(py::init(&norm_call), py::arg("isa"), py::arg("dtype"), py::arg("shape"),
+           py::arg("eps"), py::arg("threads"));
+  py::class_<NormForward>(m, "NormForward")
+      .def(py::init(&norm_forward_stream), py::arg("stream"), py::arg("branch"), py::arg("sums"),
+           py::arg("out"), py::arg("rows"), py::arg("lengths"), py::arg("weight"),
+           py::arg("bias"), py::arg("stats"));
+  py::class_<NormBackward>(m, "NormBackward")
+      .def(py::init(&norm_backward_stream), py::arg("sums"), py::arg("dsums"), py::arg("dout"),
+           py::arg("dx"), py::arg("rows"), py::arg("lengths"), py::arg("weight"),
+           py::arg("stats"), py::arg("dparameters"));
+  m.def("add_layer_norm_fwd", &norm_forward, py::arg("call"), py::arg("streams"), no_gil);
+  m.def("add_layer_norm_bwd", &norm_backward, py::arg("call"), py::arg("streams"), no_gil);
 }

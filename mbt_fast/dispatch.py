@@ -3,15 +3,15 @@
 ``BACKENDS`` is the whole policy: order is preference, each row lists what it needs. A backend is
 *unavailable* for a reason of the installation and *unsupported* for a reason of the call; both are
 lists of sentences, empty when all is well. A row in *reserve* runs when it is named, and is passed
-over by ``"auto"``, for the reason given: it was not measured, or it wins from longer streams on.
+over by ``"auto"``, for the reason given: it was not measured, or it wins for other calls only.
 Nothing falls back silently: ``"auto"`` takes the
 first row without reasons, a named backend runs or raises with the whole table.
 """
 
 import importlib.util
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Call:
     device: torch.device
     dtype: torch.dtype
     rows: int | None = None  # of the longest stream; None where nothing should depend on it
+    elements: int | None = None  # of an op of LAYER; likewise
 
     @classmethod
     def of(cls, op: str, tensors: Sequence[Tensor]) -> "Call":
@@ -51,6 +52,13 @@ class Call:
             rows=max(stream.shape[1] for stream in tensors) if packed else None,
         )
 
+    @classmethod
+    def of_layer(cls, op: str, tensors: Sequence[Tensor]) -> "Call":
+        """Describe a call of an op of ``LAYER``, whose dtype autocast leaves alone."""
+        traced = torch.compiler.is_compiling()
+        elements = None if traced else sum(tensor.numel() for tensor in tensors)
+        return cls(op, tensors[0].device, tensors[0].dtype, elements=elements)
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -64,6 +72,8 @@ class Backend:
     requires: str | None = None
     unmeasured: bool = False
     wins_from: int = 0  # rows of the longest stream
+    # Ops that it wins in some dtypes only, and there from a number of elements on.
+    wins_in: Mapping[str, Mapping[torch.dtype, int]] = field(default_factory=dict)
 
     def unavailable(self) -> list[str]:
         """Reasons of the installation."""
@@ -93,6 +103,15 @@ class Backend:
             return "no recorded measurement shows that it is not slower than sdpa"
         if call is not None and call.rows is not None and call.rows < self.wins_from:
             return f"streams have at most {call.rows} rows, and it wins from {self.wins_from} on"
+        if call is not None and call.op in self.wins_in:
+            return self._reserve_of_layer(call, self.wins_in[call.op].get(call.dtype))
+        return None
+
+    def _reserve_of_layer(self, call: Call, least: int | None) -> str | None:
+        if least is None:
+            return f"{call.op} in {call.dtype} is not always faster than torch's own"
+        if call.elements is not None and call.elements < least:
+            return f"rows have {call.elements} elements, and it wins from {least} on"
         return None
 
     def reasons(self, call: Call | None) -> list[str]:
@@ -103,6 +122,15 @@ class Backend:
 NONE: frozenset[str] = frozenset()
 ATTENTION = frozenset({"bottleneck_attention"})
 EVERY = ATTENTION | {"dense_attention"}
+LAYER = frozenset({"bias_gelu", "bias_gelu_erf", "add_layer_norm"})  # torch's own is the reference
+# Where the C++ kernels win in spite of a launcher in Python: benchmarks/layer_ops.py. In float32
+# LayerNorm waits for memory, whoever computes it; torch's erf is fast where there is only AVX2.
+CPU_WINS_IN: dict[str, dict[torch.dtype, int]] = {
+    "bias_gelu": dict.fromkeys(KERNEL_DTYPES, 2**16),
+    "bias_gelu_erf": {},
+    "add_layer_norm": dict.fromkeys(HALF, 2**20),
+}
+CPU_OPS = ATTENTION | LAYER
 NATIVE = native.MODULE
 SM_80 = (8, 0)
 TRITON_ON = "cpu" if INTERPRET else "cuda"
@@ -113,9 +141,10 @@ BACKENDS = (
     #       name         ops        device     dtypes         compute requires
     Backend("cuda",      NONE,      "cuda",    HALF),
     Backend("triton",    ATTENTION, TRITON_ON, TRITON_DTYPES, SM_80,  "triton", unmeasured=True),
-    Backend("cpu",       ATTENTION, "cpu",     KERNEL_DTYPES, None,   NATIVE,   wins_from=32),
+    Backend("cpu",       CPU_OPS,   "cpu",     KERNEL_DTYPES, None,   NATIVE,   wins_from=32,
+            wins_in=CPU_WINS_IN),
     Backend("sdpa",      EVERY),
-    Backend("reference", EVERY),
+    Backend("reference", EVERY | LAYER),
 )
 # fmt: on
 

@@ -7,8 +7,12 @@ from torch import Tensor
 
 from mbt_fast import dispatch, reference, sdpa
 from mbt_fast.autocast import autocast_dtype
+from mbt_fast.autograd import add_layer_norm as norm_kernel
+from mbt_fast.autograd import bias_gelu as gelu_kernel
 from mbt_fast.autograd.bottleneck_attention import run_kernel
 from mbt_fast.validation import (
+    check_add_layer_norm,
+    check_bias_gelu,
     check_bottleneck_attention,
     check_dense_attention,
     check_share_slots,
@@ -188,6 +192,110 @@ def share_slots_(
     mean = reference.mean_slots(streams, n_bottlenecks, lengths)
     for stream in streams:
         stream[:, stream.shape[1] - n_bottlenecks :] = mean.to(stream.dtype)
+
+
+def bias_gelu(
+    x: Tensor, bias: Tensor | None = None, *, approximate: str = "tanh", backend: str = "auto"
+) -> Tensor:
+    """GELU of a Linear's output: ``gelu(x + bias)``, the MLP's activation.
+
+    Equal to::
+
+        torch.nn.functional.gelu(x + bias, approximate=approximate)
+
+    Only ``x`` and ``bias`` are kept for the backward, which recomputes the rest.
+
+    Args:
+        x: ``[..., C]``, floating point, any strides.
+        bias: ``[C]``, in the dtype of ``x`` or, for 16-bit types, in float32; ``None`` adds
+            nothing.
+        approximate: ``"tanh"``, as in the official MBT, or ``"none"`` for the error function.
+        backend: ``"auto"``, ``"cpu"`` or ``"reference"``.
+
+    Returns:
+        A tensor like ``x``. Autocast does not change its dtype.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value is out of range; the message names it.
+        mbt_fast.dispatch.BackendError: The named backend cannot run this call.
+
+    Numerics:
+        Sum and GELU in float32 on the CPU kernels, rounded once. The bias' gradient is summed in
+        float32 in an order that depends on the shape alone.
+
+    Source:
+        Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415.
+    """
+    check_bias_gelu(x, bias, approximate)
+    op = "bias_gelu" if approximate == "tanh" else "bias_gelu_erf"
+    name = dispatch.select(dispatch.Call.of_layer(op, [x]), backend)
+    if name == "reference":
+        return reference.bias_gelu(x, bias, approximate)
+    return gelu_kernel.bias_gelu(x, bias, approximate, name)
+
+
+def add_layer_norm(
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor | None] | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    eps: float = 1e-6,
+    n_bottlenecks: int = 0,
+    lengths: Lengths | None = None,
+    backend: str = "auto",
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Add residual branches, share the slots, normalise: what lies between two Linears of a layer.
+
+    Equal, for every stream, to::
+
+        total = stream + branch                                           # [B, S, C]
+        total[:, -P:] = mean over the present streams of total[:, -P:]    # Eq. 9, if P > 0
+        normed = torch.nn.functional.layer_norm(total, (C,), weight, bias, eps)
+
+    Args:
+        streams: ``M`` tensors ``[B, S_m, C]``, floating point, any strides; the kernels read them
+            in place if the last stride is 1.
+        branches: ``M`` entries like ``streams``, or ``None`` where nothing is added; ``None`` for
+            no branch at all. Under autocast a branch is cast to its stream's dtype.
+        weights: ``M`` tensors ``[C]``, in the dtype of the streams or, for 16-bit types, float32.
+        biases: ``M`` tensors like ``weights``.
+        eps: Added to the variance.
+        n_bottlenecks: ``P >= 0``, the last ``P`` rows of each stream, which become their mean over
+            the streams; 0 leaves the streams to themselves.
+        lengths: ``M`` entries, each ``None`` or int32 ``[B]``; 0 means that the stream is absent
+            for this example: its slots take no part in the mean, and become zero. Own rows are
+            normalised whether they are valid or not.
+        backend: ``"auto"``, ``"cpu"`` or ``"reference"``.
+
+    Returns:
+        ``M`` sums, the stream itself where nothing is added and no slot is shared, and ``M``
+        normalised sums, all ``[B, S_m, C]`` in the dtype of the streams, under autocast too.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value is out of range; the message names it.
+        mbt_fast.dispatch.BackendError: The named backend cannot run this call.
+
+    Numerics:
+        What is returned as sum, rounded, is what is normalised. Statistics and sums in float32;
+        gradients of weights and biases in an order that depends on the shape alone.
+
+    Source:
+        Eq. 9 of "Attention Bottlenecks for Multimodal Fusion" (Nagrani et al., 2021), and Ba et
+        al., "Layer Normalization", arXiv 1607.06450.
+    """
+    branches, lengths = check_add_layer_norm(
+        streams, branches, weights, biases, eps, n_bottlenecks, lengths
+    )
+    pairs = zip(streams, branches, strict=True)
+    branches = [branch if branch is None else branch.to(s.dtype) for s, branch in pairs]
+    name = dispatch.select(dispatch.Call.of_layer("add_layer_norm", streams), backend)
+    call = (streams, branches, weights, biases, lengths, n_bottlenecks, float(eps))
+    if name == "reference":
+        return reference.add_layer_norm(*call)
+    return norm_kernel.add_layer_norm(*call, name)
 
 
 def _autocast(tensor: Tensor) -> Tensor:

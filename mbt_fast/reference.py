@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, layer_norm
 
 
 def attention(
@@ -84,13 +85,22 @@ def share_slots(
     """
     if n_bottlenecks == 0:
         return list(streams)
+    slots = shared_slots(streams, n_bottlenecks, lengths)
+    return [
+        torch.cat([stream[:, : stream.shape[1] - n_bottlenecks], shared], dim=1)
+        for stream, shared in zip(streams, slots, strict=True)
+    ]
+
+
+def shared_slots(
+    streams: Sequence[Tensor], n_bottlenecks: int, lengths: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """The slots of each stream after the shared update, ``[B, P, ...]``; arguments as above."""
     mean = mean_slots(streams, n_bottlenecks, lengths)
-    shared = []
-    for stream, length in zip(streams, lengths, strict=True):
-        slots = mean if length is None else torch.where(expand(length > 0, mean), mean, 0)
-        own = stream[:, : stream.shape[1] - n_bottlenecks]
-        shared.append(torch.cat([own, slots.to(stream.dtype)], dim=1))
-    return shared
+    return [
+        (mean if length is None else torch.where(expand(length > 0, mean), mean, 0)).to(s.dtype)
+        for s, length in zip(streams, lengths, strict=True)
+    ]
 
 
 def mean_slots(
@@ -113,6 +123,51 @@ def mean_slots(
     if isinstance(count, Tensor):
         count = count.clamp(min=1)
     return cast(Tensor, total / count)
+
+
+def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    """``gelu(x + bias)``, by torch's own function, in the dtype of ``x``.
+
+    Args:
+        x: ``[..., C]``.
+        bias: ``[C]`` or ``None``.
+        approximate: ``"tanh"`` or ``"none"``.
+    """
+    return gelu(x if bias is None else x + bias, approximate=approximate).to(x.dtype)
+
+
+def add_layer_norm(
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    lengths: Sequence[Tensor | None],
+    n_bottlenecks: int,
+    eps: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Residual sum, shared slots and LayerNorm of each stream, by torch's own functions.
+
+    Arguments are those of ``functional.add_layer_norm``, already checked.
+
+    Returns:
+        ``[B, S_m, C]`` per stream: the sums, whose slots are shared as by ``share_slots``, and
+        their LayerNorm.
+    """
+    pairs = list(zip(streams, branches, strict=True))
+    sums = [stream if branch is None else stream + branch for stream, branch in pairs]
+    if n_bottlenecks:
+        slots = shared_slots(sums, n_bottlenecks, lengths)
+        sums = [s.clone() if b is None else s for s, (_, b) in zip(sums, pairs, strict=True)]
+        for total, shared in zip(sums, slots, strict=True):  # in place, which saves a copy
+            total[:, total.shape[1] - n_bottlenecks :] = shared
+    rows = zip(sums, weights, biases, strict=True)
+    return sums, [norm_rows(total, weight, bias, eps) for total, weight, bias in rows]
+
+
+def norm_rows(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension, in the dtype of ``x``; parameters may be wider."""
+    wide = x.to(weight.dtype)
+    return layer_norm(wide, weight.shape, weight, bias, eps).to(x.dtype)
 
 
 def valid_rows(length: Tensor | None, rows: int, n_bottlenecks: int) -> Tensor | None:

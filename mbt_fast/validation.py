@@ -84,6 +84,95 @@ def check_share_slots(
     return _check_lengths(lengths, "streams", streams, n_bottlenecks)
 
 
+def check_bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> None:
+    """Check the arguments of ``functional.bias_gelu``."""
+    _check_tensor("x", x)
+    if x.ndim == 0:
+        raise ValueError("x must have shape [..., C], got a scalar")
+    if bias is not None:
+        _check_parameter("bias", bias, "x", x)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
+
+
+def check_add_layer_norm(
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor | None] | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float,
+    n_bottlenecks: int,
+    lengths: Sequence[Tensor | None] | None,
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Check the arguments of ``functional.add_layer_norm``; return branches and lengths."""
+    lengths = check_share_slots(streams, n_bottlenecks, lengths)
+    if streams[0].shape[2] == 0:
+        raise ValueError(f"streams must have at least 1 channel, got {list(streams[0].shape)}")
+    branches = [None] * len(streams) if branches is None else branches
+    for name, entries in (("branches", branches), ("weights", weights), ("biases", biases)):
+        _check_per_stream(name, entries, streams)
+    for index, stream in enumerate(streams):
+        _check_same_dtype(f"streams[{index}]", stream, "streams[0]", streams[0])
+        _check_branch(f"branches[{index}]", branches[index], f"streams[{index}]", stream)
+        weight, bias = f"weights[{index}]", f"biases[{index}]"
+        _check_parameter(weight, weights[index], f"streams[{index}]", stream)
+        _check_parameter(bias, biases[index], f"streams[{index}]", stream)
+        _check_same_dtype(bias, biases[index], weight, weights[index])
+    if not isinstance(eps, Real) or isinstance(eps, bool):
+        raise TypeError(f"eps must be a number, got {_kind(eps)}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+    return list(branches), lengths
+
+
+def _check_same_dtype(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+    if tensor.dtype != first.dtype:
+        raise TypeError(
+            f"{name} must have dtype {first.dtype} like {first_name}, got {tensor.dtype}"
+        )
+
+
+def _check_branch(name: str, branch: Any, stream_name: str, stream: Tensor) -> None:
+    if branch is None:
+        return
+    _check_tensor(name, branch)
+    _check_alike(name, branch, stream_name, stream)
+    if branch.shape != stream.shape:
+        raise ValueError(
+            f"{name} must have shape {list(stream.shape)} like {stream_name}, "
+            f"got {list(branch.shape)}"
+        )
+
+
+def _check_parameter(name: str, parameter: Any, like_name: str, like: Tensor) -> None:
+    """One value per channel, in the dtype of the rows or in float32."""
+    if not isinstance(parameter, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {_kind(parameter)}")
+    if parameter.dtype not in {like.dtype, torch.promote_types(like.dtype, torch.float32)}:
+        raise TypeError(
+            f"{name} must be {like.dtype} like {like_name}, or float32 for 16-bit rows, "
+            f"got {_kind(parameter)}"
+        )
+    if tuple(parameter.shape) != (like.shape[-1],):
+        raise ValueError(
+            f"{name} must have shape [{like.shape[-1]}], the channels of {like_name}, "
+            f"got {list(parameter.shape)}"
+        )
+    if parameter.device != like.device:
+        raise ValueError(
+            f"{name} must be on {like.device} like {like_name}, got {parameter.device}"
+        )
+
+
+def _check_per_stream(name: str, entries: Any, streams: Sequence[Tensor]) -> None:
+    if isinstance(entries, Tensor) or not isinstance(entries, Sequence):
+        raise TypeError(f"{name} must be a sequence with an entry per stream, got {_kind(entries)}")
+    if len(entries) != len(streams):
+        raise ValueError(
+            f"{name} must have {len(streams)} entries like streams, got {len(entries)}"
+        )
+
+
 def _check_sequence(name: str, tensors: Sequence[Tensor]) -> None:
     if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
         raise TypeError(
@@ -125,7 +214,7 @@ def _check_tensor(name: str, tensor: Any) -> None:
 
 def _check_alike(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
     """The same device, and the same dtype after autocast, which leaves float64 alone."""
-    if autocast_dtype(tensor) != autocast_dtype(first):
+    if tensor.dtype != first.dtype and autocast_dtype(tensor) != autocast_dtype(first):
         raise TypeError(
             f"{name} must have dtype {first.dtype} like {first_name}, got {tensor.dtype}"
         )

@@ -6,6 +6,7 @@
 
 #include "head_kernels.hpp"
 #include "kernels.hpp"
+#include "layer_kernels.hpp"
 
 namespace mbt_fast::cpu {
 
@@ -13,6 +14,12 @@ const HeadKernels kAvx2[kDtypes] = {
     avx2::head_kernels<avx2::Single, float>(),
     avx2::head_kernels<avx2::Single, Bfloat16>(),
     avx2::head_kernels<avx2::Single, Float16>(),
+};
+
+const LayerKernels kAvx2Layer[kDtypes] = {
+    avx2::layer_kernels<float>(),
+    avx2::layer_kernels<Bfloat16>(),
+    avx2::layer_kernels<Float16>(),
 };
 
 }  // namespace mbt_fast::cpu

@@ -6,6 +6,7 @@
 
 #include "head_kernels.hpp"
 #include "kernels.hpp"
+#include "layer_kernels.hpp"
 
 namespace mbt_fast::cpu {
 
@@ -13,6 +14,12 @@ const HeadKernels kAvx512[kDtypes] = {
     avx512::head_kernels<avx512::Single, float>(),
     avx512::head_kernels<avx512::Single, Bfloat16>(),
     avx512::head_kernels<avx512::Single, Float16>(),
+};
+
+const LayerKernels kAvx512Layer[kDtypes] = {
+    avx512::layer_kernels<float>(),
+    avx512::layer_kernels<Bfloat16>(),
+    avx512::layer_kernels<Float16>(),
 };
 
 }  // namespace mbt_fast::cpu

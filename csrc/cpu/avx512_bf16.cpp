@@ -1,4 +1,4 @@
-// AVX512-BF16: bfloat16 by dot products of pairs.
+// AVX512-BF16: bfloat16 by dot products of pairs, and rounded by one instruction.
 #define MBT_FAST_ISA avx512_bf16
 #include "simd_avx512.hpp"
 // The vectors and their product come before what is written on them.
@@ -6,9 +6,11 @@
 
 #include "head_kernels.hpp"
 #include "kernels.hpp"
+#include "layer_kernels.hpp"
 
 namespace mbt_fast::cpu {
 
 const HeadKernels kAvx512Bfloat16 = avx512_bf16::head_kernels<avx512_bf16::Pairs, Bfloat16>();
+const LayerKernels kAvx512Bfloat16Layer = avx512_bf16::layer_kernels<Bfloat16>();
 
 }  // namespace mbt_fast::cpu

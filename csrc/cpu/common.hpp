@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #define MBT_FAST_INLINE inline __attribute__((always_inline))
+#define MBT_FAST_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace mbt_fast::cpu {
 

@@ -25,11 +25,12 @@ struct Exp2<6> {
                                             0.0096754516f, 0.0012467846f, 0.00021612916f};
 };
 
-template <int Degree>
-MBT_FAST_INLINE Floats exp2(Floats x) {
+// V is one vector, or several side by side.
+template <int Degree, class V>
+MBT_FAST_INLINE V exp2(V x) {
   x = finite_exponent(x);
-  const Floats f = fraction(x);
-  Floats p = splat(Exp2<Degree>::kCoefficients[Degree - 1]);
+  const V f = fraction(x);
+  V p = splat(Exp2<Degree>::kCoefficients[Degree - 1]);
   for (int i = Degree - 2; i >= 0; --i) p = fma(p, f, splat(Exp2<Degree>::kCoefficients[i]));
   return times_power_of_floor(fma(p, f, splat(1.0f)), x);
 }

@@ -6,6 +6,7 @@
 #include "element.hpp"
 #include "features.hpp"
 #include "head.hpp"
+#include "layer.hpp"
 
 namespace mbt_fast::cpu {
 
@@ -13,6 +14,7 @@ struct InstructionSet {
   const char* name;
   bool Features::*needs;
   const HeadKernels* heads[kDtypes];  // float32, bfloat16, float16
+  const LayerKernels* layers[kDtypes];
 };
 
 // Best first; empty on other architectures than x86-64.

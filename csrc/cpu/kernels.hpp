@@ -3,6 +3,7 @@
 
 #include "element.hpp"
 #include "head.hpp"
+#include "layer.hpp"
 
 namespace mbt_fast::cpu {
 
@@ -11,5 +12,9 @@ extern const HeadKernels kAvx512[kDtypes];
 extern const HeadKernels kAvx512Bfloat16;
 extern const HeadKernels kAmx[kDtypes];
 extern const HeadKernels kAmxEmulated[kDtypes];
+
+extern const LayerKernels kAvx2Layer[kDtypes];
+extern const LayerKernels kAvx512Layer[kDtypes];
+extern const LayerKernels kAvx512Bfloat16Layer;
 
 }  // namespace mbt_fast::cpu

@@ -47,6 +47,10 @@ MBT_FAST_INLINE Floats times_power_of_floor(Floats p, Floats x) {
   };
   return mul(mul(p, power(half)), power(_mm256_sub_epi32(whole, half)));
 }
+MBT_FAST_INLINE Floats minus_abs(Floats x) { return _mm256_or_ps(x, splat(-0.0f)); }
+MBT_FAST_INLINE Floats where_negative(Floats x, Floats a, Floats b) {  // a where x has a sign, else b
+  return _mm256_blendv_ps(b, a, x);
+}
 MBT_FAST_INLINE bool any_greater(Floats a, Floats b) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
 }
@@ -59,6 +63,9 @@ MBT_FAST_INLINE float sum_lanes(Floats x) {
 MBT_FAST_INLINE Words first(int64_t n) {  // a mask of the first n lanes
   const Words lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(splat_word(static_cast<uint32_t>(n)), lane);
+}
+MBT_FAST_INLINE Floats keep_first(Floats x, int64_t count) {  // lanes from count on become 0
+  return count >= 8 ? x : _mm256_and_ps(x, as_floats(first(count)));
 }
 
 // The first n elements from `from` as float32, zeros after them. n may be 0 or less.

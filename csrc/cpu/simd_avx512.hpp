@@ -36,6 +36,10 @@ MBT_FAST_INLINE Floats fraction(Floats x) {  // x - floor(x); 0 for infinities
   return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
 MBT_FAST_INLINE Floats times_power_of_floor(Floats p, Floats x) { return _mm512_scalef_ps(p, x); }
+MBT_FAST_INLINE Floats minus_abs(Floats x) { return _mm512_or_ps(x, splat(-0.0f)); }
+MBT_FAST_INLINE Floats where_negative(Floats x, Floats a, Floats b) {  // a where x has a sign, else b
+  return _mm512_mask_blend_ps(_mm512_movepi32_mask(as_words(x)), b, a);
+}
 MBT_FAST_INLINE bool any_greater(Floats a, Floats b) {
   return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
@@ -73,7 +77,12 @@ MBT_FAST_INLINE void store_halves(void* to, __m256i x, int64_t n) {
   if (n >= 16) return _mm256_storeu_si256(static_cast<__m256i*>(to), x);
   if (n > 0) _mm256_mask_storeu_epi16(to, first(n), x);
 }
-// Round to nearest even, by integers: 16 float32 to the upper halves of 16 words.
+// Round to nearest even: 16 float32 to 16 bfloat16.
+#if defined(__AVX512BF16__)
+MBT_FAST_INLINE __m256i round_to_bfloat16(Floats x) {  // denormals become 0
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
+}
+#else
 MBT_FAST_INLINE __m256i round_to_bfloat16(Floats x) {
   const Words bits = as_words(x);
   const Words odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), splat_word(1));
@@ -82,6 +91,7 @@ MBT_FAST_INLINE __m256i round_to_bfloat16(Floats x) {
   const Words safe = _mm512_mask_mov_epi32(rounded, nan, splat_word(0x7fc00000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(safe, 16));
 }
+#endif
 MBT_FAST_INLINE void store_elements(Bfloat16* to, Floats x, int64_t n) {
   store_halves(to, round_to_bfloat16(x), n);
 }

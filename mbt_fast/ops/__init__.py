@@ -5,12 +5,18 @@ not differentiable; ``autograd`` holds the Functions around them, ``flop_formula
 """
 
 from mbt_fast import flop_formulas
+from mbt_fast.ops.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
 from mbt_fast.ops.attention_lse import attention_lse_bwd, attention_lse_fwd
+from mbt_fast.ops.bias_gelu import bias_gelu_bwd, bias_gelu_fwd
 from mbt_fast.ops.bottleneck_attention import bottleneck_attention_bwd, bottleneck_attention_fwd
 
 __all__ = [
+    "add_layer_norm_bwd",
+    "add_layer_norm_fwd",
     "attention_lse_bwd",
     "attention_lse_fwd",
+    "bias_gelu_bwd",
+    "bias_gelu_fwd",
     "bottleneck_attention_bwd",
     "bottleneck_attention_fwd",
 ]

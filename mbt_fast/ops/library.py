@@ -1,5 +1,6 @@
-"""The namespace of our operators, and the batching rule that all of them share."""
+"""The namespace of our operators, and their two batching rules."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,3 +27,29 @@ def fold(size: int, in_dims: Any, args: Any) -> list[Any]:
         else:
             folded.append(arg)
     return folded
+
+
+def one_by_one(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """The batching rule of an operator whose parameters may be mapped too: a call per example."""
+
+    def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        results = [op(*_example(index, in_dims, args)) for index in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return type(results[0])(stacked), type(results[0])([0] * len(stacked))
+
+    return rule
+
+
+def _example(index: int, in_dims: Any, args: Any) -> list[Any]:
+    """The arguments of one example; nested like those of ``fold``."""
+    chosen: list[Any] = []
+    for arg, dim in zip(args, in_dims, strict=True):
+        if isinstance(arg, Tensor):
+            chosen.append(arg if dim is None else arg.select(dim, index))
+        elif isinstance(arg, (list, tuple)):
+            chosen.append(_example(index, [None] * len(arg) if dim is None else dim, arg))
+        else:
+            chosen.append(arg)
+    return chosen

@@ -1,0 +1,149 @@
+// Where the rows of a call lie, the shared slots, and threads; the arithmetic is in layer_norm.hpp.
+//
+// Slots come first forward and last backward, because the mean of Eq. 9 joins the streams; all other
+// rows are on their own.
+#include "add_layer_norm.hpp"
+
+#include <cstring>
+
+#include "row_chunks.hpp"
+
+namespace mbt_fast::cpu {
+namespace {
+
+void* row_of(const NormCall& call, const TokenRows& rows, int64_t b, int64_t s) {
+  return at(call.dtype, rows.data, b * rows.stride_batch + s * rows.stride_row);
+}
+
+// Rows of one stream, numbered through all examples.
+struct Chunk {
+  int64_t stream, first, last;
+};
+
+template <class AnyStream>
+std::vector<Chunk> chunks_of(const NormCall& call, const std::vector<AnyStream>& streams) {
+  std::vector<Chunk> chunks;
+  for (size_t m = 0; m < streams.size(); ++m) {
+    const int64_t rows = call.batch * streams[m].rows, most = rows_per_chunk(rows, call.channels);
+    for (int64_t first = 0; first < rows; first += most) {
+      chunks.push_back({static_cast<int64_t>(m), first, smaller(rows, first + most)});
+    }
+  }
+  return chunks;
+}
+
+// Eq. 9 for every slot of one example: `of(stream)` names the rows; their mean over the present
+// streams replaces them there, and zero elsewhere.
+template <class AnyStream>
+void share_slots(const NormCall& call, const std::vector<AnyStream>& streams, int64_t b,
+                 TokenRows AnyStream::*of) {
+  const size_t bytes = call.channels * size_of(call.dtype);
+  for (int64_t p = 0; p < call.slots; ++p) {
+    std::vector<void*> present, absent;
+    for (const AnyStream& stream : streams) {
+      const bool is_present = !stream.lengths || stream.lengths[b] > 0;
+      (is_present ? present : absent)
+          .push_back(row_of(call, stream.*of, b, stream.rows - call.slots + p));
+    }
+    for (void* row : absent) std::memset(row, 0, bytes);
+    if (present.empty()) continue;
+    call.isa.heads[call.dtype]->mean_of_rows(present.data(), present.size(), call.channels,
+                                             present[0]);
+    for (size_t i = 1; i < present.size(); ++i) std::memcpy(present[i], present[0], bytes);
+  }
+}
+
+template <class AnyStream>
+void share_all_slots(const NormCall& call, const std::vector<AnyStream>& streams,
+                     TokenRows AnyStream::*of) {
+  if (!call.slots) return;
+#pragma omp parallel for num_threads(threads_for(call.threads, call.batch))
+  for (int64_t b = 0; b < call.batch; ++b) share_slots(call, streams, b, of);
+}
+
+// The sum in its place; where there is nothing to add, a copy, or the stream itself.
+void* sum_row(const NormCall& call, const NormForward& stream, int64_t b, int64_t s) {
+  void* x = row_of(call, stream.stream, b, s);
+  if (!stream.sums.data) return x;
+  void* sum = row_of(call, stream.sums, b, s);
+  if (stream.branch.data) {
+    call.kernels().add(x, row_of(call, stream.branch, b, s), call.channels, sum);
+  } else {
+    std::memcpy(sum, x, call.channels * size_of(call.dtype));
+  }
+  return sum;
+}
+
+void sum_slots(const NormCall& call, const std::vector<NormForward>& streams) {
+  for (const NormForward& stream : streams) {
+    for (int64_t b = 0; b < call.batch; ++b) {
+      for (int64_t s = stream.rows - call.slots; s < stream.rows; ++s) sum_row(call, stream, b, s);
+    }
+  }
+}
+
+void forward_chunk(const NormCall& call, const NormForward& stream, const Chunk& chunk) {
+  const int64_t own = stream.rows - call.slots;
+  NormRow row;
+  row.weight = stream.weight;
+  row.bias = stream.bias;
+  row.channels = call.channels;
+  row.eps = call.eps;
+  for (int64_t number = chunk.first; number < chunk.last; ++number) {
+    const int64_t b = number / stream.rows, s = number % stream.rows;
+    row.x = s < own ? sum_row(call, stream, b, s) : row_of(call, stream.sums, b, s);
+    row.out = row_of(call, stream.out, b, s);
+    row.mean = stream.stats + number;
+    row.rstd = row.mean + call.batch * stream.rows;
+    call.kernels().normalize(row);
+  }
+}
+
+void backward_chunk(const NormCall& call, const NormBackward& stream, const Chunk& chunk,
+                    float* dparameters) {
+  NormRowGradient row;
+  row.weight = stream.weight;
+  row.channels = call.channels;
+  row.dweight = dparameters;
+  row.dbias = dparameters + call.channels;
+  for (int64_t number = chunk.first; number < chunk.last; ++number) {
+    const int64_t b = number / stream.rows, s = number % stream.rows;
+    row.x = row_of(call, stream.sums, b, s);
+    row.dout = row_of(call, stream.dout, b, s);
+    row.dsum = stream.dsums.data ? row_of(call, stream.dsums, b, s) : nullptr;
+    row.mean = stream.stats[number];
+    row.rstd = stream.stats[number + call.batch * stream.rows];
+    row.dx = row_of(call, stream.dx, b, s);
+    call.kernels().normalize_gradient(row);
+  }
+}
+
+}  // namespace
+
+void norm_forward(const NormCall& call, const std::vector<NormForward>& streams) {
+  sum_slots(call, streams);
+  share_all_slots(call, streams, &NormForward::sums);
+  const std::vector<Chunk> chunks = chunks_of(call, streams);
+  const int64_t count = chunks.size();
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads_for(call.threads, count))
+  for (int64_t i = 0; i < count; ++i) forward_chunk(call, streams[chunks[i].stream], chunks[i]);
+}
+
+void norm_backward(const NormCall& call, const std::vector<NormBackward>& streams) {
+  const std::vector<Chunk> chunks = chunks_of(call, streams);
+  const int64_t count = chunks.size();
+  PartialSums sums(count, 2 * call.channels);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads_for(call.threads, count))
+  for (int64_t i = 0; i < count; ++i) {
+    backward_chunk(call, streams[chunks[i].stream], chunks[i], sums.of(i));
+  }
+  share_all_slots(call, streams, &NormBackward::dx);
+  for (size_t m = 0; m < streams.size(); ++m) {
+    const auto is_of = [&](const Chunk& chunk) { return chunk.stream == static_cast<int64_t>(m); };
+    const auto first = std::find_if(chunks.begin(), chunks.end(), is_of);
+    const auto last = std::find_if_not(first, chunks.end(), is_of);
+    sums.add_up(first - chunks.begin(), last - chunks.begin(), streams[m].dparameters);
+  }
+}
+
+}  // namespace mbt_fast::cpu

@@ -1,0 +1,47 @@
+// How the rows of a call fall into chunks for threads.
+//
+// Chunks depend on the shape alone, so that sums over them, added up in their order, are the same
+// bits for any number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "common.hpp"
+
+namespace mbt_fast::cpu {
+
+constexpr int64_t kMostChunks = 256;
+constexpr int64_t kLeastElements = 32768;  // of a chunk: some microseconds of work
+
+inline int64_t rows_per_chunk(int64_t rows, int64_t width) {
+  return std::max(ceil_div(rows, kMostChunks), ceil_div(kLeastElements, width));
+}
+
+inline int threads_for(int threads, int64_t tasks) {
+  return static_cast<int>(std::clamp<int64_t>(tasks, 1, threads));
+}
+
+// One row of `width` sums for each chunk.
+class PartialSums {
+ public:
+  PartialSums(int64_t chunks, int64_t width) : width_(width), sums_(chunks * width) {}
+
+  float* of(int64_t chunk) { return sums_.data() + chunk * width_; }
+
+  // to[i] = the sum over chunks first .. last, in their order
+  void add_up(int64_t first, int64_t last, float* to) const {
+    std::fill(to, to + width_, 0.0f);
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      const float* from = sums_.data() + chunk * width_;
+      for (int64_t i = 0; i < width_; ++i) to[i] += from[i];
+    }
+  }
+
+ private:
+  int64_t width_;
+  std::vector<float> sums_;
+};
+
+}  // namespace mbt_fast::cpu
