@@ -1,5 +1,8 @@
 """The layer ops under the tools that look through them, their backends, and their errors."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from layer_cases import (
@@ -123,6 +126,21 @@ def test_auto_takes_the_kernels_where_they_win():
     )
     assert "cpu        only by name: bias_gelu_erf in torch.float32" in dispatch.format_table(erf)
     assert dispatch.select(small, "cpu") == dispatch.select(erf, "cpu") == "cpu"
+
+
+RECORDS = sorted((Path(__file__).parents[1] / "benchmarks/results").glob("*/layer_ops.json"))
+CASES_OF = {"bias_gelu": "gelu tanh", "bias_gelu_erf": "gelu none", "add_layer_norm": "layer_norm"}
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.parent.name)
+def test_auto_takes_only_what_was_recorded_to_win(path):
+    records = json.loads(path.read_text())["records"]
+    for op, dtypes_from in dispatch.CPU_WINS_IN.items():
+        of_op = [r for r in records if CASES_OF[op] in r["case"]]
+        assert of_op
+        for dtype in dtypes_from:
+            speedups = [r["speedup"] for r in of_op if r["dtype"] == str(dtype)]
+            assert min(speedups) > 1, (op, dtype)
 
 
 def test_auto_is_torchs_own_gelu_where_the_kernels_do_not_run():

@@ -27,8 +27,8 @@ MBT_FAST_INLINE Several each(const F& f, const Several& a, const More&... more) 
   return result;
 }
 
-#define MBT_FAST_EACH(name, parameters, ...)                                      \
-  MBT_FAST_INLINE Several name parameters {                                       \
+#define MBT_FAST_EACH(name, parameters, ...)                                               \
+  MBT_FAST_INLINE Several name parameters {                                                \
     return each([](auto... x) MBT_FAST_INLINE_LAMBDA { return name(x...); }, __VA_ARGS__); \
   }
 
