@@ -108,6 +108,8 @@ class Backend:
         return None
 
     def _reserve_of_layer(self, call: Call, least: int | None) -> str | None:
+        if torch.compiler.is_compiling():
+            return "a compiler fuses torch's own with what surrounds it"
         if least is None:
             return f"{call.op} in {call.dtype} is not always faster than torch's own"
         if call.elements is not None and call.elements < least:

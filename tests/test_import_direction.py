@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "mbt_fast.dispatch": {"autocast", "native", "validation"},
     "mbt_fast.flop_formulas": set(),
     "mbt_fast.ops": {"flop_formulas", "reference"},
-    "mbt_fast.autograd": {"autocast", "ops"},
+    "mbt_fast.autograd": {"autocast", "dispatch", "ops"},
     "mbt_fast.recompute": {"ops"},
     "mbt_fast.sdpa": {"reference", "autograd"},
     "mbt_fast.functional": {

@@ -29,10 +29,7 @@ class BiasGelu(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of ``x`` and ``bias``."""
         x, bias = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            dx, dbias = BiasGeluBwd.apply(dout, x, bias, *ctx.options)
-        else:
-            dx, dbias = ops.bias_gelu_bwd(dout, x, bias, *ctx.options)
+        dx, dbias = bias_gelu_backward(dout, x, bias, *ctx.options)
         return dx, None if bias is None else dbias, None, None
 
 
@@ -64,3 +61,12 @@ def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str, backend: str) ->
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return BiasGelu.apply(x, bias, approximate, backend)
     return ops.bias_gelu_fwd(x, bias, approximate, backend)
+
+
+def bias_gelu_backward(
+    dout: Tensor, x: Tensor, bias: Tensor | None, approximate: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``x`` and, where there is one, of ``bias``, which refuse to be differentiated."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return BiasGeluBwd.apply(dout, x, bias, approximate, backend)
+    return ops.bias_gelu_bwd(dout, x, bias, approximate, backend)

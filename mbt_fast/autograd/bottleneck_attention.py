@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast import ops
+from mbt_fast.autograd.refuse import refuse_second_derivative
 
 
 class BottleneckAttention(torch.autograd.Function):
@@ -76,10 +77,7 @@ class BottleneckAttentionBwd(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
         """Refuse, and say who can."""
-        raise NotImplementedError(
-            f"backend {ctx.backend!r} is differentiable once; for second derivatives use "
-            "backend='reference'"
-        )
+        refuse_second_derivative(ctx.backend)
 
 
 def run_kernel(

@@ -4,14 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import layer_norm, linear
 
+from mbt_fast import dispatch
+from mbt_fast.autograd.bias_gelu import bias_gelu, bias_gelu_backward
 from mbt_fast.autograd.norm_linear import cast, norm_linear_backward
 from mbt_fast.autograd.recomputing import Grads, Recomputing, linear_backward
 
 
 def gelu_linear(
-    preactivation: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+    preactivation: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, backend: str
 ) -> Tensor:
     """``linear(gelu(preactivation, approximate=approximate), weight, bias)``, saving its input.
 
@@ -20,11 +22,12 @@ def gelu_linear(
         weight: ``[C, K]``.
         bias: ``[C]`` or ``None``.
         approximate: ``"tanh"`` or ``"none"``.
+        backend: Of GELU: ``"auto"`` or a name of ``dispatch.BACKENDS``.
 
     Returns:
         ``[B, S, C]`` in the dtype of ``weight`` (under autocast, its dtype).
     """
-    return GeluLinear.apply(preactivation, *cast(weight, bias), approximate)
+    return GeluLinear.apply(preactivation, *cast(weight, bias), approximate, backend)
 
 
 def norm_mlp(
@@ -34,6 +37,7 @@ def norm_mlp(
     eps: float,
     weights: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
     approximate: str,
+    backend: str,
 ) -> Tensor:
     """``gelu_linear`` of ``norm_linear``, saving ``x``: the first product is computed again.
 
@@ -44,12 +48,14 @@ def norm_mlp(
         eps: Of the norm.
         weights: ``[K, C]`` and ``[K]`` of the first Linear, ``[C, K]`` and ``[C]`` of the second.
         approximate: ``"tanh"`` or ``"none"``.
+        backend: Of GELU: ``"auto"`` or a name of ``dispatch.BACKENDS``.
 
     Returns:
         ``[B, S, C]`` in the dtype of the weights (under autocast, its dtype).
     """
     wide = torch.promote_types(x.dtype, norm_weight.dtype)
-    return NormMlp.apply(x.to(wide), norm_weight, norm_bias, eps, *cast(*weights), approximate)
+    activation = (approximate, backend)
+    return NormMlp.apply(x.to(wide), norm_weight, norm_bias, eps, *cast(*weights), *activation)
 
 
 class GeluLinear(Recomputing):
@@ -57,15 +63,15 @@ class GeluLinear(Recomputing):
 
     @staticmethod
     def forward(
-        preactivation: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+        preactivation: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, backend: str
     ) -> Tensor:
         """GELU, then product."""
-        return linear(gelu(preactivation, approximate=approximate), weight, bias)
+        return linear(_gelu(preactivation, approximate, backend), weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the input and the weight."""
-        preactivation, weight, _, ctx.approximate = inputs
+        preactivation, weight, _, *ctx.activation = inputs
         ctx.save_for_backward(preactivation, weight)
 
     @staticmethod
@@ -73,19 +79,23 @@ class GeluLinear(Recomputing):
         """GELU again, then both backwards."""
         preactivation, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        return *gelu_linear_backward(dout, preactivation, weight, ctx.approximate, needs), None
+        return *gelu_linear_backward(dout, preactivation, weight, needs, *ctx.activation), None, None
 
 
 def gelu_linear_backward(
-    dout: Tensor, preactivation: Tensor, weight: Tensor, approximate: str, needs: tuple[bool, ...]
+    dout: Tensor,
+    preactivation: Tensor,
+    weight: Tensor,
+    needs: tuple[bool, ...],
+    approximate: str,
+    backend: str,
 ) -> Grads:
     """Gradients of ``preactivation``, ``weight`` and ``bias``, where needed."""
-    hidden = gelu(preactivation, approximate=approximate)
+    hidden = _gelu(preactivation, approximate, backend)
     dhidden, dweight, dbias = linear_backward(dout, hidden, weight, needs)
     if dhidden is None:
         return None, dweight, dbias
-    dpreactivation = torch.ops.aten.gelu_backward(dhidden, preactivation, approximate=approximate)
-    return dpreactivation, dweight, dbias
+    return _gelu_backward(dhidden, preactivation, approximate, backend), dweight, dbias
 
 
 class NormMlp(Recomputing):
@@ -102,15 +112,16 @@ class NormMlp(Recomputing):
         weight2: Tensor,
         bias2: Tensor | None,
         approximate: str,
+        backend: str,
     ) -> Tensor:
         """Norm, product, GELU, product."""
         hidden = _preactivation(x, norm_weight, norm_bias, eps, weight1, bias1)
-        return linear(gelu(hidden, approximate=approximate), weight2, bias2)
+        return linear(_gelu(hidden, approximate, backend), weight2, bias2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the input and the parameters, but for the last bias."""
-        x, norm_weight, norm_bias, ctx.eps, weight1, bias1, weight2, _, ctx.approximate = inputs
+        x, norm_weight, norm_bias, ctx.eps, weight1, bias1, weight2, _, *ctx.activation = inputs
         ctx.save_for_backward(x, norm_weight, norm_bias, weight1, bias1, weight2)
 
     @staticmethod
@@ -121,14 +132,14 @@ class NormMlp(Recomputing):
         first, second = (*needs[:3], *needs[4:6]), needs[6:8]
         preactivation = _preactivation(x, norm_weight, norm_bias, ctx.eps, weight1, bias1)
         dpreactivation, *of_second = gelu_linear_backward(
-            dout, preactivation, weight2, ctx.approximate, (any(first), *second)
+            dout, preactivation, weight2, (any(first), *second), *ctx.activation
         )
         of_first: Grads = (None,) * 5
         if dpreactivation is not None:
             of_first = norm_linear_backward(
                 dpreactivation, x, norm_weight, norm_bias, ctx.eps, weight1, first
             )
-        return *of_first[:3], None, *of_first[3:], *of_second, None
+        return *of_first[:3], None, *of_first[3:], *of_second, None, None
 
 
 def _preactivation(
@@ -141,3 +152,22 @@ def _preactivation(
 ) -> Tensor:
     normed = layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     return linear(normed.to(weight.dtype), weight, bias)
+
+
+def _gelu(x: Tensor, approximate: str, backend: str) -> Tensor:
+    name = _runner(x, approximate, backend)
+    if name == "reference":
+        return torch.nn.functional.gelu(x, approximate=approximate)
+    return bias_gelu(x, None, approximate, name)
+
+
+def _gelu_backward(dout: Tensor, x: Tensor, approximate: str, backend: str) -> Tensor:
+    name = _runner(x, approximate, backend)
+    if name == "reference":
+        return torch.ops.aten.gelu_backward(dout, x, approximate=approximate)
+    return bias_gelu_backward(dout, x, None, approximate, name)[0]
+
+
+def _runner(x: Tensor, approximate: str, backend: str) -> str:
+    op = "bias_gelu" if approximate == "tanh" else "bias_gelu_erf"
+    return dispatch.select(dispatch.Call.of_layer(op, [x]), backend)

@@ -12,7 +12,7 @@ class Recomputing(torch.autograd.Function):
     """Saves inputs alone, and computes again in the backward what else that needs.
 
     Its backward is made of differentiable operations on saved inputs, so that second derivatives
-    are right.
+    are right; or refused, by name, where a kernel takes part that has none.
     """
 
     generate_vmap_rule = True

@@ -6,6 +6,7 @@ from torch.nn.functional import dropout, linear
 
 from mbt_fast.autograd.mlp import gelu_linear, norm_mlp
 from mbt_fast.autograd.norm_linear import norm_linear
+from mbt_fast.functional import bias_gelu
 from mbt_fast.layers.plain import is_plain
 from mbt_fast.layers.rows import Rows, take_rows
 from mbt_fast.layers.savings import Savings
@@ -65,10 +66,11 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.dropout = dropout
+        self.backend = "auto"
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, S, C]`` to ``[B, S, C]``."""
-        hidden = nn.functional.gelu(self.fc1(x), approximate=GELU)
+        hidden = bias_gelu(self.fc1(x), approximate=GELU, backend=self.backend)
         hidden = dropout(hidden, self.dropout, self.training)
         return dropout(self.fc2(hidden), self.dropout, self.training)
 
@@ -97,6 +99,10 @@ class Block(nn.Module):
         self.drop_rate = drop_rate
         self.dropout = dropout
         self.savings = Savings()
+
+    def set_backend(self, backend: str) -> None:
+        """Choose the backend of GELU; attention runs outside."""
+        self.mlp.backend = backend
 
     def packed(self, x: Tensor) -> Tensor:
         """First half: what attention reads of tokens ``[B, S, C]``, as ``[B, S, 3, H, D]``."""
@@ -160,9 +166,10 @@ class Block(nn.Module):
             return mlp(norm(y))
         first, second = (mlp.fc1.weight, mlp.fc1.bias), (mlp.fc2.weight, mlp.fc2.bias)
         if self.savings.memory == "minimal":
-            return norm_mlp(y, norm.weight, norm.bias, norm.eps, (*first, *second), GELU)
+            weights = (*first, *second)
+            return norm_mlp(y, norm.weight, norm.bias, norm.eps, weights, GELU, mlp.backend)
         hidden = norm_linear(y, norm.weight, norm.bias, norm.eps, *first)
-        return gelu_linear(hidden, *second, GELU)
+        return gelu_linear(hidden, *second, GELU, mlp.backend)
 
     def _norm1_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         norm = self.norm1

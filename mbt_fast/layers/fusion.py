@@ -35,8 +35,14 @@ class FusionLayer(nn.ModuleDict):
         self._backend = "auto"
 
     def set_backend(self, backend: str) -> None:
-        """Choose the backend of the layer's attention."""
+        """Choose the backend of the layer's attention, and of its GELU where it has one.
+
+        A backend without GELU leaves it to stock PyTorch, whose is the reference's.
+        """
         self._backend = backend
+        gelu = backend if dispatch.implements(backend, "bias_gelu") else "reference"
+        for block in self.values():
+            cast(Block, block).set_backend(gelu)
 
     def set_savings(self, savings: Savings) -> None:
         """Tell the blocks what they need neither compute nor keep."""
