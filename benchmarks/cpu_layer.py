@@ -12,7 +12,7 @@ interleaved; ``ratio`` is eager's median by that of the variant.
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def layer_variants(model: MBT, own: dict[str, Tensor], slots: Tensor) -> dict[st
     }
 
 
-def timed(entry: str, variants: dict[str, Run], dtype: torch.dtype, rounds: int) -> Iterator[Record]:
+def timed(
+    entry: str, variants: Mapping[str, Run], dtype: torch.dtype, rounds: int
+) -> Iterator[Record]:
     """One record per variant."""
     variants = {name: torch.inference_mode()(run) for name, run in variants.items()}
     for run in variants.values():

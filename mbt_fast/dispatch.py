@@ -143,7 +143,7 @@ BACKENDS = (
     #       name         ops        device     dtypes         compute requires
     Backend("cuda",      NONE,      "cuda",    HALF),
     Backend("triton",    ATTENTION, TRITON_ON, TRITON_DTYPES, SM_80,  "triton", unmeasured=True),
-    Backend("cpu",       CPU_OPS,   "cpu",     KERNEL_DTYPES, None,   NATIVE,   wins_from=32,
+    Backend("cpu",       CPU_OPS,   "cpu",     KERNEL_DTYPES, None,   NATIVE,   wins_from=48,
             wins_in=CPU_WINS_IN),
     Backend("sdpa",      EVERY),
     Backend("reference", EVERY | LAYER),

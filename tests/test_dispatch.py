@@ -1,5 +1,8 @@
 """The table of backends: what it chooses, and what it says."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -45,6 +48,25 @@ def test_auto_takes_a_row_from_the_length_on_where_it_wins(monkeypatch):
     assert dispatch.format_table(short).splitlines()[0] == (
         "  kernel     only by name: streams have at most 31 rows, and it wins from 32 on"
     )
+
+
+RECORDS = sorted((Path(__file__).parents[1] / "benchmarks/results").glob("*/cpu_attention*.json"))
+
+
+def test_auto_takes_the_cpu_kernels_where_every_record_shows_that_they_win():
+    """And from no later on: at the longest streams below, some record shows a loss."""
+    (row,) = (row for row in dispatch.BACKENDS if row.name == "cpu")
+    cases = [case for path in RECORDS for case in json.loads(path.read_text())["records"]]
+    assert len(cases) > 80
+    loses = {
+        max(case["rows"])
+        for case in cases
+        for direction in ("forward", "backward")
+        if case["speedup"][f"sdpa {direction}"] < 1
+    }
+    lengths = {max(case["rows"]) for case in cases}
+    assert max(loses) < row.wins_from
+    assert row.wins_from == min(length for length in lengths if length > max(loses))
 
 
 def test_contract_of_names():

@@ -66,7 +66,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str, backend: str) ->
 def bias_gelu_backward(
     dout: Tensor, x: Tensor, bias: Tensor | None, approximate: str, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``x`` and, where there is one, of ``bias``, which refuse to be differentiated."""
+    """Gradients of ``x`` and of ``bias``, if there is one; they refuse to be differentiated."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return BiasGeluBwd.apply(dout, x, bias, approximate, backend)
     return ops.bias_gelu_bwd(dout, x, bias, approximate, backend)

@@ -13,7 +13,11 @@ from mbt_fast.autograd.recomputing import Grads, Recomputing, linear_backward
 
 
 def gelu_linear(
-    preactivation: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, backend: str
+    preactivation: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    approximate: str,
+    backend: str = "auto",
 ) -> Tensor:
     """``linear(gelu(preactivation, approximate=approximate), weight, bias)``, saving its input.
 
@@ -37,7 +41,7 @@ def norm_mlp(
     eps: float,
     weights: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
     approximate: str,
-    backend: str,
+    backend: str = "auto",
 ) -> Tensor:
     """``gelu_linear`` of ``norm_linear``, saving ``x``: the first product is computed again.
 
@@ -79,7 +83,11 @@ class GeluLinear(Recomputing):
         """GELU again, then both backwards."""
         preactivation, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        return *gelu_linear_backward(dout, preactivation, weight, needs, *ctx.activation), None, None
+        return (
+            *gelu_linear_backward(dout, preactivation, weight, needs, *ctx.activation),
+            None,
+            None,
+        )
 
 
 def gelu_linear_backward(
