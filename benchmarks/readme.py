@@ -71,8 +71,8 @@ def cpu_table() -> str:
         "",
         f"MBT-B, one clip; {environment['device']}, {layer['threads']} threads, "
         f"{layer['instruction_set']}; medians of interleaved rounds; torch {environment['torch']}; "
-        f"{environment['date']}. Stock: torch's attention once per modality, eager; its layer under "
-        f"`torch.compile`: {_layer(layer['records'], 'bfloat16', 'layer', 'compiled')} and "
+        f"{environment['date']}. Stock: torch's attention once per modality, eager; the layer "
+        f"under `torch.compile`: {_layer(layer['records'], 'bfloat16', 'layer', 'compiled')} and "
         f"{_layer(layer['records'], 'float32', 'layer', 'compiled')}. Records: {links}.",
         "",
     ]
