@@ -50,7 +50,7 @@ sanitize: setup
 		--no-deps --upgrade --target build/sanitize .
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		PYTHONPATH=build/sanitize $(BIN)/pytest -q -k "not sdpa and not triton" \
-		tests/test_cpu_kernels.py tests/test_bottleneck_attention.py
+		tests/test_cpu_kernels.py tests/test_bottleneck_attention.py tests/test_layer_ops.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mbt_fast/*.so profile.json profile.html

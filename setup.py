@@ -1,7 +1,7 @@
 """Build and install mbt_fast. Metadata is in pyproject.toml; here is only what must be computed.
 
 MBT_FAST_NATIVE  auto (default): build csrc/ into mbt_fast._C where a C++17 compiler is found and
-                 works; else install without it, and say why
+                 works (g++ 11, clang++ 12 or newer); else install without it, and say why
                  1: build it or fail       0: never build it
 CXX              the compiler; default c++, g++ or clang++, the first on the PATH
 CXXFLAGS         more options for it, after ours

@@ -46,7 +46,9 @@ def profile_table() -> str:
         cells = " | ".join(_cell(column[layer]) for column in columns.values())
         lines.append(f"| {layer} | {cells} |")
     conditions = records[0]["conditions"]
-    said = "; ".join(conditions[key] for key in ("input", "call", "device", "dtype", "rounds"))
+    said = "; ".join(
+        conditions[key] for key in ("input", "call", "device", "dtype", "attention", "rounds")
+    )
     lines += ["", f"GFLOPs (2 per multiply-add) and median latency per clip of MBT-B. {said};"]
     lines += [
         f"{conditions['versions']}; {conditions['date']}. Record: {_link('profile.json')}.",

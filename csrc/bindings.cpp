@@ -4,7 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <cstdint>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "cpu/add_layer_norm.hpp"
 #include "cpu/attention.hpp"
@@ -40,14 +44,14 @@ const InstructionSet& instruction_set(const std::string& name) {
   for (const InstructionSet& isa : instruction_sets()) {
     if (name == isa.name && features().*isa.needs) return isa;
   }
-  throw py::value_error("no kernels for instruction set '" + name + "' on this machine");
+  throw py::value_error("isa must have kernels for this machine, got '" + name + "'");
 }
 
 Dtype dtype_named(const std::string& name) {
   if (name == "float32") return kFloat32;
   if (name == "bfloat16") return kBfloat16;
   if (name == "float16") return kFloat16;
-  throw py::value_error("no kernels for dtype '" + name + "'");
+  throw py::value_error("dtype must be float32, bfloat16 or float16, got '" + name + "'");
 }
 
 using Pointer = uintptr_t;
@@ -90,10 +94,16 @@ Call call(const std::string& isa, const std::string& dtype, const std::array<int
           shape[2],             shape[3],           scale,    threads};
 }
 
+Approximate approximate_named(const std::string& name) {
+  if (name == "tanh") return kTanh;
+  if (name == "none") return kNone;
+  throw py::value_error("approximate must be tanh or none, got '" + name + "'");
+}
+
 GeluCall gelu_call(const std::string& isa, const std::string& dtype,
                    const std::string& approximate, int64_t elements, int64_t channels,
                    int threads) {
-  return {instruction_set(isa), dtype_named(dtype), approximate == "tanh" ? kTanh : kNone,
+  return {instruction_set(isa), dtype_named(dtype), approximate_named(approximate),
           elements,             channels,           threads};
 }
 

@@ -113,7 +113,7 @@ class Backend:
         if least is None:
             return f"{call.op} in {call.dtype} is not always faster than torch's own"
         if call.elements is not None and call.elements < least:
-            return f"rows have {call.elements} elements, and it wins from {least} on"
+            return f"the call has {call.elements} elements, and it wins from {least} on"
         return None
 
     def reasons(self, call: Call | None) -> list[str]:
@@ -127,6 +127,7 @@ EVERY = ATTENTION | {"dense_attention"}
 LAYER = frozenset({"bias_gelu", "bias_gelu_erf", "add_layer_norm"})  # torch's own is the reference
 # Where the C++ kernels win in spite of a launcher in Python: benchmarks/layer_ops.py. LayerNorm in
 # float32 waits for memory, whoever computes it; torch's erf is fast where there is only AVX2.
+GELU = {"tanh": "bias_gelu", "none": "bias_gelu_erf"}  # by ``approximate``
 CPU_WINS_IN: dict[str, dict[torch.dtype, int]] = {
     "bias_gelu": dict.fromkeys(KERNEL_DTYPES, 2**16),
     "bias_gelu_erf": {},

@@ -228,8 +228,7 @@ def bias_gelu(
         Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415.
     """
     check_bias_gelu(x, bias, approximate)
-    op = "bias_gelu" if approximate == "tanh" else "bias_gelu_erf"
-    name = dispatch.select(dispatch.Call.of_layer(op, [x]), backend)
+    name = dispatch.select(dispatch.Call.of_layer(dispatch.GELU[approximate], [x]), backend)
     if name == "reference":
         return reference.bias_gelu(x, bias, approximate)
     return gelu_kernel.bias_gelu(x, bias, approximate, name)

@@ -23,7 +23,7 @@ def why_missing() -> list[str]:
     if importlib.util.find_spec(MODULE) is None:
         return [
             f"{MODULE} is not built: the package was installed without a C++17 compiler or with "
-            "MBT_FAST_NATIVE=0; install g++ or clang++ and install mbt-fast again"
+            "MBT_FAST_NATIVE=0; install g++ or clang++ (11, 12 or newer) and install mbt-fast again"
         ]
     try:
         module()
@@ -37,9 +37,11 @@ def why_no_cpu_kernels() -> list[str]:
     missing = why_missing()
     if missing:
         return missing
-    usable, named = module().instruction_sets(), os.environ.get("MBT_FAST_CPU")
+    usable, named = module().instruction_sets(), os.environ.get("MBT_FAST_CPU") or None
     if not usable:
-        return ["this CPU, or its operating system, offers neither AVX-512 nor AVX2 with FMA"]
+        return [
+            "this CPU, or its operating system, offers neither AVX-512 nor AVX2 with FMA and F16C"
+        ]
     if named is not None and named not in usable:
         return [f"MBT_FAST_CPU must be one of {', '.join(usable)} on this machine, got {named!r}"]
     return []

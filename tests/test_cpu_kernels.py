@@ -1,5 +1,6 @@
 """What is particular to the C++ kernels: instruction sets, threads, blocks, precision."""
 
+import importlib
 import math
 
 import pytest
@@ -140,7 +141,7 @@ def test_one_key_passes_no_gradient_to_query_and_key(instruction_set):
 
 def test_negative_lengths_are_absent_and_long_ones_whole(instruction_set):
     """Values are checked before; the kernel itself must not read outside in any case."""
-    launcher = pytest.importorskip("mbt_fast.cpu.bottleneck_attention")
+    launcher = importlib.import_module("mbt_fast.cpu.bottleneck_attention")
     qkv = make_qkv(Case(2, (9,), 2, 1, 16))
     wrong = torch.tensor([-3, 99], dtype=torch.int32)
     (out,), _, _ = launcher.bottleneck_attention_fwd(qkv, [wrong], 2, False, 0.25)
@@ -172,3 +173,58 @@ def test_calls_from_several_threads_at_once(instruction_set):
     with ThreadPoolExecutor(4) as pool:
         for outs in pool.map(run, range(16)):
             assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True))
+
+
+def test_a_tangent_is_refused_and_not_dropped():
+    """An operator without a forward-mode formula returned a result without one."""
+    (stream,) = make_qkv(Case(1, (60,), 4, 2, 16))
+    for backend in ("cpu", "auto"):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+            torch.func.jvp(
+                lambda x, b=backend: bottleneck_attention([x], 4, backend=b)[0],
+                (stream,),
+                (torch.randn_like(stream),),
+            )
+
+
+def test_vjps_of_several_gradients_at_once():
+    """vmap over the backward alone: what the forward saved is not mapped."""
+    stream = torch.randn(1, 60, 3, 2, 16)
+
+    def attend(x):
+        return bottleneck_attention([x], 4, update="mean", backend="cpu")[0]
+
+    out, vjp = torch.func.vjp(attend, stream)
+    douts = torch.randn(3, *out.shape)
+    (batched,) = torch.func.vmap(vjp)(douts)
+    for dout, grad in zip(douts, batched, strict=True):
+        assert torch.equal(grad, vjp(dout)[0])
+
+
+@pytest.mark.parametrize("which", ["query", "key"])
+def test_infinite_scores_in_one_key_leave_finite_gradients(instruction_set, which):
+    """A key with probability 0 everywhere; queries beyond the last must not meet its infinity."""
+    stream = torch.randn(1, 50, 3, 1, 16)
+    stream[:, :, 0, :, 0] = stream[:, :, 0, :, 0].abs() + 1
+    if which == "key":
+        stream[0, 7, 1, 0, 0] = -math.inf
+    results = []
+    for backend in ("cpu", "reference"):
+        leaf = stream.clone().requires_grad_()
+        (out,) = bottleneck_attention([leaf], 0, backend=backend)
+        (grad,) = torch.autograd.grad(out.square().sum(), leaf)
+        results.append((out, grad))
+    for actual, expected in zip(*results, strict=True):
+        assert torch.equal(actual.isnan(), expected.isnan())
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+def test_raw_memory_is_reached_only_by_what_was_checked():
+    """A graph that was traced on the CPU may be run elsewhere, or get another dtype."""
+    operator = torch.ops.mbt_fast.bottleneck_attention_fwd.default
+    (stream,) = make_qkv(Case(1, (9,), 0, 1, 16))
+    with pytest.raises(TypeError, match=r"lengths must have dtype torch.int32, got torch.int64"):
+        operator([stream], [torch.tensor([9])], 0, False, 0.25, "cpu")
+    launcher = importlib.import_module("mbt_fast.cpu.bottleneck_attention")
+    with pytest.raises(ValueError, match="qkv must be on the CPU for backend 'cpu', got meta"):
+        launcher.bottleneck_attention_fwd([stream.to("meta")], [None], 0, False, 0.25)

@@ -121,7 +121,7 @@ def test_auto_takes_the_kernels_where_they_win():
     small = dispatch.Call("bias_gelu", torch.device("cpu"), torch.float32, elements=9)
     erf = dispatch.Call("bias_gelu_erf", torch.device("cpu"), torch.float32)
     assert (
-        "cpu        only by name: rows have 9 elements, and it wins from 65536"
+        "cpu        only by name: the call has 9 elements, and it wins from 65536"
         in dispatch.format_table(small)
     )
     assert "cpu        only by name: bias_gelu_erf in torch.float32" in dispatch.format_table(erf)

@@ -10,7 +10,7 @@ from mbt_fast import native
 
 CPUINFO = Path("/proc/cpuinfo")
 FLAGS = {
-    "avx2_fma": {"avx2", "fma"},
+    "avx2_fma": {"avx2", "fma", "f16c"},
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     "avx512_bf16": {"avx512_bf16"},
     "amx_bf16": {"amx_tile", "amx_bf16"},

@@ -16,6 +16,7 @@ from benchmarks import eager
 from mbt_fast import create_model
 from mbt_fast.autograd.mlp import gelu_linear, norm_mlp
 from mbt_fast.autograd.norm_linear import norm_linear
+from mbt_fast.layers import Block, Savings
 from mbt_fast.testing import assert_close_to_exact, saved_bytes
 
 FULL = {"memory": "full"}
@@ -239,3 +240,18 @@ def test_eager_peer_is_the_model():
     torch.testing.assert_close(eager.forward(model, inputs), model(inputs))
     late = tiny(**FUSIONS["late"])
     torch.testing.assert_close(eager.forward(late, inputs), late(inputs))
+
+
+@pytest.mark.parametrize("memory", ["reduced", "minimal"])
+def test_a_backward_under_autocast_of_a_forward_without(memory):
+    """The gradient of GELU's output then came in another dtype than its input, as raw memory."""
+    block = Block(64, 4, 1024).train()
+    block.savings = Savings(memory=memory)
+    x = torch.randn(2, 80, 64, requires_grad=True)
+    heads = torch.randn(2, 80, 4, 16)
+    grads = []
+    for enabled in (False, True):
+        out = block.finish(x, heads, block.draw_survivors(x))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            grads.append(torch.autograd.grad(out.square().sum(), x)[0])
+    assert (grads[1] - grads[0]).norm() < 0.05 * grads[0].norm()

@@ -1,9 +1,11 @@
 // Where the parts of a head lie, padding, the shared update, and threads; the arithmetic is in
 // head_fwd.hpp and head_bwd.hpp.
 //
-// The threads are torch's: importing torch has mapped its OpenMP runtime, and there is no other.
+// The threads are torch's: importing torch has mapped its OpenMP runtime, and GNU's is the one that
+// this module asks for too.
 #include "attention.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 

@@ -42,13 +42,13 @@ Features detect() {
   Features found;
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !bit(ecx, 27)) return found;  // OSXSAVE
-  const bool fma = bit(ecx, 12);
+  const bool fma_and_f16c = bit(ecx, 12) && bit(ecx, 29);
   const uint64_t state = enabled_state();
   const auto saves = [state](uint64_t mask) { return (state & mask) == mask; };
 
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return found;
-  found.avx2_fma = saves(kAvxState) && bit(ebx, 5) && fma;
-  found.avx512 = saves(kAvx512State) && bit(ebx, 16) && bit(ebx, 30) && bit(ebx, 17) && bit(ebx, 31);
+  found.avx2_fma = saves(kAvxState) && bit(ebx, 5) && fma_and_f16c;
+  found.avx512 = found.avx2_fma && saves(kAvx512State) && bit(ebx, 16) && bit(ebx, 30) && bit(ebx, 17) && bit(ebx, 31);
   const bool tiles = saves(kTileState) && bit(edx, 24) && bit(edx, 22);
   if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
     found.avx512_bf16 = found.avx512 && bit(eax, 5);

@@ -5,8 +5,8 @@ namespace mbt_fast::cpu {
 
 // One flag per instruction set that a kernel may be built for. All false on other architectures.
 struct Features {
-  bool avx2_fma = false;     // AVX2 and FMA
-  bool avx512 = false;       // AVX-512 F, BW, DQ and VL
+  bool avx2_fma = false;     // AVX2, FMA and F16C
+  bool avx512 = false;       // these and AVX-512 F, BW, DQ and VL
   bool avx512_bf16 = false;  // dot products of bfloat16 pairs
   bool amx_bf16 = false;     // these and tiles of bfloat16, and the permission to use them
 };

@@ -14,8 +14,8 @@
 //
 // Invariants.
 // - Every element is summed by one thread in one order: no atomics, bitwise repeatable.
-// - Lanes beyond the last query have an infinite log2_sum, hence p = 0; rows beyond the last key
-//   are not computed, or not read.
+// - Lanes beyond the last query get p = 0, whatever they met: a key with an infinity makes NaN of
+//   their zeros. Rows beyond the last key are not computed, or not read.
 // - Where there is one key, softmax is constant and its gradient exactly 0, not the rounding of
 //   dp - rowsum(dout * out).
 // - In float32, where one key holds more than half of a row's probability, dp - delta cancels, and
@@ -73,6 +73,9 @@ int64_t backward_scratch(int64_t count, int64_t dim) {
   BackwardBuffers<Product>(arena, count, dim);
   return arena.used();
 }
+
+// 0 where softmax has one key, and so no choice.
+inline float choice(const Head& h) { return h.count > 1 ? 1.0f : 0.0f; }
 
 // rowsum(dout * out) of one row
 template <class T>
@@ -136,14 +139,9 @@ class Queries {
       const int64_t row = h_.row_of(i);
       b_.shift[i] = h_.shift[row];
       b_.log2_sum[i] = h_.log2_sum[row];
-      const float choice = h_.count > 1 ? 1.0f : 0.0f;
-      b_.delta[i] = choice * dot(dout[i], out[i], h_.dim) - (h_.dlse ? h_.dlse[row] : 0.0f);
+      b_.delta[i] = choice(h_) * dot(dout[i], out[i], h_.dim) - (h_.dlse ? h_.dlse[row] : 0.0f);
     }
-    for (int64_t i = h_.count; i < all; ++i) {
-      b_.shift[i] = 0;
-      b_.log2_sum[i] = __builtin_inff();
-      b_.delta[i] = 0;
-    }
+    for (int64_t i = h_.count; i < all; ++i) b_.shift[i] = b_.log2_sum[i] = b_.delta[i] = 0;
   }
 
   const HeadBackward& h_;
@@ -193,10 +191,12 @@ struct Gradients {
 };
 struct SoftmaxOf {  // what is constant along the keys
   Floats scale, shift, log2_sum, delta, choice;
+  int64_t lanes;  // with a query; or more
 
   template <class Product>
   MBT_FAST_INLINE Floats probabilities(const float* s) const {
-    return exp2<Product::kExpDegree>(sub(sub(mul(load(s), scale), shift), log2_sum));
+    const Floats x = sub(sub(mul(load(s), scale), shift), log2_sum);
+    return keep_first(exp2<Product::kExpDegree>(x), lanes);
   }
   template <class Product>
   MBT_FAST_INLINE Gradients gradients(const float* s, const float* dp) const {
@@ -206,20 +206,20 @@ struct SoftmaxOf {  // what is constant along the keys
 };
 
 template <class Product>
-inline SoftmaxOf softmax_of(const BackwardBuffers<Product>& b, int64_t query, float scale,
-                            bool has_choice) {
-  return {splat(scale * kLog2E), load(b.shift + query), load(b.log2_sum + query),
-          load(b.delta + query), splat(has_choice ? 1.0f : 0.0f)};
+inline SoftmaxOf softmax_of(const BackwardBuffers<Product>& b, const HeadBackward& h,
+                            int64_t query) {
+  return {splat(h.scale * kLog2E), load(b.shift + query), load(b.log2_sum + query),
+          load(b.delta + query),   splat(choice(h)),      h.count - query};
 }
 
 // Scores and dp of a block become p and ds, in the layouts that the last three products need.
 template <class Product>
-inline void differentiate(const BackwardBuffers<Product>& b, int64_t query, int64_t keys,
-                          int64_t vectors, float scale, bool has_choice) {
+inline void differentiate(const BackwardBuffers<Product>& b, const HeadBackward& h, int64_t query,
+                          int64_t keys, int64_t vectors) {
   constexpr int64_t kStride = words<Product>(kQueries);  // of p and ds as left operands
   constexpr int64_t kApart = words<Product>(kKeys) / Product::kParts * kQueries;
   for (int64_t lane = 0; lane < vectors * kLanes; lane += kLanes) {
-    const SoftmaxOf softmax = softmax_of(b, query + lane, scale, has_choice);
+    const SoftmaxOf softmax = softmax_of(b, h, query + lane);
     const int64_t at = lane / Product::kDepth;
     if constexpr (Product::kDepth == 1) {
       for (int64_t key = 0; key < keys; ++key) {
@@ -274,7 +274,7 @@ inline void refine_delta(const HeadBackward& h, const BackwardBuffers<Product>& 
       multiply<Product, false>(block.v(), queries.dout_t(query), {b.dp, kQueries}, keys,
                                kQueryVectors, steps);
       for (int64_t lane = 0; lane < kQueries; lane += kLanes) {
-        const SoftmaxOf softmax = softmax_of(b, query + lane, h.scale, true);
+        const SoftmaxOf softmax = softmax_of(b, h, query + lane);
         Floats sum = load(b.delta + query + lane);
         for (int64_t i = 0; i < keys; ++i) {
           const Floats p = softmax.probabilities<Product>(b.s + i * kQueries + lane);
@@ -293,11 +293,10 @@ void backward(const HeadBackward& h, void* scratch) {
   const Queries<Product, T> queries(h, b);
   const Keys<Product, T> block(h, b);
   const int64_t steps = words<Product>(h.dim), d_vectors = ceil_div(h.dim, kLanes);
-  const bool has_choice = h.count > 1;
   constexpr int64_t kStride = words<Product>(kQueries);
   const Right ds_across{Product::kDepth == 1 ? b.ds : b.ds_across, kQueries};
   queries.pack();
-  if (Product::kRefinesDelta && has_choice) refine_delta(h, b, queries, block);
+  if (Product::kRefinesDelta && h.count > 1) refine_delta(h, b, queries, block);
   for (int64_t key = 0; key < h.count; key += kKeys) {
     const int64_t keys = smaller(kKeys, h.count - key);
     block.pack(key);
@@ -308,7 +307,7 @@ void backward(const HeadBackward& h, void* scratch) {
       const Result s{b.s, kQueries}, dp{b.dp, kQueries};
       multiply<Product, false>(block.k(), queries.q_t(query), s, keys, vectors, steps);
       multiply<Product, false>(block.v(), queries.dout_t(query), dp, keys, vectors, steps);
-      differentiate(b, query, keys, vectors, h.scale, has_choice);
+      differentiate(b, h, query, keys, vectors);
       multiply<Product, true>({b.p, kStride}, queries.dout(query), block.dv(), keys, d_vectors,
                               query_steps);
       multiply<Product, true>({b.ds, kStride}, queries.q(query), block.dk(), keys, d_vectors,

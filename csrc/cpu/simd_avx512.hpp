@@ -43,13 +43,13 @@ MBT_FAST_INLINE Floats where_negative(Floats x, Floats a, Floats b) {  // a wher
 MBT_FAST_INLINE bool any_greater(Floats a, Floats b) {
   return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
-MBT_FAST_INLINE Floats keep_first(Floats x, int64_t count) {  // lanes from count on become 0
-  return _mm512_maskz_mov_ps(static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1), x);
-}
 MBT_FAST_INLINE float sum_lanes(Floats x) { return _mm512_reduce_add_ps(x); }
 
-MBT_FAST_INLINE __mmask16 first(int64_t n) {
-  return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1);
+MBT_FAST_INLINE __mmask16 first(int64_t n) {  // a mask of the first n lanes
+  return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1);
+}
+MBT_FAST_INLINE Floats keep_first(Floats x, int64_t count) {  // lanes from count on become 0
+  return _mm512_maskz_mov_ps(first(count), x);
 }
 
 // The first n elements from `from` as float32, zeros after them. n may be 0 or less.

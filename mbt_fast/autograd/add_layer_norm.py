@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast import ops
-from mbt_fast.autograd.refuse import refuse_second_derivative
+from mbt_fast.autograd.refuse import refuse_forward_mode, refuse_second_derivative
 
 Optional = Sequence[Tensor | None]
 
@@ -92,6 +92,7 @@ def add_layer_norm(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``reference.add_layer_norm`` on a kernel backend, by its name."""
     tensors = (*streams, *branches, *weights, *biases, *lengths)
+    refuse_forward_mode(backend, tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         results = AddLayerNorm.apply(n_bottlenecks, eps, backend, *tensors)
     else:  # quicker; and Dynamo cannot trace a Function of any number of tensors without gradients

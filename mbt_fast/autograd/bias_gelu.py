@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast import ops
-from mbt_fast.autograd.refuse import refuse_second_derivative
+from mbt_fast.autograd.refuse import refuse_forward_mode, refuse_second_derivative
 
 
 class BiasGelu(torch.autograd.Function):
@@ -58,6 +58,7 @@ class BiasGeluBwd(torch.autograd.Function):
 
 def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Tensor:
     """``reference.bias_gelu`` on a kernel backend, by its name."""
+    refuse_forward_mode(backend, (x, bias))
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return BiasGelu.apply(x, bias, approximate, backend)
     return ops.bias_gelu_fwd(x, bias, approximate, backend)

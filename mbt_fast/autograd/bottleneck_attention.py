@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast import ops
-from mbt_fast.autograd.refuse import refuse_second_derivative
+from mbt_fast.autograd.refuse import refuse_forward_mode, refuse_second_derivative
 
 
 class BottleneckAttention(torch.autograd.Function):
@@ -90,6 +90,7 @@ def run_kernel(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``reference.bottleneck_attention`` on a kernel backend, by its name."""
     options = (n_bottlenecks, update == "mean", scale, backend)
+    refuse_forward_mode(backend, qkv)
     if torch.is_grad_enabled() and any(stream.requires_grad for stream in qkv):
         results = BottleneckAttention.apply(*options, *qkv, *lengths)
     else:  # quicker; and Dynamo cannot trace a Function of any number of tensors without gradients

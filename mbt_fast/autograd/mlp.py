@@ -103,6 +103,7 @@ def gelu_linear_backward(
     dhidden, dweight, dbias = linear_backward(dout, hidden, weight, needs)
     if dhidden is None:
         return None, dweight, dbias
+    dhidden = dhidden.to(preactivation.dtype)  # autocast may be on here and not in the forward
     return _gelu_backward(dhidden, preactivation, approximate, backend), dweight, dbias
 
 
@@ -177,5 +178,4 @@ def _gelu_backward(dout: Tensor, x: Tensor, approximate: str, backend: str) -> T
 
 
 def _runner(x: Tensor, approximate: str, backend: str) -> str:
-    op = "bias_gelu" if approximate == "tanh" else "bias_gelu_erf"
-    return dispatch.select(dispatch.Call.of_layer(op, [x]), backend)
+    return dispatch.select(dispatch.Call.of_layer(dispatch.GELU[approximate], [x]), backend)

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 import torch
 
 import mbt_fast
+from mbt_fast import dispatch
 from mbt_fast.models import MBTConfig
 from mbt_fast.profiling import budget, figure3, machine
 from mbt_fast.profiling.measure import Setting
@@ -31,6 +32,7 @@ def conditions(
         "call": f"{step}, batch {setting.batch_size}",
         "device": f"{machine.device_name(setting.device)}, {torch.get_num_threads()} CPU threads",
         "dtype": f"{records[0]['dtype']} ({why_dtype})",
+        "attention": _attention(base, setting),
         "rounds": _rounds(records, interrupted),
         "memory": "weights, inputs and the peak of tensors allocated in the call",
         "versions": f"mbt_fast {mbt_fast.__version__}, torch {torch.__version__}",
@@ -38,9 +40,23 @@ def conditions(
         "command": shlex.join(["mbt-fast", *sys.argv[1:]]),
     }
     if records[0]["peak_memory_mb"] is None and not interrupted:
-        for measured in ("call", "device", "dtype", "memory"):
+        for measured in ("call", "device", "dtype", "attention", "memory"):
             del said[measured]
     return said
+
+
+def _attention(base: MBTConfig, setting: Setting) -> str:
+    """Who runs it: pairwise attention may have no kernel where attention within a stream has."""
+    rows = max(base.n_tokens(m) for m in base.modalities)
+    runs = []
+    for op, what in (
+        ("bottleneck_attention", "within streams"),
+        ("dense_attention", "pairwise (vanilla, own weights)"),
+    ):
+        if dispatch.implements(setting.backend, op):
+            call = dispatch.Call(op, setting.device, setting.dtype, rows)
+            runs.append(f"{what} by {dispatch.select(call, setting.backend)}")
+    return ", ".join(runs)
 
 
 def _rounds(records: Sequence[Record], interrupted: bool) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast import native
+from mbt_fast.cpu.arguments import dtype_name, pointer, unit_last_stride
 
 Optional = Sequence[Tensor | None]
 NONE = (0, 0, 0)  # a tensor that is not there: address, strides of examples and rows
@@ -29,8 +30,8 @@ def add_layer_norm_fwd(
         sums; and what the backward needs besides, float32 ``[2, B, S_m]``: mean and reciprocal
         standard deviation of each row.
     """
-    streams = [_unit_last_stride(stream) for stream in streams]
-    branches = [None if entry is None else _unit_last_stride(entry) for entry in branches]
+    streams = [unit_last_stride(stream) for stream in streams]
+    branches = [None if entry is None else unit_last_stride(entry) for entry in branches]
     sums = [
         stream.new_empty(0 if branch is None and n_bottlenecks == 0 else stream.shape)
         for stream, branch in zip(streams, branches, strict=True)
@@ -40,14 +41,16 @@ def add_layer_norm_fwd(
     parameters = [[_float32(entry) for entry in entries] for entries in (weights, biases)]
     lengths = [None if entry is None else entry.contiguous() for entry in lengths]
     if any(stream.numel() for stream in streams):
-        module = native.module()
+        module, dtype = native.module(), streams[0].dtype
         module.add_layer_norm_fwd(
             _call(streams[0], n_bottlenecks, eps),
             [
                 module.NormForward(
-                    _tokens(stream), _tokens(branch), _tokens(total if total.numel() else None),
-                    _tokens(out), stream.shape[1], _pointer(length), weight.data_ptr(),
-                    bias.data_ptr(), stat.data_ptr(),
+                    _tokens("streams", stream, dtype), _tokens("branches", branch, dtype),
+                    _tokens("sums", total if total.numel() else None, dtype),
+                    _tokens("normed", out, dtype), stream.shape[1],
+                    pointer("lengths", length, torch.int32), weight.data_ptr(), bias.data_ptr(),
+                    stat.data_ptr(),
                 )
                 for stream, branch, total, out, length, weight, bias, stat in zip(
                     streams, branches, sums, normed, lengths, *parameters, stats, strict=True
@@ -80,20 +83,23 @@ def add_layer_norm_bwd(
     Returns:
         Per stream the gradient of stream and branch alike, contiguous; of the weight; of the bias.
     """
-    sums, dnormed = ([_unit_last_stride(t) for t in entries] for entries in (sums, dnormed))
-    dsums = [None if entry is None else _unit_last_stride(entry) for entry in dsums]
+    sums, dnormed = ([unit_last_stride(t) for t in entries] for entries in (sums, dnormed))
+    dsums = [None if entry is None else unit_last_stride(entry) for entry in dsums]
     lengths = [None if entry is None else entry.contiguous() for entry in lengths]
+    stats = [stat.contiguous() for stat in stats]
     wide = [_float32(weight) for weight in weights]
     dx = [total.new_empty(total.shape) for total in sums]
     dparameters = [weight.new_zeros(2, *weight.shape) for weight in wide]
     if any(entry.numel() for entry in dx):
-        module = native.module()
+        module, dtype = native.module(), sums[0].dtype
         module.add_layer_norm_bwd(
             _call(sums[0], n_bottlenecks, 0.0),
             [
                 module.NormBackward(
-                    _tokens(total), _tokens(dsum), _tokens(dout), _tokens(grad), total.shape[1],
-                    _pointer(length), weight.data_ptr(), stat.data_ptr(), dparameter.data_ptr(),
+                    _tokens("sums", total, dtype), _tokens("dsums", dsum, dtype),
+                    _tokens("dnormed", dout, dtype), _tokens("dx", grad, dtype), total.shape[1],
+                    pointer("lengths", length, torch.int32), weight.data_ptr(),
+                    pointer("stats", stat, torch.float32), dparameter.data_ptr(),
                 )
                 for total, dsum, dout, grad, length, weight, stat, dparameter in zip(
                     sums, dsums, dnormed, dx, lengths, wide, stats, dparameters, strict=True
@@ -111,25 +117,18 @@ def _call(stream: Tensor, n_bottlenecks: int, eps: float) -> object:
     batch, _, channels = stream.shape
     return native.module().NormCall(
         native.instruction_set(),
-        str(stream.dtype).removeprefix("torch."),
+        dtype_name(stream.dtype),
         (batch, n_bottlenecks, channels),
         eps,
         torch.get_num_threads(),
     )
 
 
-def _tokens(tensor: Tensor | None) -> tuple[int, int, int]:
-    return NONE if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _tokens(name: str, tensor: Tensor | None, dtype: torch.dtype) -> tuple[int, int, int]:
+    if tensor is None:
+        return NONE
+    return pointer(name, tensor, dtype), tensor.stride(0), tensor.stride(1)
 
 
 def _float32(parameter: Tensor) -> Tensor:
     return parameter.float().contiguous()
-
-
-def _unit_last_stride(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy if its last dimension is strided."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

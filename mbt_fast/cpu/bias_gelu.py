@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast import native
+from mbt_fast.cpu.arguments import dtype_name, pointer
 
 
 def bias_gelu_fwd(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
@@ -19,8 +20,9 @@ def bias_gelu_fwd(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     if x.numel():
         wide = None if bias is None else bias.float().contiguous()
         native.module().bias_gelu_fwd(
-            _call(x, approximate), x.data_ptr(), _pointer(wide), out.data_ptr()
-        )
+            _call(x, approximate), pointer("x", x, x.dtype),
+            pointer("bias", wide, torch.float32), out.data_ptr(),
+        )  # fmt: skip
     return out
 
 
@@ -44,7 +46,8 @@ def bias_gelu_bwd(
     if x.numel():
         wide = None if bias is None else bias.float().contiguous()
         native.module().bias_gelu_bwd(
-            _call(x, approximate), x.data_ptr(), _pointer(wide), dout.data_ptr(), dx.data_ptr(),
+            _call(x, approximate), pointer("x", x, x.dtype),
+            pointer("bias", wide, torch.float32), pointer("dout", dout, x.dtype), dx.data_ptr(),
             dbias.data_ptr(),
         )  # fmt: skip
     return dx, dbias if bias is None else dbias.to(bias.dtype)
@@ -53,13 +56,9 @@ def bias_gelu_bwd(
 def _call(x: Tensor, approximate: str) -> object:
     return native.module().GeluCall(
         native.instruction_set(),
-        str(x.dtype).removeprefix("torch."),
+        dtype_name(x.dtype),
         approximate,
         x.numel(),
         x.shape[-1],
         torch.get_num_threads(),
     )
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast import native
+from mbt_fast.cpu.arguments import dtype_name, pointer, unit_last_stride
 
 Lengths = Sequence[Tensor | None]
 
@@ -24,7 +25,7 @@ def bottleneck_attention_fwd(
         without it.
     """
     batch, _, _, heads, head_dim = qkv[0].shape
-    qkv = [_unit_last_stride(stream) for stream in qkv]
+    qkv = [unit_last_stride(stream) for stream in qkv]
     outs = [s.new_empty(batch, s.shape[1], heads, head_dim) for s in qkv]
     lses = [s.new_empty(batch, heads, s.shape[1], dtype=torch.float32) for s in qkv]
     stats = [lse.new_empty(2, *lse.shape) for lse in lses]
@@ -32,13 +33,14 @@ def bottleneck_attention_fwd(
     slots = qkv[0].new_empty(kept, batch, n_bottlenecks, heads, head_dim)
     lengths = [None if entry is None else entry.contiguous() for entry in lengths]
     if any(out.numel() for out in outs):
-        module = native.module()
+        module, dtype = native.module(), qkv[0].dtype
         module.bottleneck_attention_fwd(
             _call(qkv[0], n_bottlenecks, scale),
             [
                 module.StreamForward(
-                    s.data_ptr(), s.stride()[:4], s.shape[1], _pointer(length),
-                    out.data_ptr(), lse.data_ptr(), stat.data_ptr(),
+                    pointer("qkv", s, dtype), s.stride()[:4], s.shape[1],
+                    pointer("lengths", length, torch.int32), out.data_ptr(), lse.data_ptr(),
+                    stat.data_ptr(),
                 )
                 for s, length, out, lse, stat in zip(qkv, lengths, outs, lses, stats, strict=True)
             ],
@@ -75,27 +77,28 @@ def bottleneck_attention_bwd(
     Returns:
         Packed gradients ``[B, S_m, 3, H, D]``, contiguous.
     """
-    qkv = [_unit_last_stride(stream) for stream in qkv]
-    douts = [_unit_last_stride(dout) for dout in douts]
+    qkv = [unit_last_stride(stream) for stream in qkv]
+    douts = [unit_last_stride(dout) for dout in douts]
     dlses = [None if entry is None else entry.contiguous() for entry in dlses]
     lengths = [None if entry is None else entry.contiguous() for entry in lengths]
     dqkv = [s.new_empty(s.shape) for s in qkv]
     if not any(entry.numel() for entry in dqkv):
         return dqkv
-    module = native.module()
-    stats, slots = kept[:-1], kept[-1]
+    module, dtype = native.module(), qkv[0].dtype
+    outs, (*stats, slots) = ([entry.contiguous() for entry in given] for given in (outs, kept))
     streams = zip(qkv, lengths, outs, stats, douts, dlses, dqkv, strict=True)
     module.bottleneck_attention_bwd(
         _call(qkv[0], n_bottlenecks, scale),
         [
             module.StreamBackward(
-                s.data_ptr(), s.stride()[:4], s.shape[1], _pointer(length),
-                out.data_ptr(), stat.data_ptr(), dout.data_ptr(), dout.stride()[:3],
-                _pointer(dlse), dstream.data_ptr(),
+                pointer("qkv", s, dtype), s.stride()[:4], s.shape[1],
+                pointer("lengths", length, torch.int32), pointer("outs", out, dtype),
+                pointer("stats", stat, torch.float32), pointer("douts", dout, dtype),
+                dout.stride()[:3], pointer("dlses", dlse, torch.float32), dstream.data_ptr(),
             )
             for s, length, out, stat, dout, dlse, dstream in streams
         ],
-        slots.data_ptr() if update_mean and n_bottlenecks > 0 else 0,
+        pointer("kept", slots, dtype) if update_mean and n_bottlenecks > 0 else 0,
     )  # fmt: skip
     return dqkv
 
@@ -104,17 +107,8 @@ def _call(stream: Tensor, n_bottlenecks: int, scale: float) -> object:
     batch, _, _, heads, head_dim = stream.shape
     return native.module().Call(
         native.instruction_set(),
-        str(stream.dtype).removeprefix("torch."),
+        dtype_name(stream.dtype),
         (batch, heads, n_bottlenecks, head_dim),
         scale,
         torch.get_num_threads(),
     )
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _unit_last_stride(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy if its last dimension is strided."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

@@ -1,8 +1,9 @@
 """Bottleneck attention on a kernel backend: one pair of operators, the backend a string.
 
 ``bottleneck_attention_fwd`` returns, in one list, ``M`` outputs ``[B, S_m, H, D]``, ``M``
-log-sum-exps ``[B, H, S_m]``, and what the backward needs besides: ``M`` times the maximum and the
-sum of the softmax, ``[2, B, H, S_m]``, and the slots before the shared update, ``[M, B, P, H, D]``.
+log-sum-exps ``[B, H, S_m]``, and what the backward needs besides: ``M`` times the shift and log2 of
+the sum of the softmax, ``[2, B, H, S_m]``, and the slots before the shared update,
+``[M, B, P, H, D]``.
 """
 
 import importlib
@@ -113,8 +114,13 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[list[Tensor], li
     douts, dlses, saved, *rest = fold(info.batch_size, in_dims, args)
     first = len(args[3])  # as in the forward, without the log-sum-exps
     kept = [
-        entry.movedim(dim, 0).movedim(0, 1).flatten(1, 2)
+        _mapped(entry, dim, info.batch_size).movedim(0, 1).flatten(1, 2)
         for entry, dim in zip(args[2][first:], in_dims[2][first:], strict=True)
     ]
     grads = bottleneck_attention_bwd(douts, dlses, [*saved[:first], *kept], *rest)
     return [grad.unflatten(0, (info.batch_size, -1)) for grad in grads], [0] * len(grads)
+
+
+def _mapped(entry: Tensor, dim: int | None, size: int) -> Tensor:
+    """The tensor with the mapped dimension in front."""
+    return entry.expand(size, *entry.shape) if dim is None else entry.movedim(dim, 0)
