@@ -26,7 +26,7 @@ def main() -> None:
     """Count, print, and record if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backend")
-    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--calls", type=int, default=100)
     parser.add_argument("--chain", action="store_true", help="interpret products as compiled ones")
     parser.add_argument("--out", type=Path, help="write the result as JSON")

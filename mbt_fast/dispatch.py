@@ -101,6 +101,10 @@ class Backend:
         """Why ``auto`` passes this backend over though it can run the call, if it does."""
         if self.unmeasured:
             return "no recorded measurement shows that it is not slower than sdpa"
+        if self.requires == NATIVE and call is not None and call.op in ATTENTION:
+            untried = _untried_in_bfloat16() if call.dtype == torch.bfloat16 else None
+            if untried:
+                return untried
         if call is not None and call.rows is not None and call.rows < self.wins_from:
             return f"streams have at most {call.rows} rows, and it wins from {self.wins_from} on"
         if call is not None and call.op in self.wins_in:
@@ -251,8 +255,14 @@ def _missing(requirement: str) -> list[str]:
     return _MISSING[requirement]
 
 
+def _untried_in_bfloat16() -> str | None:
+    """``native.why_not_in_bfloat16``, of a machine that has our kernels."""
+    return None if _missing(NATIVE) else native.why_not_in_bfloat16()
+
+
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo: one second.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_untried_in_bfloat16._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _names(dtypes: frozenset[torch.dtype]) -> str:

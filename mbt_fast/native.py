@@ -1,8 +1,9 @@
 """The compiled part, ``mbt_fast._C``: loaded on first use, and its absence explained.
 
 ``MBT_FAST_CPU`` names the instruction set of the CPU kernels, instead of the best that the machine
-has: ``amx``, ``avx512_bf16``, ``avx512`` or ``avx2``; or ``amx_emulated``, slow and only for tests,
-which runs the kernels of ``amx`` on tiles emulated in AVX-512.
+has: ``avx512_bf16``, ``avx512`` or ``avx2``; ``amx``, whose kernels have never run on a CPU that
+has it, and are taken by name only; or ``amx_emulated``, slow and only for tests, which runs the
+kernels of ``amx`` on tiles emulated in AVX-512.
 """
 
 import importlib
@@ -48,8 +49,18 @@ def why_no_cpu_kernels() -> list[str]:
 
 
 def instruction_set() -> str:
-    """The instruction set of the CPU kernels: the best one, or the one in ``MBT_FAST_CPU``."""
-    return os.environ.get("MBT_FAST_CPU") or module().instruction_sets()[0]
+    """The instruction set of the CPU kernels: the best that has been run, or ``MBT_FAST_CPU``."""
+    named = os.environ.get("MBT_FAST_CPU")
+    return named or next(name for name in module().instruction_sets() if name not in NEVER_RUN)
+
+
+def why_not_in_bfloat16() -> str | None:
+    """Why the CPU kernels may lose to torch in bfloat16 on this machine, if they may."""
+    if cpu_features().get("amx_bf16") and instruction_set() != "amx":
+        return (
+            "torch multiplies bfloat16 by AMX here; MBT_FAST_CPU=amx takes kernels for it, untried"
+        )
+    return None
 
 
 def cpu_features() -> dict[str, bool]:

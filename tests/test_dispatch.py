@@ -69,6 +69,18 @@ def test_auto_takes_the_cpu_kernels_where_every_record_shows_that_they_win():
     assert row.wins_from == min(length for length in lengths if length > max(loses))
 
 
+def test_auto_leaves_bfloat16_to_torch_where_it_has_amx_and_we_are_untried(monkeypatch):
+    reason = "torch multiplies bfloat16 by AMX here"
+    monkeypatch.setattr(dispatch, "_untried_in_bfloat16", lambda: reason)
+    monkeypatch.setattr(dispatch, "_missing", lambda requirement: [])
+    for dtype, taken in ((torch.bfloat16, "sdpa"), (torch.float32, "cpu")):
+        call = dispatch.Call("bottleneck_attention", torch.device("cpu"), dtype, rows=99)
+        assert dispatch.select(call) == taken
+        assert dispatch.select(call, "cpu") == "cpu"
+    gelu = dispatch.Call("bias_gelu", torch.device("cpu"), torch.bfloat16, elements=2**20)
+    assert dispatch.select(gelu) == "cpu"
+
+
 def test_contract_of_names():
     names = [row.name for row in dispatch.BACKENDS]
     assert names == ["cuda", "triton", "cpu", "sdpa", "reference"]

@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,3 +58,15 @@ def test_missing_and_broken_extensions_are_explained(monkeypatch, tmp_path):
     (reason,) = native.why_missing()
     assert reason.startswith("mbt_fast._C is installed but fails to load: ")
     assert native.cpu_features() == {}
+
+
+def test_kernels_that_have_never_run_are_taken_by_name_only(monkeypatch):
+    machine = SimpleNamespace(instruction_sets=lambda: ["amx", "avx512_bf16", "avx512"])
+    monkeypatch.delenv("MBT_FAST_CPU", raising=False)
+    monkeypatch.setattr(native, "module", lambda: machine)
+    monkeypatch.setattr(native, "cpu_features", lambda: {"amx_bf16": True})
+    assert native.instruction_set() == "avx512_bf16"
+    assert "MBT_FAST_CPU=amx" in native.why_not_in_bfloat16()
+    monkeypatch.setenv("MBT_FAST_CPU", "amx")
+    assert native.instruction_set() == "amx"
+    assert native.why_not_in_bfloat16() is None
