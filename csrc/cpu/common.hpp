@@ -1,5 +1,6 @@
 // Small words that every kernel uses. No standard containers or algorithms in files that are compiled
-// for one instruction set: the linker may keep such a copy of an inline function for everyone.
+// for one instruction set: the linker may keep such a copy of an inline function for everyone. What all
+// files share is inlined by force, for the same reason.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +13,9 @@ namespace mbt_fast::cpu {
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.69314718055994531f;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+MBT_FAST_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+MBT_FAST_INLINE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+MBT_FAST_INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+MBT_FAST_INLINE constexpr int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 
 }  // namespace mbt_fast::cpu

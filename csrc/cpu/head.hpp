@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common.hpp"
+
 namespace mbt_fast::cpu {
 
 // The valid rows of a stream, numbered without the gap that padding leaves: own tokens, then slots.
@@ -33,7 +35,7 @@ struct Head {
   float* shift = nullptr;
   float* log2_sum = nullptr;
 
-  int64_t row_of(int64_t number) const { return number < own ? number : number + gap; }
+  MBT_FAST_INLINE int64_t row_of(int64_t number) const { return number < own ? number : number + gap; }
 };
 
 struct HeadForward : Head {
