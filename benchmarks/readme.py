@@ -60,6 +60,7 @@ def profile_table() -> str:
 def cpu_table() -> str:
     """How many times faster than stock PyTorch the parts, a layer and the model are."""
     attention, layer = _read("cpu_attention.json"), _read("cpu_layer.json")
+    steps = [record for record in _read("savings.json")["records"] if record["entry"] == "step"]
     lines = ["| times faster than stock PyTorch | bfloat16 | float32 |", "|---|---|---|"]
     for direction in ("forward", "backward"):
         cells = [_attention(attention["records"], d, direction) for d in ("bfloat16", "float32")]
@@ -67,8 +68,13 @@ def cpu_table() -> str:
     for entry, what in (("layer", "a fusion layer, forward"), ("model", "the model, forward")):
         cells = [_layer(layer["records"], d, entry) for d in ("bfloat16", "float32")]
         lines.append(f"| {what} | {' | '.join(cells)} |")
+    cells = [_layer(steps, d, "step", "together") for d in ("bfloat16", "float32")]
+    lines.append(
+        f"| a training step of MBT-S, CLS rows only in the last layer | {' | '.join(cells)} |"
+    )
     environment = layer["environment"]
-    links = f"{_link('cpu_attention.json')}, {_link('cpu_layer.json')}"
+    names = ("cpu_attention.json", "cpu_layer.json", "savings.json")
+    links = ", ".join(_link(name) for name in names)
     lines += [
         "",
         f"MBT-B, one clip; {environment['device']}, {layer['threads']} threads, "
