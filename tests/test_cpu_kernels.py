@@ -75,6 +75,19 @@ def test_rows_around_the_borders_of_blocks(instruction_set, dtype, rows):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [(1573, 405), (3142, 406)], ids=str)
+def test_streams_as_long_as_those_of_mbt(instruction_set, dtype, rows):
+    """Many blocks of keys and queries: running maxima, and sums over all of them."""
+    lengths = [torch.tensor([rows[0] - 37], dtype=torch.int32), None]
+    call = random_call(0, CPU)._replace(
+        qkv=[torch.randn(1, count, 3, 1, 64) for count in rows],
+        n_bottlenecks=4,
+        options={"lengths": lengths, "update": "mean"},
+    )
+    assert_within_tolerance(call, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(instruction_set, threads, dtype):
     """16 threads split heads between queries; 1 does not."""
     qkv = [torch.randn(2, rows, 3, 2, 32).to(dtype) for rows in (301, 70)]
