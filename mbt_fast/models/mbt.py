@@ -1,7 +1,8 @@
 """The Multimodal Bottleneck Transformer (Nagrani et al., 2021, arXiv 2107.00135), exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any, cast
 
@@ -12,8 +13,10 @@ from mbt_fast import dispatch
 from mbt_fast.autocast import autocast_dtype
 from mbt_fast.layers import Block, FusionLayer, Savings, StreamEmbedding
 from mbt_fast.layers.block import LAYER_NORM_EPS
+from mbt_fast.layers.branches import run_towers
 from mbt_fast.layers.fusion import SHARED, Streams, enter_fusion
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
+from mbt_fast.models.capture import CapturedMBT
 from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.init import initialise
 from mbt_fast.reference import expand
@@ -88,12 +91,42 @@ class MBT(nn.Module):
         self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """The CLS token ``[B, C]`` of each modality after the final LayerNorm, before the head."""
-        self._check_inputs(inputs, {} if lengths is None else lengths)
-        lengths = _without_none(lengths)
+        lengths = self.check_inputs(inputs, lengths)
         given = [m for m in self.config.modalities if m in inputs]
-        streams = {m: self.embedding(m)(inputs[m], lengths.get(m)) for m in given}
-        tokens = self._encode(streams, lengths)
+        streams = run_towers(partial(self._below_fusion, inputs, lengths), given)
+        tokens = self._fuse(streams, lengths)
         return {modality: self.norm(cls) for modality, cls in tokens.items()}
+
+    def capture(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> CapturedMBT:
+        """Record the forward as a CUDA graph, for inference that does not wait for the host.
+
+        Modalities are parallel branches of the graph below the fusion layer. Further shapes are
+        recorded when they are first seen. On a CPU there is nothing to record, and calls go to the
+        model itself.
+
+        Args:
+            inputs: An example of the inputs to come.
+            lengths: Likewise.
+
+        Returns:
+            What is called like the model, without gradients.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: A name, shape, device or value does not fit the configuration.
+            RuntimeError: The model is in training mode.
+
+        Example:
+            >>> from mbt_fast import create_model
+            >>> model = create_model("mbt_tiny").eval()
+            >>> clip = {"rgb": torch.randn(1, 3, 2, 32, 32), "spectrogram": torch.randn(1, 64, 32)}
+            >>> captured = model.capture(clip)
+            >>> torch.equal(captured(clip), model(clip))
+            True
+        """
+        captured = CapturedMBT(self)
+        captured(inputs, lengths)
+        return captured
 
     def set_backend(self, backend: str) -> "MBT":
         """Choose the backend of every op in the model; returns the model.
@@ -143,6 +176,33 @@ class MBT(nn.Module):
         """The embedding of a modality's input."""
         return cast(StreamEmbedding, self.embed[modality])
 
+    def check_inputs(
+        self, inputs: Inputs, lengths: Mapping[str, Tensor | None] | None
+    ) -> dict[str, Tensor]:
+        """Refuse what ``forward`` refuses; return the lengths that are given."""
+        lengths = {} if lengths is None else lengths
+        for name, given in (("inputs", inputs), ("lengths", lengths)):
+            if not isinstance(given, Mapping):
+                kind = type(given).__name__
+                raise TypeError(f"{name} must be a mapping from modality to tensor, got {kind}")
+            unknown = sorted(set(given) - set(self.config.modalities), key=str)
+            if unknown:
+                known = ", ".join(self.config.modalities)
+                raise ValueError(
+                    f"{name} must name only modalities of the model ({known}), got "
+                    f"{', '.join(map(repr, unknown))}"
+                )
+        if not inputs:
+            raise ValueError("inputs must hold at least one modality, got none")
+        for modality, x in inputs.items():
+            self._check_input(modality, x, inputs)
+        for modality, length in lengths.items():
+            if modality not in inputs:
+                raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
+            most = self.config.n_tokens(modality)
+            check_length(f"lengths[{modality!r}]", length, inputs[modality], most)
+        return _without_none(lengths)
+
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` to ``directory``."""
         from mbt_fast import checkpoint
@@ -169,13 +229,20 @@ class MBT(nn.Module):
         model.load_state_dict(state_dict, assign=True)
         return model
 
-    def _encode(self, streams: Streams, lengths: dict[str, Tensor]) -> Streams:
-        """Pass the streams through all layers; return the CLS token ``[B, C]`` of each."""
-        config = self.config
-        first = self._first_fused_layer()
-        for layer in self.layers[:first]:
+    def _below_fusion(
+        self, inputs: Inputs, lengths: dict[str, Tensor], modalities: Sequence[str]
+    ) -> Streams:
+        """Embed some modalities, and pass them through the layers in which they do not meet."""
+        streams = {m: self.embedding(m)(inputs[m], lengths.get(m)) for m in modalities}
+        lengths = {m: length for m, length in lengths.items() if m in modalities}
+        for layer in self.layers[: self._first_fused_layer()]:
             streams = layer(streams, lengths, rows=self._rows_of(layer, [0]))
-        fused = self.layers[first:]
+        return streams
+
+    def _fuse(self, streams: Streams, lengths: dict[str, Tensor]) -> Streams:
+        """Pass the streams through the fused layers; return the CLS token ``[B, C]`` of each."""
+        config = self.config
+        fused = self.layers[self._first_fused_layer() :]
         vanilla = config.fusion == "vanilla" and len(config.modalities) > 1
         if fused and vanilla and config.share_encoder:
             return self._encode_jointly(streams, fused, lengths)
@@ -217,28 +284,6 @@ class MBT(nn.Module):
         tokens = joined[SHARED] if rows else take_rows(joined[SHARED], cls)
         return dict(zip(streams, tokens.unbind(1), strict=True))
 
-    def _check_inputs(self, inputs: Inputs, lengths: Mapping[str, Tensor | None]) -> None:
-        for name, given in (("inputs", inputs), ("lengths", lengths)):
-            if not isinstance(given, Mapping):
-                kind = type(given).__name__
-                raise TypeError(f"{name} must be a mapping from modality to tensor, got {kind}")
-            unknown = sorted(set(given) - set(self.config.modalities), key=str)
-            if unknown:
-                known = ", ".join(self.config.modalities)
-                raise ValueError(
-                    f"{name} must name only modalities of the model ({known}), got "
-                    f"{', '.join(map(repr, unknown))}"
-                )
-        if not inputs:
-            raise ValueError("inputs must hold at least one modality, got none")
-        for modality, x in inputs.items():
-            self._check_input(modality, x, inputs)
-        for modality, length in lengths.items():
-            if modality not in inputs:
-                raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
-            most = self.config.n_tokens(modality)
-            check_length(f"lengths[{modality!r}]", length, inputs[modality], most)
-
     def _check_input(self, modality: str, x: Tensor, inputs: Inputs) -> None:
         name = f"inputs[{modality!r}]"
         if not isinstance(x, Tensor):
@@ -257,7 +302,7 @@ class MBT(nn.Module):
             raise ValueError(f"{name} must be on {weight.device} like the weights, got {x.device}")
 
 
-def _without_none(lengths: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _without_none(lengths: Mapping[str, Tensor | None] | None) -> dict[str, Tensor]:
     """Entries that say something: ``None`` means no padding, as does a missing one."""
     return {m: length for m, length in (lengths or {}).items() if length is not None}
 
