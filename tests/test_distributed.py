@@ -1,0 +1,127 @@
+"""Training on two processes: the gradients are those of one process with both halves of the batch.
+
+Processes talk through gloo on the CPU. Parameters of a modality that is absent on one rank, and
+branches that all examples of a rank drop, take part in the reduction all the same.
+"""
+
+import os
+import socket
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from mbt_fast import create_model
+from mbt_fast.testing import assert_close_to_exact
+from tests.model_cases import SAVINGS, random_inputs
+
+RANKS, PER_RANK = 2, 2
+SECONDS = 300  # on a quiet machine it takes 10
+DTYPES = (torch.float64, torch.float32)
+CASES = {
+    "reduced": (SAVINGS["default savings"], 0.0),
+    "minimal": (SAVINGS["all savings"], 0.0),
+    # In the last layer hardly a branch is left: one is dropped by every example of a rank.
+    "skipped": (SAVINGS["all savings"], 0.99),
+}
+
+
+def model_of(dtype, savings, drop_rate=0.0):
+    torch.manual_seed(0)
+    model = create_model("mbt_tiny", fusion_layer=1, stochastic_depth=drop_rate).train()
+    torch.nn.init.normal_(model.head.weight)
+    return model.to(dtype).set_savings(**savings)
+
+
+def batch_of(dtype):
+    torch.manual_seed(1)
+    inputs = random_inputs(RANKS * PER_RANK)
+    return {m: x.to(dtype) for m, x in inputs.items()}
+
+
+def half_of(inputs, rank):
+    return {m: x[rank * PER_RANK : (rank + 1) * PER_RANK] for m, x in inputs.items()}
+
+
+def loss_of(model, inputs, seed):
+    torch.manual_seed(seed)  # who survives
+    return model(inputs).square().sum()
+
+
+def data_parallel(model):
+    return DistributedDataParallel(model)
+
+
+def sharded(model):
+    for layer in model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def checkpointed(model):
+    """Layer by layer, and data parallel around it."""
+    for layer in model.layers:
+        run = layer.forward
+        layer.forward = lambda *args, run=run, **kw: checkpoint(
+            run, *args, use_reentrant=False, **kw
+        )
+    return DistributedDataParallel(model)
+
+
+WRAPPERS = {"DDP": data_parallel, "FSDP2": sharded, "checkpointing in DDP": checkpointed}
+
+
+def rank_of_two(rank, port, folder, wrapper):
+    """What each process does. Models are gone before the process group is, which waits for them."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    for case, (savings, drop_rate) in CASES.items():
+        grads = gradients_of_two(rank, WRAPPERS[wrapper], savings, drop_rate)
+        if rank == 0:
+            torch.save(grads, folder / f"{case}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def gradients_of_two(rank, wrap, savings, drop_rate):
+    """Of all parameters, after both ranks have reduced them."""
+    model = model_of(torch.float32, savings, drop_rate)
+    wrapped = wrap(model)  # DDP reduces only while it lives
+    loss_of(wrapped, half_of(batch_of(torch.float32), rank), seed=rank).backward()
+    return {name: whole(p.grad) for name, p in model.named_parameters()}
+
+
+def whole(grad):
+    """Of a sharded gradient, all of it."""
+    return grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+
+
+def gradients_of_one(dtype, drop_rate):
+    """Both halves by one process, nothing saved; the mean over the ranks, as DDP takes it."""
+    model, inputs = model_of(dtype, SAVINGS["no savings"], drop_rate), batch_of(dtype)
+    for rank in range(RANKS):
+        (loss_of(model, half_of(inputs, rank), seed=rank) / RANKS).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_gradients_are_those_of_one_process(wrapper, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments, deadline = (port, tmp_path, wrapper), time.monotonic() + SECONDS
+    ranks = mp.spawn(rank_of_two, arguments, nprocs=RANKS, join=False, daemon=True)
+    while not ranks.join(timeout=1):
+        assert time.monotonic() < deadline, f"the ranks have not ended after {SECONDS} s"
+    for case, (_, drop_rate) in CASES.items():
+        actual = torch.load(tmp_path / f"{case}.pt")
+        exact, eager = (gradients_of_one(dtype, drop_rate) for dtype in DTYPES)
+        assert actual.keys() == exact.keys()
+        for name, grad in exact.items():
+            assert_close_to_exact(actual[name], eager[name], grad, name=f"{case}: {name}")
