@@ -1,0 +1,1 @@
+"""What is measured: one module per entry of the registry, which describes its cases."""
