@@ -1,8 +1,14 @@
-"""What stamps every record: device, versions, commit, sources."""
+"""What stamps every record: device, versions, commit, sources.
 
+Outside a checkout ``MBT_FAST_COMMIT`` names the commit that the sources are of.
+"""
+
+import hashlib
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +31,7 @@ def stamp() -> dict[str, Any]:
         "triton": _triton_version(),
         "mbt_fast": mbt_fast.__version__,
         "commit": _commit(),
+        "tree": tree_hash(),
         "sources": {kernel: sources.source_hash(kernel) for kernel in sources.KERNELS},
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -38,10 +45,40 @@ def _triton_version() -> str | None:
     return triton.__version__
 
 
+def tree_hash() -> str:
+    """SHA-256 of all that a measurement runs: the package, its kernels and C++, and this folder."""
+    here, package = Path(__file__).parent, Path(mbt_fast.__file__).parent
+    folders = {
+        "benchmarks": here,
+        "csrc": here.parent / "csrc",
+        "mbt_fast": package,
+        "mbt_fast/kernels": sources.FOLDER,
+    }
+    files = {
+        f"{name}/{path.relative_to(folder)}": path
+        for name, folder in folders.items()
+        for path in folder.rglob("*")
+        if path.suffix in (".py", ".cpp", ".hpp")
+    }
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(name.encode() + b"\0" + files[name].read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def _commit() -> str | None:
-    """The commit, marked if the tree differs from it; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    """The commit, marked if the tree differs from it but for results; None outside a checkout."""
+    if "MBT_FAST_COMMIT" in os.environ:
+        return os.environ["MBT_FAST_COMMIT"]
+    root = Path(__file__).parents[1]
+    changed = ["status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(root, *changed) else commit
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

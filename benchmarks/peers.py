@@ -1,10 +1,11 @@
-"""What a user could write instead of ``bottleneck_attention``; each takes packed streams and slots.
+"""What a user could write instead of ``bottleneck_attention``; named in ``benchmarks.registry``.
 
-Vanilla pairwise attention computes something else, attention over all streams joined: it is what
-bottlenecks replace, and is here for its cost.
+Each takes packed streams ``[B, S, 3, H, D]`` and the number of slots, unless it is prepared with
+something else.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +14,29 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import mbt_fast
 
-Peer = Callable[[Sequence[Tensor], int], Sequence[Tensor]]
+Attend = Callable[[Sequence[Tensor], int], Sequence[Tensor]]
 
 
-def ours(backend: str) -> Peer:
+def packed(streams: Sequence[Tensor]) -> list[Tensor]:
+    """As they are."""
+    return list(streams)
+
+
+def split(streams: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous query, key and value of every stream, one after the other."""
+    parts = [part for stream in streams for part in stream.unbind(2)]
+    return [part.transpose(1, 2).contiguous() for part in parts]
+
+
+class Peer(NamedTuple):
+    """One way to attend, how its inputs are prepared before, and whether it joins the streams."""
+
+    attend: Attend
+    prepare: Callable[[Sequence[Tensor]], list[Tensor]] = packed
+    joins: bool = False
+
+
+def ours(backend: str) -> Attend:
     """``bottleneck_attention`` on one backend."""
 
     def run(streams: Sequence[Tensor], slots: int) -> Sequence[Tensor]:
@@ -25,29 +45,35 @@ def ours(backend: str) -> Peer:
     return run
 
 
-def sdpa(kernel: SDPBackend | None, *, contiguous: bool = False) -> Peer:
-    """One call of torch's attention per stream, on views of packed qkv or on copies."""
+def sdpa(kernel: SDPBackend | None = None, *, copies: bool = False) -> Attend:
+    """One call of torch's attention per stream, on views of packed qkv or on copies of them."""
 
     def run(streams: Sequence[Tensor], slots: int) -> Sequence[Tensor]:
         if kernel is None:
-            return [_attend(stream, contiguous) for stream in streams]
+            return [_attend(stream, copies) for stream in streams]
         with sdpa_kernel(kernel):
-            return [_attend(stream, contiguous) for stream in streams]
+            return [_attend(stream, copies) for stream in streams]
 
     return run
 
 
-def _attend(stream: Tensor, contiguous: bool) -> Tensor:
+def _attend(stream: Tensor, copies: bool = False) -> Tensor:
     query, key, value = (part.transpose(1, 2) for part in stream.unbind(2))
-    if contiguous:
+    if copies:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     return scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def sdpa_of_split(leaves: Sequence[Tensor], slots: int) -> Sequence[Tensor]:
+    """The same, given contiguous query, key and value."""
+    triples = zip(leaves[::3], leaves[1::3], leaves[2::3], strict=True)
+    return [scaled_dot_product_attention(q, k, v) for q, k, v in triples]
 
 
 def vanilla(streams: Sequence[Tensor], slots: int) -> Sequence[Tensor]:
     """Pairwise attention: the streams without their slots, joined."""
     own = [stream[:, : stream.shape[1] - slots] for stream in streams]
-    return [_attend(torch.cat(own, dim=1), contiguous=False)]
+    return [_attend(torch.cat(own, dim=1))]
 
 
 def flex(streams: Sequence[Tensor], slots: int) -> Sequence[Tensor]:
@@ -121,16 +147,22 @@ def xformers(streams: Sequence[Tensor], slots: int) -> Sequence[Tensor]:
     ]
 
 
-PEERS: dict[str, Peer] = {
-    "mbt_fast triton": ours("triton"),
-    "mbt_fast auto": ours("auto"),
-    "sdpa default": sdpa(None),
-    "sdpa cudnn": sdpa(SDPBackend.CUDNN_ATTENTION),
-    "sdpa flash": sdpa(SDPBackend.FLASH_ATTENTION),
-    "sdpa flash, copies": sdpa(SDPBackend.FLASH_ATTENTION, contiguous=True),
-    "sdpa cudnn, copies": sdpa(SDPBackend.CUDNN_ATTENTION, contiguous=True),
-    "varlen_attn": varlen,
-    "flex_attention": flex,
-    "xformers": xformers,
-    "vanilla pairwise": vanilla,
-}
+def attention_peers(device: torch.device) -> dict[str, Peer]:
+    """Those that are for this type of device."""
+    views = {"sdpa": Peer(sdpa()), "sdpa, contiguous": Peer(sdpa_of_split, split)}
+    if device.type == "cpu":
+        return {"ours, cpu": Peer(ours("cpu")), **views}
+    cudnn, flash = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+    return {
+        "ours": Peer(ours("auto")),
+        "ours, triton": Peer(ours("triton")),
+        **views,
+        "sdpa cudnn": Peer(sdpa(cudnn)),
+        "sdpa flash": Peer(sdpa(flash)),
+        "sdpa cudnn, copies": Peer(sdpa(cudnn, copies=True)),
+        "sdpa flash, copies": Peer(sdpa(flash, copies=True)),
+        "varlen_attn": Peer(varlen),
+        "flex_attention": Peer(flex),
+        "xformers": Peer(xformers),
+        "vanilla pairwise": Peer(vanilla, joins=True),
+    }

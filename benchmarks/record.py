@@ -57,6 +57,7 @@ class Record:
         ms: Milliseconds of one call.
         ratio: Time of the baseline by that of the variant, round by round: above 1 is faster.
         flops: Of one call, two per multiply-add, useful ones only.
+        attention_flops: Those of them that are the two products of attention.
         bytes: That one call must read and write at least.
         peak_memory: Bytes that one call holds at its peak, beyond its inputs and weights.
         saved_memory: Bytes that it keeps for the backward.
@@ -81,6 +82,7 @@ class Record:
     ms: Spread | None = None
     ratio: Spread | None = None
     flops: int | None = None
+    attention_flops: int | None = None
     bytes: int | None = None
     peak_memory: int | None = None
     saved_memory: int | None = None
@@ -98,10 +100,11 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """What torch reaches on this machine: its square matrix product and its copy of 64 MB."""
+    """What torch reaches on this machine: its square matrix product, by dtype, and its copy."""
 
     matmul_gflops: dict[str, float]
     copy_gb_per_s: float | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,9 +212,7 @@ def test_saved_bytes_of_a_fusion_layer(dtype):
     slots = torch.randn(1, 4, 768, dtype=dtype)
     joined = {m: torch.cat([x, slots], dim=1).requires_grad_() for m, x in own.items()}
     own = {m: x.requires_grad_() for m, x in own.items()}
-    saved = {
-        "eager": saved_bytes(lambda: eager.fusion_layer_forward(layer, own, slots), parameters)
-    }
+    saved = {"eager": saved_bytes(lambda: eager.bottleneck(layer, own, slots), parameters)}
     for memory in ("full", "reduced", "minimal"):
         model.set_savings(memory=memory)
         saved[memory] = saved_bytes(lambda: layer(joined, {}, n_slots=4), parameters)

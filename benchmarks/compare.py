@@ -1,0 +1,61 @@
+"""Two documents of one entry side by side: ratios, because times depend on the day."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.record import Document, Record, load
+
+NOISE = 0.05  # two runs on one machine differ by less
+COUNTED = ("flops", "launches", "saved_memory")
+
+
+class Change(NamedTuple):
+    """One record, before and now; ``what`` says which figure."""
+
+    record: Record
+    what: str
+    before: float
+    now: float
+
+    @property
+    def share(self) -> float:
+        """By how much the figure grew."""
+        return self.now / self.before - 1
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether it says anything; what is counted is exact."""
+        return abs(self.share) > (NOISE if self.what == "ratio" else 0)
+
+    def __str__(self) -> str:
+        """One line."""
+        r = self.record
+        mark = "!" if self.beyond_noise else " "
+        head = f"{mark} {r.entry:<12} {r.case:<22} {r.mode:<9} {r.dtype:<9} {r.variant:<24}"
+        return f"{head} {self.what:<12} {self.before:10.4g} -> {self.now:10.4g}  {self.share:+.1%}"
+
+
+def compare(now: Document, before: Document) -> list[Change]:
+    """Every figure that both have."""
+    return list(_changes(now, before))
+
+
+def _changes(now: Document, before: Document) -> Iterator[Change]:
+    known = {(record.group, record.variant): record for record in before.records}
+    for record in now.records:
+        old = known.get((record.group, record.variant))
+        if old is None:
+            continue
+        if record.ratio and old.ratio and record.variant != record.baseline:
+            yield Change(record, "ratio", old.ratio.median, record.ratio.median)
+        for name in COUNTED:
+            first, second = getattr(old, name), getattr(record, name)
+            if first and second and (first != second):
+                yield Change(record, name, first, second)
+
+
+def earlier(path: Path, entry: str) -> Document | None:
+    """The document of an entry in a folder of results, or the file itself, if there is one."""
+    file = path / f"{entry}.json" if path.is_dir() else path
+    return load(file) if file.exists() else None
