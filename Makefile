@@ -10,12 +10,12 @@ KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton_kernels known_bug
 	tracing random_calls))
 INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: profile test setup lint types unit interpret sanitize clean
+.PHONY: profile test setup lint types unit interpret regression sanitize clean
 
 profile: setup
 	$(BIN)/mbt-fast profile --json profile.json --html profile.html
 
-test: setup lint types interpret unit
+test: setup lint types interpret unit regression
 
 setup: $(STAMP)
 
@@ -40,6 +40,10 @@ interpret:
 
 unit:
 	$(BIN)/pytest -q
+
+# A few ratios against the record, a minute: warns, never fails.
+regression:
+	$(BIN)/python -m benchmarks.regression
 
 # The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, their scratch full of NaN.
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -DMBT_FAST_POISON

@@ -1,12 +1,7 @@
-"""What stamps every record: device, versions, commit, sources.
-
-Outside a checkout ``MBT_FAST_COMMIT`` names the commit that the sources are of.
-"""
+"""What stamps every record: device, versions, commit, sources."""
 
 import hashlib
-import os
 import platform
-import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,6 +9,7 @@ from typing import Any
 import torch
 
 import mbt_fast
+from benchmarks.commit import commit
 from mbt_fast.kernels import sources
 from mbt_fast.profiling.machine import device_name
 
@@ -30,7 +26,7 @@ def stamp() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": _triton_version(),
         "mbt_fast": mbt_fast.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "tree": tree_hash(),
         "sources": {kernel: sources.source_hash(kernel) for kernel in sources.KERNELS},
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -64,21 +60,3 @@ def tree_hash() -> str:
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + files[name].read_bytes() + b"\0")
     return digest.hexdigest()
-
-
-def _commit() -> str | None:
-    """The commit, marked if the tree differs from it but for results; None outside a checkout."""
-    if "MBT_FAST_COMMIT" in os.environ:
-        return os.environ["MBT_FAST_COMMIT"]
-    root = Path(__file__).parents[1]
-    changed = ["status", "--porcelain", "--", ".", ":!benchmarks/results", ":!README.md"]
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return f"{commit}-dirty" if _git(root, *changed) else commit
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

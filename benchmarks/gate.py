@@ -5,6 +5,7 @@ the outcome in each document. Reports and the README take documents from ``load_
 refuses one whose guards are missing, were red, or were of other sources.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def refusals(document: Document) -> list[str]:
         reasons.append(f"of the tests that guard it {gate.passed} passed and {gate.failed} failed")
     if gate.commit != environment["commit"] or gate.tree != environment["tree"]:
         reasons.append("the tests that guard it were run at another commit")
-    if environment["commit"] is None or environment["commit"].endswith("-dirty"):
+    if not re.fullmatch("[0-9a-f]{40}", environment["commit"] or ""):
         reasons.append(f"it was measured at no commit: {environment['commit']}")
     return reasons
 

@@ -1,12 +1,14 @@
 """Everything that needs a GPU, in one command: ``python -m benchmarks.gpu_suite --out DIR``.
 
 In order, each step with a limit of its own and 9 minutes in all; a step that fails does not stop
-the next. (1) correctness of every kernel, (2) compute-sanitizer on a small set, (3) the attention
-benchmark against every peer. DIR gets ``suite.json``, ``attention.json``, logs, and,
-if the tests passed on a GPU, ``verified.json``, which belongs in ``kernels/``.
+the next. (1) correctness of every kernel and of what guards the benchmarks, (2) compute-sanitizer
+on a small set, (3) every entry of ``benchmarks.registry`` that is for a GPU. DIR gets
+``suite.json``, a document per entry, ``logs.txt``, and, if the tests passed on a GPU,
+``verified.json``, which belongs in ``kernels/``.
 
-Needs no installation: it runs a copy of the sources, laid out as they are installed. Without a GPU
-it rehearses: the tests that run here, and one tiny shape.
+Needs no installation: it runs a copy of the sources, laid out as they are installed. Outside a
+checkout ``MBT_FAST_COMMIT`` says which commit they are of. Without a GPU it rehearses: the tests
+that run here, and tiny shapes.
 """
 
 import argparse
@@ -19,15 +21,20 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.commit import VARIABLE, commit
+from benchmarks.registry import ENTRIES
+
 ROOT = Path(__file__).parents[1]
 TESTS = (
-    "test_triton_kernels.py",
-    "test_bottleneck_attention.py",
-    "test_tracing.py",
-    "test_random_calls.py",
-    "test_known_bugs.py",
-    "test_stochastic_depth.py",
+    "tests/test_triton_kernels.py",
+    "tests/test_bottleneck_attention.py",
+    "tests/test_tracing.py",
+    "tests/test_random_calls.py",
+    "tests/test_known_bugs.py",
+    "tests/test_stochastic_depth.py",
+    "tests/test_capture.py",
 )
+GUARDS = [file for entry in ENTRIES if "cuda" in entry.seconds for file in entry.guards_on("cuda")]
 SHARDS = max(1, min(8, (os.cpu_count() or 1) // 2))
 SANITIZED = "two-streams or absent-stream or wide-head"
 
@@ -42,21 +49,22 @@ class Step(NamedTuple):
     shards: int = 1  # processes side by side; compiling kernels takes longer than running them
 
 
-def steps(out: Path, gpu: bool) -> list[Step]:
-    """The suite; the limits add up to 9 minutes."""
-    tests = [str(ROOT / "tests" / name) for name in TESTS]
+def steps(out: Path, gpu: bool, tree: str = "") -> list[Step]:
+    """The suite; the limits add up to 9 minutes. ``tree`` is the hash of the sources."""
     pytest = [sys.executable, "-P", "-m", "pytest", "-q", "-o", "pythonpath=tests"]
-    small = [*pytest, tests[1], "-k", f"triton and tolerance and ({SANITIZED})"]
+    tests = [str(ROOT / file) for file in dict.fromkeys([*TESTS, *GUARDS])]
+    report = ["-o", f"junit_suite_name={tree}", f"--junitxml={out}/logs/tests-{{shard}}.xml"]
+    reports = [f"{out}/logs/tests-{shard}.xml" for shard in range(SHARDS)]
+    small = [*pytest, str(ROOT / TESTS[1]), "-k", f"triton and tolerance and ({SANITIZED})"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "1"]
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or the allocator hides overruns
-    attention = [sys.executable, "-P", str(ROOT / "benchmarks" / "attention.py")]
-    if not gpu:
-        attention.append("--smoke")
+    benchmarks = [sys.executable, "-P", "-m", "benchmarks.run", "--out", str(out)]
+    benchmarks += ["--junit", *reports, "--seconds", "240"] if gpu else ["--smoke"]
     return [
-        Step("tests", [*pytest, *tests], 210, shards=SHARDS),
-        Step("memcheck", [*sanitizer, "--tool", "memcheck", *small], 45, uncached),
-        Step("initcheck", [*sanitizer, "--tool", "initcheck", *small], 45, uncached),
-        Step("attention", [*attention, "--out", str(out / "attention.json")], 240),
+        Step("tests", [*pytest, *report, *tests], 180, shards=SHARDS),
+        Step("memcheck", [*sanitizer, "--tool", "memcheck", *small], 35, uncached),
+        Step("initcheck", [*sanitizer, "--tool", "initcheck", *small], 35, uncached),
+        Step("benchmarks", benchmarks, 290),
     ]
 
 
@@ -66,11 +74,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     out = parser.parse_args().out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    (out / "logs").mkdir(exist_ok=True)
+    if known := commit():
+        os.environ[VARIABLE] = known  # the copy is no checkout
     site = lay_out(out / "site")
     stamp = environment(site)
     gpu = stamp["capability"] is not None
     results: list[dict[str, Any]] = []
-    for step in steps(out, gpu):
+    for step in steps(out, gpu, stamp["tree"]):
         results.append(run(step, site, out))
         document = {"environment": stamp, "steps": results}
         (out / "suite.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -81,7 +92,10 @@ def main() -> int:
         known = json.loads((ROOT / "kernels" / "verified.json").read_text())
         verified = [*known, {key: stamp[key] for key in KEPT}]
         (out / "verified.json").write_text(json.dumps(verified, indent=1) + "\n")
-    shutil.rmtree(site)
+    logs = sorted((out / "logs").glob("*.log"))
+    (out / "logs.txt").write_text("".join(f"== {log.name}\n{log.read_text()}" for log in logs))
+    for folder in (site, out / "logs"):
+        shutil.rmtree(folder)
     return sum(result["rc"] != 0 for result in results)
 
 
@@ -101,7 +115,7 @@ def lay_out(site: Path) -> Path:
 def run(step: Step, site: Path, out: Path) -> dict[str, Any]:
     """Run one step, its output to logs; 124 means that it ran past its limit."""
     start = time.perf_counter()
-    logs = [out / f"{step.name}-{shard}.log" for shard in range(step.shards)]
+    logs = [out / "logs" / f"{step.name}-{shard}.log" for shard in range(step.shards)]
     shards = [_start(step, shard, site, log) for shard, log in enumerate(logs)]
     codes = [_finish(process, start + step.seconds) for process in shards]
     seconds = time.perf_counter() - start
@@ -115,7 +129,11 @@ def _start(step: Step, shard: int, site: Path, log: Path) -> "subprocess.Popen[b
     with open(log, "w") as file:
         try:
             return subprocess.Popen(
-                step.command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+                [part.replace("{shard}", str(shard)) for part in step.command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=ROOT,
             )
         except FileNotFoundError as error:
             file.write(f"{error}\n")

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.case import Case, Run, Variant
 from benchmarks.launches import count_launches
-from benchmarks.record import Ceilings, Record, Spread
+from benchmarks.record import Ceilings, Record, Spread, significant
 from mbt_fast.testing import interleaved_times, peak_memory, saved_bytes
 
 READING = 5e-3  # seconds that one reading of the clock should last at least
@@ -216,9 +216,10 @@ def _with_shares(record: Record, ceilings: Ceilings) -> Record:
     seconds = record.ms.median / 1e3
     changes: dict[str, Any] = {}
     if record.flops and matmul:
-        changes["share_of_matmul"] = record.flops / seconds / 1e9 / matmul
+        changes["share_of_matmul"] = significant(record.flops / seconds / 1e9 / matmul)
     if record.bytes and ceilings.copy_gb_per_s:
-        changes["share_of_copy"] = record.bytes / seconds / 1e9 / ceilings.copy_gb_per_s
+        rate = record.bytes / seconds / 1e9
+        changes["share_of_copy"] = significant(rate / ceilings.copy_gb_per_s)
     return replace(record, **changes)
 
 

@@ -1,14 +1,22 @@
-"""Write the README's tables from the records: ``python -m benchmarks.readme``."""
+"""Write the README's tables from the records: ``python -m benchmarks.readme``.
+
+Speed-ups come from documents whose correctness tests were green at the same commit, or not at all.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gate import load_green
+from benchmarks.record import Document
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RECORDS = ROOT / "benchmarks" / "results" / "cpu-epyc-zen5-2cores-torch213"
 
-Record = dict[str, Any]
+CPU_DOCUMENTS = ("attention.json", "layer.json", "model.json", "savings.json")
+
+Record = dict[str, Any]  # of a profile
 
 
 def main() -> None:
@@ -59,46 +67,37 @@ def profile_table() -> str:
 
 def cpu_table() -> str:
     """How many times faster than stock PyTorch the parts, a layer and the model are."""
-    attention, layer = _read("cpu_attention.json"), _read("cpu_layer.json")
-    steps = [record for record in _read("savings.json")["records"] if record["entry"] == "step"]
+    attention, layer, model, savings = (load_green(RECORDS / name) for name in CPU_DOCUMENTS)
+    mbt = {"case": "MBT-B, 8 s", "variant": "ours, cpu", "batch": 1, "threads": 2}
+    whole = {"variant": "ours", "mode": "forward"}
+    steps = {"case": "step", "variant": "ours, savings"}
+    rows = {
+        "attention, forward": _ratios(attention, 1, mode="forward", **mbt),
+        "attention, backward": _ratios(attention, 1, mode="backward", **mbt),
+        "a fusion layer, forward": _ratios(layer, 2, **whole),
+        "the model, forward": _ratios(model, 2, **whole),
+        "a training step of MBT-S, CLS rows only in the last layer": _ratios(savings, 2, **steps),
+    }
     lines = ["| times faster than stock PyTorch | bfloat16 | float32 |", "|---|---|---|"]
-    for direction in ("forward", "backward"):
-        cells = [_attention(attention["records"], d, direction) for d in ("bfloat16", "float32")]
-        lines.append(f"| attention, {direction} | {' | '.join(cells)} |")
-    for entry, what in (("layer", "a fusion layer, forward"), ("model", "the model, forward")):
-        cells = [_layer(layer["records"], d, entry) for d in ("bfloat16", "float32")]
-        lines.append(f"| {what} | {' | '.join(cells)} |")
-    cells = [_layer(steps, d, "step", "together") for d in ("bfloat16", "float32")]
-    lines.append(
-        f"| a training step of MBT-S, CLS rows only in the last layer | {' | '.join(cells)} |"
-    )
-    environment = layer["environment"]
-    names = ("cpu_attention.json", "cpu_layer.json", "savings.json")
-    links = ", ".join(_link(name) for name in names)
+    lines += [f"| {what} | {' | '.join(ratios)} |" for what, ratios in rows.items()]
+    compiled = _ratios(layer, 2, variant="eager, compiled", mode="forward")
+    environment, conditions = layer.environment, layer.conditions
     lines += [
         "",
-        f"MBT-B, one clip; {environment['device']}, {layer['threads']} threads, "
-        f"{layer['instruction_set']}; medians of interleaved rounds; torch {environment['torch']}; "
-        f"{environment['date']}. Stock: torch's attention once per modality, eager; the layer "
-        f"under `torch.compile`: {_layer(layer['records'], 'bfloat16', 'layer', 'compiled')} and "
-        f"{_layer(layer['records'], 'float32', 'layer', 'compiled')}. Records: {links}.",
+        f"MBT-B, one clip; {environment['device']}, {conditions['threads']} threads, "
+        f"{conditions['instruction_set']}; medians of interleaved rounds; torch "
+        f"{environment['torch']}; {environment['date']}. Stock: torch's attention once per "
+        f"modality, eager; the layer under `torch.compile`: {' and '.join(compiled)}. "
+        f"Records: {', '.join(map(_link, CPU_DOCUMENTS))}.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _attention(records: list[Record], dtype: str, direction: str) -> str:
-    (record,) = (
-        r for r in records if (r["dtype"], r["batch"], r["threads"], r["std"]) == (dtype, 1, 2, 1.0)
-    )
-    return f"{record['speedup'][f'sdpa {direction}']:.1f}"
-
-
-def _layer(records: list[Record], dtype: str, entry: str, variant: str = "ours") -> str:
-    (record,) = (
-        r for r in records if (r["entry"], r["dtype"], r["variant"]) == (entry, dtype, variant)
-    )
-    return f"{record['ratio']:.2f}"
+def _ratios(document: Document, digits: int, **values: Any) -> list[str]:
+    """Of the record with these values, in both dtypes."""
+    records = [document.find(dtype=dtype, **values) for dtype in ("bfloat16", "float32")]
+    return [f"{record.ratio.median:.{digits}f}" for record in records if record.ratio]
 
 
 def _fusion(record: Record) -> str:

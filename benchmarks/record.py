@@ -7,7 +7,7 @@ a line, so that a change is readable as a diff. What is unknown is left out.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median, quantiles
@@ -22,19 +22,22 @@ T = TypeVar("T")
 
 
 class Spread(NamedTuple):
-    """A median and the quantiles around it; documents converted from older ones lack these."""
+    """A median and the quantiles around it, which converted documents may lack."""
 
     median: float
-    p20: float | None
-    p80: float | None
+    p20: float | None = None
+    p80: float | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: list[float]) -> "Spread":
         """Median, 20 % and 80 % quantile of what was measured."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        tails = quantiles(values, n=5, method="inclusive")
-        return cls(median(values), tails[0], tails[3])
+        tails = quantiles(values, n=5, method="inclusive") if len(values) > 1 else values * 4
+        return cls(*(significant(value) for value in (median(values), tails[0], tails[3])))
+
+
+def significant(value: float) -> float:
+    """Rounded to five digits: more than any clock is good for."""
+    return float(f"{value:.5g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ class Record:
         saved_memory: Bytes that it keeps for the backward.
         share_of_matmul: ``flops`` per second, of the document's ceiling.
         share_of_copy: ``bytes`` per second, likewise.
-        launches: Kernels on a GPU; on the CPU operators of torch that are no views.
+        launches: Kernels on a GPU; on the CPU operators of torch that write memory.
         error: Why there is no measurement.
     """
 
@@ -224,7 +227,10 @@ def save(document: Document, path: Path) -> None:
 
 def _plain(item: Fit | Record) -> dict[str, Any]:
     values = asdict(item)
-    return {k: v._asdict() if isinstance(v, Spread) else v for k, v in values.items()}
+    return {
+        key: _without_none(value._asdict()) if isinstance(value, Spread) else value
+        for key, value in values.items()
+    }
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ class Entry:
         name: Of the entry and of its file, ``results/<environment>/<name>.json``.
         measures: One sentence.
         baseline: The variant that ratios are relative to.
-        guards: Test files; a speed-up counts if they are green at the same commit.
+        guards: Test files, besides those of the device's kernels; a speed-up counts if they are
+            green at the same commit.
         seconds: About how long it may take, per type of device; not run on others.
     """
 
@@ -29,8 +30,13 @@ class Entry:
         """Where its cases are described."""
         return f"benchmarks.entries.{self.name}"
 
+    def guards_on(self, device: str) -> tuple[str, ...]:
+        """All test files that guard it on this type of device."""
+        return (KERNELS[device], *self.guards)
 
-OPS = ("tests/test_bottleneck_attention.py", "tests/test_cpu_kernels.py")
+
+KERNELS = {"cpu": "tests/test_cpu_kernels.py", "cuda": "tests/test_triton_kernels.py"}
+OPS = ("tests/test_bottleneck_attention.py",)
 MODEL = (*OPS, "tests/test_layer_ops.py", "tests/test_mbt.py")
 
 ENTRIES = (
@@ -60,7 +66,7 @@ ENTRIES = (
         measures="what a fusion layer of ours consists of, part by part, against the ceilings",
         baseline="",
         guards=MODEL,
-        seconds={"cpu": 60, "cuda": 20},
+        seconds={"cpu": 60},
     ),
     Entry(
         name="layer",

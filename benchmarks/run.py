@@ -47,13 +47,14 @@ def main() -> int:
     if args.junit:
         outcomes = read_reports(args.junit)
     elif not args.smoke:
-        outcomes = run_guards({guard for entry in entries for guard in entry.guards})
+        outcomes = run_guards({file for e in entries for file in e.guards_on(device.type)})
     ceilings = measure_ceilings(device, smoke=args.smoke)
     total = sum(entry.seconds[device.type] for entry in entries)
     scale = args.seconds / total if args.seconds else 1.0
     reportable = True
     for entry in entries:
-        gate = gate_of(entry.guards, outcomes, environment["commit"], environment["tree"])
+        guards = entry.guards_on(device.type)
+        gate = gate_of(guards, outcomes, environment["commit"], environment["tree"])
         timing = _timing(args, device, scale * entry.seconds[device.type])
         document = measure_entry(entry, timing, ceilings, gate, environment, smoke=args.smoke)
         if args.out:
@@ -155,7 +156,8 @@ def listing() -> str:
         where = ", ".join(f"{device} {seconds:g} s" for device, seconds in entry.seconds.items())
         lines.append(f"  {entry.name:<16} {entry.measures} ({where})")
         lines.append(f"{'':<18} against {entry.baseline or 'nothing'}; guarded by")
-        lines += [f"{'':<20} {guard}" for guard in entry.guards]
+        files = {file: None for device in entry.seconds for file in entry.guards_on(device)}
+        lines += [f"{'':<20} {file}" for file in files]
     lines.append("variants that are not ours")
     lines += [f"  {name:<24} {what}" for name, what in registry.PEERS.items()]
     return "\n".join(lines)

@@ -1,11 +1,11 @@
 """The table of backends: what it chooses, and what it says."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import record
 from mbt_fast import dispatch
 
 CALL = dispatch.Call("bottleneck_attention", torch.device("cpu"), torch.float32)
@@ -50,21 +50,18 @@ def test_auto_takes_a_row_from_the_length_on_where_it_wins(monkeypatch):
     )
 
 
-RECORDS = sorted((Path(__file__).parents[1] / "benchmarks/results").glob("*/cpu_attention*.json"))
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
+RECORDS = [path for path in RESULTS.glob("cpu-*/*.json") if path.stem.endswith("attention")]
 
 
 def test_auto_takes_the_cpu_kernels_where_every_record_shows_that_they_win():
     """And from no later on: at the longest streams below, some record shows a loss."""
     (row,) = (row for row in dispatch.BACKENDS if row.name == "cpu")
-    cases = [case for path in RECORDS for case in json.loads(path.read_text())["records"]]
-    assert len(cases) > 80
-    loses = {
-        max(case["rows"])
-        for case in cases
-        for direction in ("forward", "backward")
-        if case["speedup"][f"sdpa {direction}"] < 1
-    }
-    lengths = {max(case["rows"]) for case in cases}
+    documents = [record.load(path) for path in RECORDS]
+    ours = [r for document in documents for r in document.select(variant="ours, cpu")]
+    assert len(ours) > 160
+    loses = {max(r.shape["rows"]) for r in ours if r.ratio.median < 1}
+    lengths = {max(r.shape["rows"]) for r in ours}
     assert max(loses) < row.wins_from
     assert row.wins_from == min(length for length in lengths if length > max(loses))
 

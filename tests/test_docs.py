@@ -2,7 +2,6 @@
 
 import doctest
 import importlib
-import importlib.util
 import pkgutil
 import re
 from pathlib import Path
@@ -11,11 +10,9 @@ import pytest
 import torch
 
 import mbt_fast
+from benchmarks import readme
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
-readme = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(readme)
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(mbt_fast.__path__, "mbt_fast.")

@@ -1,6 +1,5 @@
 """The layer ops under the tools that look through them, their backends, and their errors."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from layer_cases import (
 )
 from torch.nn.functional import gelu
 
+from benchmarks import record
 from mbt_fast import dispatch, ops
 from mbt_fast.functional import add_layer_norm, bias_gelu
 
@@ -134,13 +134,13 @@ CASES_OF = {"bias_gelu": "gelu tanh", "bias_gelu_erf": "gelu none", "add_layer_n
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.parent.name)
 def test_auto_takes_only_what_was_recorded_to_win(path):
-    records = json.loads(path.read_text())["records"]
+    records = record.load(path).select(variant="ours, cpu")
     for op, dtypes_from in dispatch.CPU_WINS_IN.items():
-        of_op = [r for r in records if CASES_OF[op] in r["case"]]
-        assert of_op
         for dtype in dtypes_from:
-            speedups = [r["speedup"] for r in of_op if r["dtype"] == str(dtype)]
-            assert min(speedups) > 1, (op, dtype)
+            name = str(dtype).removeprefix("torch.")
+            found = [r for r in records if CASES_OF[op] in r.case and r.dtype == name]
+            assert found
+            assert min(r.ratio.median for r in found) > 1, (op, dtype)
 
 
 def test_auto_is_torchs_own_gelu_where_the_kernels_do_not_run():

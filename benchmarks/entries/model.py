@@ -50,7 +50,7 @@ def variants(task: Task, scope: Scope) -> Mapping[str, Variant]:
     found = {"ours": ours(task, models[0], inputs, NO_SAVINGS)}
     saving = {"cls_only": True, "skip_dropped": True, "memory": "reduced"}
     found["ours, savings"] = ours(task, models[0], inputs, saving)
-    if scope.gpu and task.mode == "forward" and hasattr(models[0], "capture"):
+    if scope.gpu and task.mode == "forward":
         found["ours, captured"] = captured(task, models[0], inputs)
     for (name, way), model in zip(others.items(), models[1:], strict=True):
         found[name] = Variant(

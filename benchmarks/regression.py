@@ -1,0 +1,112 @@
+"""A few ratios against the committed record, in a minute: ``python -m benchmarks.regression``.
+
+Warns and never fails: a ratio measured on a busy machine is a hint. What is counted exactly is
+asserted by tests instead.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks import registry
+from benchmarks.case import Case, Scope, Variant
+from benchmarks.compare import NOISE, Change, compare, earlier
+from benchmarks.environment import stamp
+from benchmarks.measure import Timing, measure_case
+from benchmarks.record import Ceilings, Document, Record
+
+RESULTS = Path(__file__).parent / "results"
+SECONDS = 6.0  # for each case
+CPU = torch.device("cpu")
+
+
+class Selected(NamedTuple):
+    """One case of an entry, and two of its variants."""
+
+    entry: str
+    case: str
+    mode: str
+    variants: tuple[str, str]
+
+
+SELECTED = (
+    Selected("attention", "MBT-B, 8 s", "forward", ("ours, cpu", "sdpa")),
+    Selected("attention", "MBT-B, 8 s", "backward", ("ours, cpu", "sdpa")),
+    Selected("layer_ops", "gelu tanh", "forward", ("ours, cpu", "torch")),
+    Selected("layer_ops", "layer_norm", "forward", ("ours, cpu", "torch")),
+    Selected("layer", "fusion layer", "forward", ("ours", "eager")),
+    Selected("savings", "kept", "step", ("ours, memory minimal", "eager")),
+)
+
+
+def main() -> None:
+    """Measure, compare, say what is beyond noise."""
+    folder = recorded(stamp()["device"])
+    if folder is None:
+        print("no record to compare with")
+        return
+    records = [record for selected in SELECTED for record in measure(selected)]
+    for text in report(records, folder):
+        print(text)
+
+
+def measure(selected: Selected) -> list[Record]:
+    """In bfloat16, as the entry's first such case says."""
+    module = importlib.import_module(registry.entry(selected.entry).module)
+    case = next(
+        case
+        for case in module.cases(Scope(CPU))
+        if (case.name, case.mode, case.dtype) == (selected.case, selected.mode, torch.bfloat16)
+    )
+    timing = Timing(device=CPU, seconds=SECONDS)
+    case = only(case, selected.variants)
+    return measure_case(selected.entry, case, timing, Ceilings(matmul_gflops={}))
+
+
+def only(case: Case, names: tuple[str, ...]) -> Case:
+    """The case with some of its variants."""
+
+    def variants() -> Mapping[str, Variant]:
+        found = case.variants()
+        return {name: found[name] for name in names}
+
+    return replace(case, variants=variants)
+
+
+def recorded(device: str) -> Path | None:
+    """The folder of results of this device, or else any of a CPU."""
+    folders = sorted(path.parent for path in RESULTS.glob("cpu-*/attention.json"))
+    same = [f for f in folders if _document(f, "attention").environment["device"] == device]
+    return next(iter([*same, *folders]), None)
+
+
+def report(records: list[Record], folder: Path) -> Iterator[str]:
+    """A line per figure, and what they come to."""
+    changes: list[Change] = []
+    for entry in dict.fromkeys(record.entry for record in records):
+        before = _document(folder, entry)
+        now = replace(before, records=[r for r in records if r.entry == entry])
+        changes += compare(now, before)
+    yield from map(str, changes)
+    errors = [record for record in records if record.error]
+    yield from (f"! {r.entry}, {r.case}, {r.variant}: {r.error}" for r in errors)
+    beyond = sum(change.beyond_noise for change in changes) + len(errors)
+    if beyond:
+        yield f"warning: {beyond} figures are more than {NOISE:.0%} from {folder.name}"
+    else:
+        yield f"no ratio is more than {NOISE:.0%} from {folder.name}"
+
+
+def _document(folder: Path, entry: str) -> Document:
+    document = earlier(folder, entry)
+    if document is None:
+        raise FileNotFoundError(f"{folder.name} must have a record of {entry}, got none")
+    return document
+
+
+if __name__ == "__main__":
+    main()
