@@ -72,6 +72,8 @@ def test_wheel_with_a_compiler(source):
     assert {"mbt_fast/py.typed", "mbt_fast/kernels/verified.json"} <= set(names)
     assert any(name.startswith("mbt_fast/_C.") for name in names)
     assert not any("tests" in name or name.startswith("kernels") for name in names)
+    (wheel,) = (source / "dist").glob("*.whl")
+    assert wheel.stat().st_size < 2**20
     code = "import mbt_fast.native as n; print(n.__file__, n.why_missing(), n.cpu_features())"
     out = run(site, code)
     assert str(site) in out

@@ -4,9 +4,7 @@ import json
 import subprocess
 import sys
 
-import pytest
-
-from benchmarks import attention, gpu_suite
+from benchmarks import gpu_suite, registry
 from mbt_fast.cli.info import collect
 from mbt_fast.kernels import sources
 
@@ -15,9 +13,21 @@ def test_limits_add_up_to_nine_minutes(tmp_path):
     assert sum(step.seconds for step in gpu_suite.steps(tmp_path, gpu=True)) <= 9 * 60
 
 
+def test_the_guards_of_every_entry_are_among_the_tests(tmp_path):
+    tests, *_, benchmarks = gpu_suite.steps(tmp_path, gpu=True, tree="hash")
+    named = {f"tests/{part.rpartition('/')[2]}" for part in tests.command if part.endswith(".py")}
+    for entry in registry.ENTRIES:
+        if "cuda" in entry.seconds:
+            assert set(entry.guards_on("cuda")) <= named
+    reports = [part.replace("{shard}", "0") for part in tests.command if "junitxml" in part]
+    assert reports[0].partition("=")[2] in benchmarks.command
+    assert "junit_suite_name=hash" in tests.command
+
+
 def test_sources_are_laid_out_as_installed(tmp_path):
     site = gpu_suite.lay_out(tmp_path / "site")
     stamp = gpu_suite.environment(site)
+    assert len(stamp["tree"]) == 64
     assert stamp["sources"] == {k: sources.source_hash(k) for k in sources.KERNELS}
     code = "import mbt_fast.kernels as k; print(k.__file__)"
     command = [sys.executable, "-P", "-c", code]
@@ -28,6 +38,7 @@ def test_sources_are_laid_out_as_installed(tmp_path):
 
 
 def test_a_failing_step_is_recorded_and_does_not_stop(tmp_path):
+    (tmp_path / "logs").mkdir()
     step = gpu_suite.Step("x", [sys.executable, "-c", "print('seen'); raise SystemExit(3)"], 20)
     result = gpu_suite.run(step, tmp_path, tmp_path)
     assert (result["rc"], result["tails"]) == (3, ["seen\n"])
@@ -38,6 +49,7 @@ def test_a_failing_step_is_recorded_and_does_not_stop(tmp_path):
 
 
 def test_shards_run_side_by_side_and_every_one_counts(tmp_path):
+    (tmp_path / "logs").mkdir()
     code = "import os; shard = os.environ['MBT_FAST_SHARD']; print(shard); exit(shard == '1/3')"
     step = gpu_suite.Step("x", [sys.executable, "-c", code], 20, shards=3)
     result = gpu_suite.run(step, tmp_path, tmp_path)
@@ -73,18 +85,3 @@ def test_info_says_what_the_records_say(monkeypatch, tmp_path):
     entry["sources"] = {"bottleneck_attention": "of other sources"}
     record.write_text(json.dumps([entry]))
     assert "never run on a GPU" in collect()["kernels verified on a GPU"][name]
-
-
-def test_attention_benchmark_counts_and_lists_reasons():
-    (shape,) = attention.shapes(smoke=True)
-    pairs = 37**2 + 21**2
-    assert shape.flops("forward") == 4 * 12 * pairs * 64
-    assert shape.flops("backward") == 10 * 12 * pairs * 64
-    records = attention.measure(shape, attention.torch.device("cpu"))
-    by_peer = {(r["peer"], r["direction"]): r for r in records}
-    assert by_peer["sdpa default", "forward"]["tflops"] == pytest.approx(
-        shape.flops("forward") / by_peer["sdpa default", "forward"]["ms_median"] / 1e9
-    )
-    assert by_peer["xformers", "forward"]["error"]
-    assert len(by_peer) == 2 * len(attention.peers.PEERS)
-    assert "TFLOP/s" in attention.format_records(records)
