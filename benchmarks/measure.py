@@ -1,15 +1,14 @@
 """From cases to records: warm-up, memory, operators, then times in interleaved rounds.
 
 Every round calls each variant once, in another order, so that a drift of the machine hits all of
-them alike; a ratio is the median over the rounds of that round's ratio. On the CPU a wall clock
-measures, or, where others are at work, this process's own time on one thread. On a GPU CUDA events
+them alike; a ratio is the median over the rounds of that round's ratio. On a GPU CUDA events
 measure, and where launches may be what costs, each variant is replayed from a CUDA graph too.
 """
 
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,18 +27,17 @@ NO_CALL = Variant(run=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long to measure, and by which clock."""
+    """How long to measure, and where."""
 
     device: torch.device
     seconds: float
-    clock: Callable[[], float] = time.perf_counter
     min_rounds: int = 3
     max_rounds: int = 31
 
     @property
-    def clock_name(self) -> str:
+    def clock(self) -> str:
         """As records call it."""
-        return "cuda events" if self.device.type == "cuda" else self.clock.__name__
+        return "cuda events" if self.device.type == "cuda" else "perf_counter"
 
 
 def measure_all(
@@ -91,19 +89,31 @@ def _measure(entry: str, case: Case, timing: Timing, ceilings: Ceilings) -> list
     }
     if not working or not case.timed:
         return list(records.values())
-    calls = _calls(working, timing)
-    times = interleaved_times(
-        {name: _repeat(run, calls) for name, run in working.items()},
-        timing.device,
-        seconds=timing.seconds - (time.perf_counter() - start),
-        min_rounds=timing.min_rounds,
-        max_rounds=timing.max_rounds,
-        clock=timing.clock,
-    ).seconds
+    left = timing.seconds - (time.perf_counter() - start)
+    try:
+        calls = _calls(working, timing)
+        times = _times(working, calls, replace(timing, seconds=left))
+    except Exception as error:  # whose it was is not known
+        failed = {name: replace(records[name], error=_one_line(error)) for name in working}
+        return list({**records, **failed}.values())
     for name in working:
         timed = _with_times(records[name], name, times, calls, case.baseline)
-        records[name] = _with_shares(replace(timed, clock=timing.clock_name), ceilings)
+        records[name] = _with_shares(replace(timed, clock=timing.clock), ceilings)
     return list(records.values())
+
+
+def _times(runs: Mapping[str, Run], calls: int, timing: Timing) -> dict[str, list[float]]:
+    """Seconds of so many calls of each, by round."""
+    times = interleaved_times(
+        {name: _repeat(run, calls) for name, run in runs.items()},
+        timing.device,
+        seconds=timing.seconds,
+        min_rounds=timing.min_rounds,
+        max_rounds=timing.max_rounds,
+    )
+    if times.interrupted:
+        raise KeyboardInterrupt
+    return times.seconds
 
 
 def _record(
@@ -123,7 +133,7 @@ def _record(
         shape=case.shape,
         dtype=str(case.dtype).removeprefix("torch."),
         device=timing.device.type,
-        threads=torch.get_num_threads() if timing.device.type == "cpu" else None,
+        threads=(case.threads or torch.get_num_threads()) if timing.device.type == "cpu" else None,
         flops=variant.flops,
         attention_flops=variant.attention_flops,
         bytes=variant.bytes,
@@ -150,9 +160,7 @@ def _counted(record: Record, variant: Variant, device: torch.device) -> Record:
 
 def _calls(runs: Mapping[str, Run], timing: Timing) -> int:
     """So many to one reading that the fastest variant takes long enough; equal for all."""
-    warm = interleaved_times(
-        runs, timing.device, seconds=0.0, min_rounds=1, max_rounds=1, clock=timing.clock
-    ).seconds
+    warm = _times(runs, 1, replace(timing, seconds=0.0, min_rounds=1, max_rounds=1))
     fastest = max(1e-9, min(min(seconds) for seconds in warm.values()))
     return max(1, min(MAX_CALLS, math.ceil(READING / fastest)))
 
@@ -187,11 +195,7 @@ def _replayed(run: Run) -> Run:
 
 
 def _with_times(
-    record: Record,
-    name: str,
-    times: Mapping[str, Sequence[float]],
-    calls: int,
-    baseline: str | None,
+    record: Record, name: str, times: Mapping[str, list[float]], calls: int, baseline: str | None
 ) -> Record:
     ms = [1e3 * seconds / calls for seconds in times[name]]
     ratio = None

@@ -7,16 +7,16 @@ for this device, and writes one document for each. On two CPU cores that takes a
     --only layer model   some entries
     --seconds 300        less time for all of them together
     --compare DIR        the ratios beside those of earlier documents
-    --shared             others are at work here: one thread, its own time on the CPU
-    --smoke              every entry on tiny shapes, untimed in effect; no tests, nothing to report
+    --no-tests           a trial: without the tests nothing may be reported
+    --smoke              a trial on tiny shapes
 """
 
 import argparse
 import importlib
 import os
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from benchmarks.case import Scope
 from benchmarks.ceilings import measure_ceilings
 from benchmarks.compare import compare, earlier
 from benchmarks.environment import stamp
-from benchmarks.gate import gate_of, read_reports, refusals, run_guards
+from benchmarks.gate import Outcome, gate_of, read_reports, refusals, run_guards
 from benchmarks.measure import Timing, measure_all
 from benchmarks.record import Ceilings, Document, Gate, Record, save
 from mbt_fast import native
@@ -39,32 +39,36 @@ def main() -> int:
     if args.list:
         print(listing())
         return 0
-    if args.shared:
-        torch.set_num_threads(1)
-    entries = chosen(args.only, device)
-    environment = stamp()
-    outcomes = {}
-    if args.junit:
-        outcomes = read_reports(args.junit)
-    elif not args.smoke:
-        outcomes = run_guards({file for e in entries for file in e.guards_on(device.type)})
+    entries, environment = chosen(args.only, device), stamp()
+    outcomes = _outcomes(args, {file for e in entries for file in e.guards_on(device.type)})
     ceilings = measure_ceilings(device, smoke=args.smoke)
-    total = sum(entry.seconds[device.type] for entry in entries)
-    scale = args.seconds / total if args.seconds else 1.0
-    reportable = True
+    scale = 1.0
+    if args.seconds:
+        scale = args.seconds / sum(entry.seconds[device.type] for entry in entries)
+    refused = 0
     for entry in entries:
         guards = entry.guards_on(device.type)
         gate = gate_of(guards, outcomes, environment["commit"], environment["tree"])
-        timing = _timing(args, device, scale * entry.seconds[device.type])
+        timing = Timing(device=device, seconds=scale * entry.seconds[device.type])
+        if args.smoke:
+            timing = replace(timing, seconds=float("inf"), min_rounds=2, max_rounds=2)
         document = measure_entry(entry, timing, ceilings, gate, environment, smoke=args.smoke)
+        before = earlier(args.compare, entry.name) if args.compare else None
         if args.out:
             save(document, args.out / f"{entry.name}.json")
-        if args.compare and (before := earlier(args.compare, entry.name)):
-            print(*compare(document, before), sep="\n")
-        reasons = refusals(document)
-        reportable &= not reasons
-        print(*(f"{entry.name} must not be reported: {reason}" for reason in reasons), sep="\n")
-    return 0 if reportable or args.smoke else 1
+        for change in compare(document, before) if before else []:
+            print(change)
+        for reason in refusals(document):
+            print(f"{entry.name} must not be reported: {reason}")
+            refused += 1
+    return 1 if refused and not (args.smoke or args.no_tests) else 0
+
+
+def _outcomes(args: argparse.Namespace, files: set[str]) -> dict[str, Outcome]:
+    """Of the tests in these files."""
+    if args.junit:
+        return read_reports(args.junit)
+    return {} if args.smoke or args.no_tests else run_guards(files)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,24 +80,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="for all entries together")
     parser.add_argument("--compare", type=Path, metavar="PATH", help="earlier documents")
     parser.add_argument("--junit", nargs="+", type=Path, help="pytest's reports on the guards")
-    parser.add_argument("--shared", action="store_true", help="others are at work here")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes")
+    parser.add_argument("--no-tests", action="store_true", help="a trial, not to be reported")
+    parser.add_argument("--smoke", action="store_true", help="a trial on tiny shapes")
     parser.add_argument("--list", action="store_true", help="print the registry")
     return parser
 
 
 def chosen(names: Sequence[str] | None, device: torch.device) -> list[registry.Entry]:
-    """The entries of these names, or all that are for the device."""
-    if names:
-        return [registry.entry(name) for name in names]
-    return [entry for entry in registry.ENTRIES if device.type in entry.seconds]
+    """The entries of these names, or all, that are for the device.
 
-
-def _timing(args: argparse.Namespace, device: torch.device, seconds: float) -> Timing:
-    if args.smoke:
-        return Timing(device=device, seconds=float("inf"), min_rounds=2, max_rounds=2)
-    clock = time.process_time if args.shared else time.perf_counter
-    return Timing(device=device, seconds=seconds, clock=clock)
+    Raises:
+        ValueError: An entry is unknown, or for another device.
+    """
+    found = [registry.entry(name) for name in names] if names else list(registry.ENTRIES)
+    fitting = [entry for entry in found if device.type in entry.seconds]
+    if names and fitting != found:
+        raise ValueError(f"--only must name entries for {device.type}, got {', '.join(names)}")
+    return fitting
 
 
 def measure_entry(

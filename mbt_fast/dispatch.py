@@ -129,8 +129,8 @@ NONE: frozenset[str] = frozenset()
 ATTENTION = frozenset({"bottleneck_attention"})
 EVERY = ATTENTION | {"dense_attention"}
 LAYER = frozenset({"bias_gelu", "bias_gelu_erf", "add_layer_norm"})  # torch's own is the reference
-# Where the C++ kernels win in spite of a launcher in Python: benchmarks/entries/layer_ops.py. LayerNorm in
-# float32 waits for memory, whoever computes it; torch's erf is fast where there is only AVX2.
+# Where the C++ kernels win in spite of a launcher in Python: benchmarks/entries/layer_ops.py.
+# LayerNorm in float32 waits for memory, whoever computes it; erf of torch is fast on plain AVX2.
 GELU = {"tanh": "bias_gelu", "none": "bias_gelu_erf"}  # by ``approximate``
 CPU_WINS_IN: dict[str, dict[torch.dtype, int]] = {
     "bias_gelu": dict.fromkeys(KERNEL_DTYPES, 2**16),

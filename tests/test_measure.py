@@ -82,6 +82,36 @@ def test_a_spent_budget_is_said():
     assert [record.error for record in others] == [OUT_OF_TIME] * 2
 
 
+def test_cases_that_differ_in_threads_may_all_be_out_of_time():
+    cases = [case({"slow": Variant(run=lambda: X + X)}, threads=n) for n in (1, 2, 3)]
+    timing = Timing(device=CPU, seconds=0.0)
+    assert [r.threads for r in measure_all("e", cases, timing, CEILINGS)] == [1, 2, 3]
+
+
+def test_a_failure_while_timing_is_recorded():
+    calls = []
+
+    def run():
+        calls.append(1)
+        if len(calls) > 5:
+            raise MemoryError("full")
+
+    (record,) = measure_case("e", case({"slow": Variant(run=run)}), TIMING, CEILINGS)
+    assert (record.error, record.ms) == ("MemoryError: full", None)
+
+
+def test_an_interrupt_ends_the_run():
+    calls = []
+
+    def run():
+        calls.append(1)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_case("e", case({"slow": Variant(run=run)}), TIMING, CEILINGS)
+
+
 def test_kept_memory_and_counts_without_times():
     weight = torch.ones(10, 10, requires_grad=True)
     run = lambda: torch.ones(3, 10, requires_grad=True) @ weight  # noqa: E731
