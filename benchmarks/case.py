@@ -21,7 +21,8 @@ class Variant:
         bytes: What a call must read and write at least, if memory is what bounds it.
         saves: The part of ``run`` that keeps tensors for the backward, to count them.
         apart_from: Tensors that exist in any case, and are not counted as kept.
-        counted: Whether the operators that it dispatches can be counted: not of compiled code.
+        compiled: Then its operators cannot be counted on a CPU.
+        replayable: Whether it may be captured in a CUDA graph.
     """
 
     run: Run | None
@@ -30,7 +31,8 @@ class Variant:
     bytes: int | None = None
     saves: Run | None = None
     apart_from: tuple[torch.Tensor, ...] = ()
-    counted: bool = True
+    compiled: bool = False
+    replayable: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class Case:
         baseline: The variant that ratios are relative to, if there is one.
         threads: Of torch on the CPU; ``None`` leaves them.
         graph: On a GPU, replay each variant from a CUDA graph as well.
+        launches: Whether to count them, which takes a profiler on a GPU.
         around: Entered while the case is measured.
         timed: ``False`` counts memory, operators and FLOPs only.
     """
@@ -58,6 +61,7 @@ class Case:
     baseline: str | None = None
     threads: int | None = None
     graph: bool = False
+    launches: bool = True
     around: Callable[[], AbstractContextManager[object]] = nullcontext
     timed: bool = True
 

@@ -132,5 +132,7 @@ def joined(streams: Streams) -> Streams:
 
 @cache
 def compiled_once(fuse: Fuse) -> Fuse:
-    """The layer under ``torch.compile``; each shape and kernel is compiled for itself."""
-    return torch.compile(fuse, dynamic=False)
+    """The layer under ``torch.compile``, anew for each shape and kernel; never half compiled."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 128)  # beyond it an error, as a full graph
+    return torch.compile(fuse, dynamic=False, fullgraph=True)

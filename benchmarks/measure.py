@@ -76,10 +76,10 @@ def _measure(entry: str, case: Case, timing: Timing, ceilings: Ceilings) -> list
         variants |= {
             f"{name}, graph": replace(variant, run=_replayed(variant.run))
             for name, variant in variants.items()
-            if variant.run is not None
+            if variant.run is not None and variant.replayable
         }
     records = {
-        name: _counted(_record(entry, case, timing, name, v), v, timing.device)
+        name: _counted(_record(entry, case, timing, name, v), v, case, timing.device)
         for name, v in variants.items()
     }
     working = {
@@ -141,14 +141,14 @@ def _record(
     )
 
 
-def _counted(record: Record, variant: Variant, device: torch.device) -> Record:
+def _counted(record: Record, variant: Variant, case: Case, device: torch.device) -> Record:
     """Warm up, then count what a call needs; a peer may fail in ways of its own."""
     if variant.run is None:
         return record
     try:
         variant.run()
         record = replace(record, peak_memory=peak_memory(variant.run, device))
-        if variant.counted or device.type == "cuda":
+        if case.launches and (device.type == "cuda" or not variant.compiled):
             record = replace(record, launches=count_launches(variant.run, device))
         if variant.saves is not None:
             kept = saved_bytes(variant.saves, variant.apart_from)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import eager
 from benchmarks.case import Case, Scope, Variant
-from benchmarks.ways import NO_SAVINGS, Task, Way, ways
+from benchmarks.ways import NO_SAVINGS, ON_GPU, Task, Way, ways
 from mbt_fast.layers import FusionLayer, Savings
 
 Tensors = Sequence[Tensor]
@@ -37,10 +37,13 @@ def cases(scope: Scope) -> Iterator[Case]:
 def tasks(scope: Scope) -> Iterator[Task]:
     """What is measured."""
     name = "mbt_tiny" if scope.smoke else "mbt_base"
-    dtypes = (torch.bfloat16,) if scope.gpu else (torch.bfloat16, torch.float32)
-    for batch in (1, 8, 64) if scope.gpu else (1,):
-        for mode in ("forward", "step"):
-            yield from (Task(name, mode, batch, dtype, ONE) for dtype in dtypes)
+    if scope.gpu:
+        for mode, batch in ON_GPU:
+            yield Task(name, mode, batch, torch.bfloat16, ONE)
+        return
+    for mode in ("forward", "step"):
+        for dtype in (torch.bfloat16, torch.float32):
+            yield Task(name, mode, 1, dtype, ONE)
 
 
 def variants(task: Task, scope: Scope) -> Mapping[str, Variant]:
@@ -87,17 +90,17 @@ def other(
         return [*fused.values(), *([] if updated is None else [updated])]
 
     flops = task.flops(config, way.cost).layers[0].total
-    return _variant(task, run, [*streams.values(), *extra], layer, flops, not way.compiled)
+    return _variant(task, run, [*streams.values(), *extra], layer, flops, way.compiled)
 
 
 def _variant(
-    task: Task, run: Run, inputs: Tensors, layer: FusionLayer, flops: int, counted: bool = True
+    task: Task, run: Run, inputs: Tensors, layer: FusionLayer, flops: int, compiled: bool = False
 ) -> Variant:
     """Forward without gradients, or forward and backward."""
     flops = task.batch * flops
     if task.mode == "forward":
         forward = torch.inference_mode()(lambda: run(inputs))
-        return Variant(run=forward, flops=flops, counted=counted)
+        return Variant(run=forward, flops=flops, compiled=compiled)
     leaves = [x.clone().requires_grad_() for x in inputs]
     parameters = list(layer.parameters())
     with torch.no_grad():
@@ -111,7 +114,7 @@ def _variant(
         flops=flops,
         saves=lambda: run(leaves),
         apart_from=tuple(parameters),
-        counted=counted,
+        compiled=compiled,
     )
 
 

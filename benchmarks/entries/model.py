@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Case, Run, Scope, Variant
-from benchmarks.ways import NO_SAVINGS, Task, ways
+from benchmarks.ways import NO_SAVINGS, ON_GPU, Task, ways
 from mbt_fast import MBT
 
 
@@ -35,8 +35,7 @@ def tasks(scope: Scope) -> Iterator[Task]:
     if scope.smoke:
         yield from (Task("mbt_tiny", mode, 1, single) for mode in ("forward", "step"))
     elif scope.gpu:
-        for batch in (1, 8, 64):
-            yield from (Task("mbt_base", mode, batch, half) for mode in ("forward", "step"))
+        yield from (Task("mbt_base", mode, batch, half) for mode, batch in ON_GPU)
     else:
         yield from (Task("mbt_base", "forward", 1, dtype) for dtype in (half, single))
         yield Task("mbt_small", "step", 1, half)
@@ -56,7 +55,7 @@ def variants(task: Task, scope: Scope) -> Mapping[str, Variant]:
         found[name] = Variant(
             run=run(task, model, partial(way.forward, model, inputs)),
             flops=task.batch * task.flops(model.config, way.cost).total,
-            counted=not way.compiled,
+            compiled=way.compiled,
         )
     return found
 
@@ -81,7 +80,8 @@ def captured(task: Task, model: Any, inputs: Mapping[str, Tensor]) -> Variant:
             graphs.append(lambda: graph(inputs))
         return graphs[0]()
 
-    return Variant(run=replay, flops=task.batch * task.flops(model.config).total)
+    flops = task.batch * task.flops(model.config).total
+    return Variant(run=replay, flops=flops, replayable=False)
 
 
 def run(task: Task, model: MBT, logits: Run) -> Run:

@@ -62,7 +62,8 @@ def cases(scope: Scope) -> Iterator[Case]:
     for found in chain.from_iterable(zip_longest(*queues)):
         if found is not None:
             axis, task = found
-            yield _case(axis, task, partial(measured, axis, task, scope))
+            case = _case(axis, task, partial(measured, axis, task, scope))
+            yield replace(case, launches=not scope.gpu or axis == "fusion_layer")
 
 
 def axes(name: str) -> dict[str, list[dict[str, Any]]]:
