@@ -73,10 +73,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     out = parser.parse_args().out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "logs").mkdir(exist_ok=True)
-    if known := commit():
-        os.environ[VARIABLE] = known  # the copy is no checkout
+    shutil.rmtree(out / "logs", ignore_errors=True)
+    (out / "logs").mkdir(parents=True)
+    if found := commit():
+        os.environ[VARIABLE] = found  # the copy is no checkout
     site = lay_out(out / "site")
     stamp = environment(site)
     gpu = stamp["capability"] is not None
@@ -92,11 +92,16 @@ def main() -> int:
         known = json.loads((ROOT / "kernels" / "verified.json").read_text())
         verified = [*known, {key: stamp[key] for key in KEPT}]
         (out / "verified.json").write_text(json.dumps(verified, indent=1) + "\n")
-    logs = sorted((out / "logs").glob("*.log"))
-    (out / "logs.txt").write_text("".join(f"== {log.name}\n{log.read_text()}" for log in logs))
-    for folder in (site, out / "logs"):
-        shutil.rmtree(folder)
+    join_logs(out / "logs", out / "logs.txt")
+    shutil.rmtree(site)
     return sum(result["rc"] != 0 for result in results)
+
+
+def join_logs(folder: Path, file: Path) -> None:
+    """One file instead of a folder of many."""
+    logs = sorted(folder.glob("*.log"))
+    file.write_text("".join(f"== {log.name}\n{log.read_text()}" for log in logs))
+    shutil.rmtree(folder)
 
 
 KEPT = ("device", "capability", "torch", "triton", "commit", "date", "sources")

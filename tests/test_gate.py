@@ -81,6 +81,11 @@ def test_reports_of_pytest_are_read_by_file(tmp_path):
     assert gate.gate_of(["tests/test_mbt.py", "tests/test_x.py"], outcomes, COMMIT, TREE) is None
 
 
+def test_nothing_counts_where_a_report_is_missing(tmp_path):
+    first = report(tmp_path / "1.xml", PASS.format('classname="tests.test_mbt" name="a"'))
+    assert gate.read_reports([first, tmp_path / "2.xml"]) == {}
+
+
 def test_a_report_of_other_sources_is_refused(tmp_path):
     with pytest.raises(NotGreen, match="of the present sources"):
         gate.read_reports([report(tmp_path / "1.xml", name="other")])
