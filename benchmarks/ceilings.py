@@ -1,6 +1,5 @@
 """What torch reaches on this machine: the ceilings that records are shares of."""
 
-import statistics
 from functools import partial
 
 import torch
@@ -13,7 +12,7 @@ COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes, far beyond the caches
 
 
 def measure_ceilings(device: torch.device, *, smoke: bool = False) -> Ceilings:
-    """Rates of torch's square matrix product, by dtype, and of its copy, read and written.
+    """Best rates of torch's square matrix product, by dtype, and of its copy, read and written.
 
     Args:
         device: Where.
@@ -30,7 +29,7 @@ def measure_ceilings(device: torch.device, *, smoke: bool = False) -> Ceilings:
     for run in variants.values():
         run()
     times = interleaved_times(variants, device, seconds=20.0, max_rounds=3 if smoke else 11).seconds
-    seconds = {name: statistics.median(values) for name, values in times.items()}
+    seconds = {name: min(values) for name, values in times.items()}
     copied = 2 * source.nbytes / seconds.pop("copy") / 1e9
     rates = {name: 2 * size**3 / value / 1e9 for name, value in seconds.items()}
     threads = torch.get_num_threads() if device.type == "cpu" else None

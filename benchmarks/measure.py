@@ -71,7 +71,10 @@ def measure_case(entry: str, case: Case, timing: Timing, ceilings: Ceilings) -> 
 
 def _measure(entry: str, case: Case, timing: Timing, ceilings: Ceilings) -> list[Record]:
     start = time.perf_counter()
-    variants = dict(case.variants())
+    try:
+        variants = dict(case.variants())
+    except Exception as error:  # out of memory, say; the other cases go on
+        return [_record(entry, case, timing, "all", error=_one_line(error))]
     if case.graph and timing.device.type == "cuda":
         variants |= {
             f"{name}, graph": replace(variant, run=_replayed(variant.run))

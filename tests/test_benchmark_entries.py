@@ -62,9 +62,10 @@ def test_every_entry_runs(name):
             assert run.line(record)
 
 
-def test_compiled_ways_run():
+@pytest.mark.parametrize("mode", ["forward", "step"])
+def test_compiled_ways_run(mode):
     """One of them, as a layer."""
-    (case,) = (c for c in cases("layer") if (c.mode, c.dtype) == ("forward", torch.float32))
+    (case,) = (c for c in cases("layer") if (c.mode, c.dtype) == (mode, torch.float32))
 
     def variants():
         found = case.variants()

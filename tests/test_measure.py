@@ -1,6 +1,7 @@
 """The runner: what it makes of a case, whatever its variants do."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,12 @@ def test_a_variant_that_fails_has_its_reason_and_stops_no_other():
     slow, broken = measure_case("e", case(variants), TIMING, CEILINGS)
     assert slow.ms is not None
     assert (broken.error, broken.ms) == ("RuntimeError: no kernel for this", None)
+
+
+def test_a_case_that_cannot_be_built_has_its_reason():
+    whole = replace(case({}), variants=fail)
+    (record,) = measure_case("e", whole, TIMING, CEILINGS)
+    assert (record.variant, record.error) == ("all", "RuntimeError: no kernel for this")
 
 
 def test_without_its_baseline_a_variant_has_no_ratio():

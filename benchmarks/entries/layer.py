@@ -103,11 +103,13 @@ def _variant(
         return Variant(run=forward, flops=flops, compiled=compiled)
     leaves = [x.clone().requires_grad_() for x in inputs]
     parameters = list(layer.parameters())
-    with torch.no_grad():
-        grads = [torch.randn_like(out) for out in run(leaves)]
+    grads: list[Tensor] = []
 
     def step() -> object:
-        return torch.autograd.grad(run(leaves), [*leaves, *parameters], grads)
+        outs = run(leaves)
+        if not grads:
+            grads.extend(torch.randn_like(out) for out in outs)
+        return torch.autograd.grad(outs, [*leaves, *parameters], grads)
 
     return Variant(
         run=step,
