@@ -53,14 +53,14 @@ ENTRIES = (
         measures="the same for streams of 1 to 256 rows: from which length on ours is faster",
         baseline="sdpa",
         guards=OPS,
-        seconds={"cpu": 120},
+        seconds={"cpu": 100},
     ),
     Entry(
         name="layer_ops",
         measures="GELU with bias and LayerNorm around attention, forward and backward",
         baseline="torch",
         guards=("tests/test_layer_ops.py",),
-        seconds={"cpu": 240},
+        seconds={"cpu": 160},
     ),
     Entry(
         name="parts",
@@ -88,21 +88,21 @@ ENTRIES = (
         measures="cost against fusion layer, span, B, modalities and batch, with fitted exponents",
         baseline="bottleneck",
         guards=(*MODEL, "tests/test_flops.py"),
-        seconds={"cpu": 240, "cuda": 120},
+        seconds={"cpu": 200, "cuda": 120},
     ),
     Entry(
         name="layer",
         measures="one fusion layer, forward and step, against every other way to fuse",
         baseline="eager",
         guards=MODEL,
-        seconds={"cpu": 180, "cuda": 90},
+        seconds={"cpu": 150, "cuda": 90},
     ),
     Entry(
         name="model",
         measures="the whole model, forward and step, against every other way to fuse",
         baseline="eager",
         guards=MODEL,
-        seconds={"cpu": 180, "cuda": 90},
+        seconds={"cpu": 200, "cuda": 90},
     ),
 )
 

@@ -162,7 +162,7 @@ def test_what_is_swept_is_what_differs():
     assert frames == [2, 4, 6, 8, 32]
     assert [t.config.n_bottlenecks for t in tasks("n_bottlenecks")] == [2**i for i in range(9)]
     modalities = [t.shape()["tokens"] for t in tasks("modalities")]
-    assert modalities == [[1569] * 2, [1569] * 3, [1569] * 4]
+    assert modalities == [[785] * 2, [785] * 3, [785] * 4]
     assert [t.batch for t in tasks("batch")] == [2**i for i in range(8)]
 
 

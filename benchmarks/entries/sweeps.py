@@ -26,7 +26,7 @@ from mbt_fast.models.registry import config_for
 
 SPANS = ((2, 2), (4, 4), (6, 6), (8, 8), (32, 8))  # frames of video, seconds of sound
 COLUMNS = 100  # of a spectrogram, per second
-EQUAL = 8  # frames of each modality where all are equal
+EQUAL = 4  # frames of each modality where all are equal
 OFFICIAL = "vanilla official"
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
