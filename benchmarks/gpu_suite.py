@@ -3,7 +3,7 @@
 In order, each step with a limit of its own and 9 minutes in all; a step that fails does not stop
 the next. (1) correctness of every kernel and of what guards the benchmarks, (2) compute-sanitizer
 on a small set, (3) every entry of ``benchmarks.registry`` that is for a GPU. DIR gets
-``suite.json``, a document per entry, ``logs.txt``, and, if the tests passed on a GPU,
+``suite.json`` with the end of every log, a document per entry, and, if the tests passed on a GPU,
 ``verified.json``, which belongs in ``kernels/``.
 
 Needs no installation: it runs a copy of the sources, laid out as they are installed. Outside a
@@ -92,16 +92,9 @@ def main() -> int:
         known = json.loads((ROOT / "kernels" / "verified.json").read_text())
         verified = [*known, {key: stamp[key] for key in KEPT}]
         (out / "verified.json").write_text(json.dumps(verified, indent=1) + "\n")
-    join_logs(out / "logs", out / "logs.txt")
-    shutil.rmtree(site)
+    for folder in (site, out / "logs"):
+        shutil.rmtree(folder)
     return sum(result["rc"] != 0 for result in results)
-
-
-def join_logs(folder: Path, file: Path) -> None:
-    """One file instead of a folder of many."""
-    logs = sorted(folder.glob("*.log"))
-    file.write_text("".join(f"== {log.name}\n{log.read_text()}" for log in logs))
-    shutil.rmtree(folder)
 
 
 KEPT = ("device", "capability", "torch", "triton", "commit", "date", "sources")
@@ -124,7 +117,7 @@ def run(step: Step, site: Path, out: Path) -> dict[str, Any]:
     shards = [_start(step, shard, site, log) for shard, log in enumerate(logs)]
     codes = [_finish(process, start + step.seconds) for process in shards]
     seconds = time.perf_counter() - start
-    tails = [log.read_text()[-1000:] for log in logs]
+    tails = [log.read_text()[-4000:] for log in logs]
     return {"name": step.name, "rc": max(codes), "seconds": seconds, "tails": tails}
 
 

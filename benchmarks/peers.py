@@ -155,6 +155,7 @@ def attention_peers(device: torch.device) -> dict[str, Peer]:
     cudnn, flash = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
     return {
         "ours": Peer(ours("auto")),
+        "ours, cuda": Peer(ours("cuda")),
         "ours, triton": Peer(ours("triton")),
         **views,
         "sdpa cudnn": Peer(sdpa(cudnn)),

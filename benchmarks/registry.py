@@ -119,6 +119,7 @@ PEERS = {
     "xformers": "attention of xformers with a block-diagonal mask",
     "vanilla pairwise": "attention over all streams joined: what bottlenecks replace",
     "torch": "torch's own gelu or layer_norm",
+    "torch, compiled": "the same under torch.compile",
     "eager": "bottleneck fusion on stock PyTorch: torch's attention per modality, cat, slice, mean",
     "eager, compiled": "the same under torch.compile",
     "eager, compiled, cudnn": "the same under torch.compile, attention by cuDNN",

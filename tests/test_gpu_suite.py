@@ -57,15 +57,6 @@ def test_shards_run_side_by_side_and_every_one_counts(tmp_path):
     assert result["tails"] == ["0/3\n", "1/3\n", "2/3\n"]
 
 
-def test_logs_become_one_file(tmp_path):
-    (tmp_path / "logs").mkdir()
-    for name in "ab":
-        (tmp_path / "logs" / f"{name}.log").write_text(f"said by {name}\n")
-    gpu_suite.join_logs(tmp_path / "logs", tmp_path / "logs.txt")
-    assert (tmp_path / "logs.txt").read_text() == "== a.log\nsaid by a\n== b.log\nsaid by b\n"
-    assert not (tmp_path / "logs").exists()
-
-
 def test_every_kernel_source_belongs_to_a_kernel():
     named = {name for files in sources.KERNELS.values() for name in files}
     others = {"__init__.py", "sources.py"}

@@ -1,13 +1,14 @@
-"""The layer around attention against torch's own functions, forward and backward, on the CPU.
+"""The layer around attention against torch's own functions, forward and backward.
 
-The shapes are those of MBT-B on one clip of eight seconds: 1573 and 405 rows, 768 channels, 3072 in
-the MLP. Both sides return the same results, with the host's cost of a call, without autograd's.
-``dispatch`` takes from this record where ``auto`` uses the C++ kernels.
+The shapes are those of MBT-B on eight seconds: 1573 and 405 rows, 768 channels, 3072 in the MLP; on
+a GPU up to 64 clips, so that no tensor fits in a cache. All these wait for memory: records have the
+bytes that must be moved. Both sides return the same results, with the host's cost of a call and
+without autograd's. ``dispatch`` takes from these records where ``auto`` uses the C++ kernels.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,103 +19,141 @@ from mbt_fast import functional, ops
 
 SLOTS, EPS = 4, 1e-6
 Pair = tuple[Run, Run]  # torch's, ours
-Pairs = Callable[[], Mapping[tuple[str, str], Pair]]  # by name and mode
 GELUS = ("gelu tanh", "gelu tanh with bias", "gelu none", "gelu none with bias")
 NORMS = ("layer_norm", "add, layer_norm", "add, share slots, layer_norm")
-BOTH = ("forward", "backward")
+MOVED = {  # tensors [B, S, C] that are read and written, forward and backward
+    **dict.fromkeys(GELUS, (2, 3)),
+    "layer_norm": (2, 3),
+    "add, layer_norm": (4, 4),
+    "add, share slots, layer_norm": (4, 0),
+}
+BACKENDS = {"cpu": "cpu", "cuda": "triton"}
 aten = torch.ops.aten
 
 
+class Place(NamedTuple):
+    """On what tensors the kernels of a device are compared with torch's own."""
+
+    device: torch.device
+    batch: int
+    dtype: torch.dtype
+    threads: int | None = None
+
+    @property
+    def backend(self) -> str:
+        """The kernels of the device."""
+        return BACKENDS[self.device.type]
+
+    def random(self, *shape: int) -> Tensor:
+        """A tensor of random numbers."""
+        return torch.randn(shape, device=self.device).to(self.dtype)
+
+
+class Size(NamedTuple):
+    """Rows of the streams, their channels, and those in the MLP."""
+
+    rows: tuple[int, ...]
+    channels: int
+    hidden: int
+
+
 def cases(scope: Scope) -> Iterator[Case]:
+    """GELU and LayerNorm everywhere."""
+    size = Size((9, 5), 16, 24) if scope.smoke else Size((1573, 405), 768, 3072)
+    for place in places(scope):
+        for name in (*GELUS, *NORMS):
+            for mode, moved in zip(("forward", "backward"), MOVED[name], strict=True):
+                if moved:
+                    yield _case(name, mode, place, size)
+
+
+def places(scope: Scope) -> Iterator[Place]:
     """Two threads before one, the dtypes of models before float16."""
-    rows, channels, hidden = ((9, 5), 16, 24) if scope.smoke else ((1573, 405), 768, 3072)
+    if scope.gpu:
+        yield from (Place(scope.device, batch, torch.bfloat16) for batch in (64, 8, 1))
+        return
     for threads in (2,) if scope.smoke else (2, 1):
         for dtype in (torch.bfloat16, torch.float32, torch.float16):
-            shape = {"rows": [sum(rows)], "channels": hidden}
-            gelus = partial(gelu_pairs, sum(rows), hidden, dtype)
-            for name in GELUS:
-                yield from (_case(name, mode, shape, dtype, gelus, threads) for mode in BOTH)
-            shape = {"rows": list(rows), "channels": channels}
-            norms = partial(norm_pairs, rows, channels, dtype)
-            for name in NORMS:
-                modes = BOTH if name != NORMS[-1] else BOTH[:1]
-                yield from (_case(name, mode, shape, dtype, norms, threads) for mode in modes)
+            yield Place(scope.device, 1, dtype, threads)
 
 
-def _case(
-    name: str, mode: str, shape: dict[str, Any], dtype: torch.dtype, pairs: Pairs, threads: int
-) -> Case:
+def _case(name: str, mode: str, place: Place, size: Size) -> Case:
+    in_mlp = name in GELUS
+    rows = [sum(size.rows)] if in_mlp else list(size.rows)
+    channels = size.hidden if in_mlp else size.channels
+    moved = MOVED[name][mode == "backward"] * place.batch * sum(rows) * channels
     return Case(
         name=name,
         mode=mode,
-        shape=shape,
-        dtype=dtype,
-        variants=partial(variants, pairs, name, mode),
+        shape={"batch": place.batch, "rows": rows, "channels": channels},
+        dtype=place.dtype,
+        variants=partial(variants, name, mode, place, size, moved * place.dtype.itemsize),
         baseline="torch",
-        threads=threads,
+        threads=place.threads,
     )
 
 
-def variants(pairs: Pairs, name: str, mode: str) -> Mapping[str, Variant]:
-    """Torch's functions, and ours."""
-    stock, kernel = (torch.no_grad()(run) for run in pairs()[name, mode])
-    return {"torch": Variant(run=stock), "ours, cpu": Variant(run=kernel)}
+def variants(name: str, mode: str, place: Place, size: Size, moved: int) -> Mapping[str, Variant]:
+    """Torch's functions, on a GPU compiled too, and ours."""
+    make = gelu_pairs if name in GELUS else norm_pairs
+    stock, kernel = (torch.no_grad()(run) for run in make(place, size)[name, mode])
+    found = {"torch": Variant(run=stock, bytes=moved)}
+    if place.device.type == "cuda":
+        found["torch, compiled"] = Variant(run=torch.compile(stock), bytes=moved, compiled=True)
+    return found | {f"ours, {place.backend}": Variant(run=kernel, bytes=moved)}
 
 
-def gelu_pairs(rows: int, channels: int, dtype: torch.dtype) -> Mapping[tuple[str, str], Pair]:
-    """GELU of ``[rows, channels]``, both approximations, with and without bias."""
-    x, dout = (torch.randn(rows, channels).to(dtype) for _ in range(2))
-    bias = torch.randn(channels).to(dtype)
+def gelu_pairs(place: Place, size: Size) -> Mapping[tuple[str, str], Pair]:
+    """GELU of ``[B, rows, hidden]``, both approximations, with and without bias."""
+    x, dout = (place.random(place.batch, sum(size.rows), size.hidden) for _ in range(2))
+    bias = place.random(size.hidden)
     pairs: dict[tuple[str, str], Pair] = {}
     for approximate in ("tanh", "none"):
         for name, added in {"": None, " with bias": bias}.items():
-            pairs[f"gelu {approximate}{name}", "forward"] = _gelu_forward(x, added, approximate)
-            pairs[f"gelu {approximate}{name}", "backward"] = _gelu_backward(
-                dout, x, added, approximate
-            )
+            call = (place.backend, x, added, approximate)
+            pairs[f"gelu {approximate}{name}", "forward"] = _gelu_forward(*call)
+            pairs[f"gelu {approximate}{name}", "backward"] = _gelu_backward(dout, *call)
     return pairs
 
 
-def _gelu_forward(x: Tensor, bias: Tensor | None, approximate: str) -> Pair:
+def _gelu_forward(backend: str, x: Tensor, bias: Tensor | None, approximate: str) -> Pair:
     def stock() -> object:
         return gelu(x if bias is None else x + bias, approximate=approximate)
 
     def kernel() -> object:
-        return functional.bias_gelu(x, bias, approximate=approximate, backend="cpu")
+        return functional.bias_gelu(x, bias, approximate=approximate, backend=backend)
 
     return stock, kernel
 
 
-def _gelu_backward(dout: Tensor, x: Tensor, bias: Tensor | None, approximate: str) -> Pair:
+def _gelu_backward(
+    dout: Tensor, backend: str, x: Tensor, bias: Tensor | None, approximate: str
+) -> Pair:
     def stock() -> object:
         if bias is None:
             return aten.gelu_backward(dout, x, approximate=approximate)
         dx = aten.gelu_backward(dout, x + bias, approximate=approximate)  # like ours: keeps x only
-        return dx, dx.sum(0)
+        return dx, dx.sum((0, 1))
 
     def kernel() -> object:
-        return ops.bias_gelu_bwd(dout, x, bias, approximate, "cpu")
+        return ops.bias_gelu_bwd(dout, x, bias, approximate, backend)
 
     return stock, kernel
 
 
-def norm_pairs(
-    rows: tuple[int, ...], channels: int, dtype: torch.dtype
-) -> Mapping[tuple[str, str], Pair]:
+def norm_pairs(place: Place, size: Size) -> Mapping[tuple[str, str], Pair]:
     """LayerNorm of two streams: alone, after a residual sum, and after a slot mean as well."""
 
     def tokens() -> list[Tensor]:
-        return [torch.randn(1, count, channels).to(dtype) for count in rows]
+        return [place.random(place.batch, count, size.channels) for count in size.rows]
 
     streams, branches, dsums, dnormed = tokens(), tokens(), tokens(), tokens()
-    weights, biases = ([torch.randn(channels).to(dtype) for _ in rows] for _ in range(2))
-    none: list[Any] = [None] * len(rows)
-    shape = [channels]
-    stats = ops.add_layer_norm_fwd(streams, none, weights, biases, none, 0, EPS, "cpu")[
-        -len(rows) :
-    ]
+    weights, biases = ([place.random(size.channels) for _ in streams] for _ in range(2))
+    none: list[Any] = [None] * len(streams)
+    shape = [size.channels]
     each = zip(streams, weights, biases, strict=True)
     torch_stats = [torch.native_layer_norm(x, shape, w, b, EPS) for x, w, b in each]
+    stats = [torch.stack([mean, rstd])[..., 0].float() for _, mean, rstd in torch_stats]
 
     def forward(added: list[Any], slots: int) -> Pair:
         def stock() -> object:
@@ -126,7 +165,7 @@ def norm_pairs(
 
         def kernel() -> object:
             return functional.add_layer_norm(
-                streams, added, weights, biases, eps=EPS, n_bottlenecks=slots, backend="cpu"
+                streams, added, weights, biases, eps=EPS, n_bottlenecks=slots, backend=place.backend
             )
 
         return stock, kernel
@@ -143,7 +182,9 @@ def norm_pairs(
             return results
 
         def kernel() -> object:
-            return ops.add_layer_norm_bwd(dsums, dnormed, streams, stats, weights, none, 0, "cpu")
+            return ops.add_layer_norm_bwd(
+                dsums, dnormed, streams, stats, weights, none, 0, place.backend
+            )
 
         return stock, kernel
 
