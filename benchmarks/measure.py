@@ -8,7 +8,7 @@ measure, and where launches may be what costs, each variant is replayed from a C
 import gc
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,17 +27,22 @@ NO_CALL = Variant(run=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long to measure, and where."""
+    """How long to measure, where, and by which clock on a CPU.
+
+    ``time.process_time`` counts this process's own work. With one thread its ratios hold while
+    others are at work on the machine.
+    """
 
     device: torch.device
     seconds: float
     min_rounds: int = 3
-    max_rounds: int = 31
+    max_rounds: int = 201
+    clock: Callable[[], float] = time.perf_counter
 
     @property
-    def clock(self) -> str:
+    def clock_name(self) -> str:
         """As records call it."""
-        return "cuda events" if self.device.type == "cuda" else "perf_counter"
+        return "cuda events" if self.device.type == "cuda" else self.clock.__name__
 
 
 def measure_all(
@@ -101,7 +106,7 @@ def _measure(entry: str, case: Case, timing: Timing, ceilings: Ceilings) -> list
         return list({**records, **failed}.values())
     for name in working:
         timed = _with_times(records[name], name, times, calls, case.baseline)
-        records[name] = _with_shares(replace(timed, clock=timing.clock), ceilings)
+        records[name] = _with_shares(replace(timed, clock=timing.clock_name), ceilings)
     return list(records.values())
 
 
@@ -113,6 +118,7 @@ def _times(runs: Mapping[str, Run], calls: int, timing: Timing) -> dict[str, lis
         seconds=timing.seconds,
         min_rounds=timing.min_rounds,
         max_rounds=timing.max_rounds,
+        clock=timing.clock,
     )
     if times.interrupted:
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, get_origin, get_type_hints
 
 ENVIRONMENT = ("device", "python", "torch", "mbt_fast", "commit", "tree", "sources", "date")
 CONDITIONS = ("threads", "instruction_set", "load_average")
-CLOCKS = ("perf_counter", "cuda events")
+CLOCKS = ("perf_counter", "process_time", "cuda events")
 MODES = ("forward", "backward", "step")  # a step is forward, loss and backward, no optimiser
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class Record:
         dtype: Of inputs and weights.
         device: ``"cpu"`` or ``"cuda"``.
         threads: Of torch on the CPU.
-        clock: ``"perf_counter"`` or ``"cuda events"``.
+        clock: ``"perf_counter"``, ``"process_time"`` or ``"cuda events"``.
         calls: Of the variant to one reading of the clock.
         rounds: Readings, interleaved with those of the other variants.
         ms: Milliseconds of one call.
