@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from benchmarks.record import Document, Record, load
 
-NOISE = 0.05  # two runs on one machine differ by less
+NOISE = 0.05  # two runs on a machine of one's own differ by less
 COUNTED = ("flops", "launches", "saved_memory")
 
 
@@ -23,15 +23,14 @@ class Change(NamedTuple):
         """By how much the figure grew."""
         return self.now / self.before - 1
 
-    @property
-    def beyond_noise(self) -> bool:
+    def beyond(self, noise: float) -> bool:
         """Whether it says anything; what is counted is exact."""
-        return abs(self.share) > (NOISE if self.what == "ratio" else 0)
+        return abs(self.share) > (noise if self.what == "ratio" else 0)
 
-    def __str__(self) -> str:
-        """One line."""
+    def line(self, noise: float = NOISE) -> str:
+        """As text, marked if it says anything."""
         r = self.record
-        mark = "!" if self.beyond_noise else " "
+        mark = "!" if self.beyond(noise) else " "
         head = f"{mark} {r.entry:<12} {r.case:<22} {r.mode:<9} {r.dtype:<9} {r.variant:<24}"
         return f"{head} {self.what:<12} {self.before:10.4g} -> {self.now:10.4g}  {self.share:+.1%}"
 

@@ -15,13 +15,14 @@ import torch
 
 from benchmarks import registry
 from benchmarks.case import Case, Scope, Variant
-from benchmarks.compare import NOISE, Change, compare, earlier
+from benchmarks.compare import Change, compare, earlier
 from benchmarks.environment import stamp
 from benchmarks.measure import Timing, measure_case
 from benchmarks.record import Ceilings, Document, Record
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 8.0  # for each case
+NOISE = 0.2  # neighbours take caches and memory, and LayerNorm waits for memory
 CPU = torch.device("cpu")
 
 
@@ -92,10 +93,10 @@ def report(records: list[Record], folder: Path) -> Iterator[str]:
         before = _document(folder, entry)
         now = replace(before, records=[r for r in records if r.entry == entry])
         changes += compare(now, before)
-    yield from map(str, changes)
+    yield from (change.line(NOISE) for change in changes)
     errors = [record for record in records if record.error]
     yield from (f"! {r.entry}, {r.case}, {r.variant}: {r.error}" for r in errors)
-    beyond = sum(change.beyond_noise for change in changes) + len(errors)
+    beyond = sum(change.beyond(NOISE) for change in changes) + len(errors)
     if beyond:
         yield f"warning: {beyond} figures are more than {NOISE:.0%} from {folder.name}"
     else:

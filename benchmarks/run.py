@@ -57,7 +57,7 @@ def main() -> int:
         if args.out:
             save(document, args.out / f"{entry.name}.json")
         for change in compare(document, before) if before else []:
-            print(change)
+            print(change.line())
         for reason in refusals(document):
             print(f"{entry.name} must not be reported: {reason}")
             refused += 1
