@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "mbt_fast.data": {"models", "errors"},
     "mbt_fast.testing": {"functional"},
     "mbt_fast.report": set(),
-    "mbt_fast.profiling": {"models", "flops", "testing", "native", "errors", "report"},
+    "mbt_fast.profiling": {"layers", "models", "flops", "testing", "native", "errors", "report"},
     "mbt_fast.cli": {
         "checkpoint",
         "data",

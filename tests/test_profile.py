@@ -125,7 +125,7 @@ def test_html_is_one_page(tmp_path):
 )
 def test_interrupt_keeps_what_was_measured_and_says_so(tmp_path, monkeypatch, capsys, at, timed):
     calls = []
-    original = measure._Step.__call__
+    original = measure.Step.__call__
 
     def step(self):
         calls.append(1)
@@ -133,7 +133,7 @@ def test_interrupt_keeps_what_was_measured_and_says_so(tmp_path, monkeypatch, ca
             raise KeyboardInterrupt
         original(self)
 
-    monkeypatch.setattr(measure._Step, "__call__", step)
+    monkeypatch.setattr(measure.Step, "__call__", step)
     code, records = profile(tmp_path)
     counts = {"none": 0, "some": range(1, len(records)), "all": len(records)}
     measured = [r for r in records if r["latency_ms_median"] is not None]
@@ -169,8 +169,9 @@ BAD = {
     "clip": (["--clip-seconds", "inf"], "--clip-seconds must be a finite number"),
     "folder": (["--json", "."], "output must be a file, got the folder ."),
     "nowhere": (["--html", "no/such/x.html"], "output must be in a folder that exists"),
-    "twice": (["--json", "x", "--html", "x"], "--json and --html must name two files"),
-    "figure": (["--figure3", "--json", "x"], "--figure3 must not go with --json"),
+    "twice": (["--json", "x", "--html", "x"], "must name different files, got x, x"),
+    "figure": (["--figure3", "--json", "x"], "--figure3 must not go with a file"),
+    "trace": (["--trace", "x", "--flops-only"], "--trace must not go with --flops-only"),
     "memory": (["--batch-size", "99999999999"], "--batch-size must fit into memory"),
     "budget": (["--budget-ms", "3", "--flops-only"], "--budget-ms must not go with --flops-only"),
 }

@@ -17,6 +17,7 @@ from mbt_fast.models import MBTConfig, list_models
 from mbt_fast.models.registry import config_for
 from mbt_fast.profiling import machine, plan
 from mbt_fast.profiling.measure import Setting, measure
+from mbt_fast.profiling.trace import write_trace
 from mbt_fast.report import format_table, render_html
 
 HELP = "Show what fusing early, late or through bottlenecks costs: FLOPs, latency, memory."
@@ -62,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--json", type=Path, metavar="FILE", help="write the records")
     output.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
     output.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write a Chrome trace of one call of one model, its ranges named by layer, modality "
+        "and part",
+    )
+    output.add_argument(
         "--figure3", action="store_true", help="only reproduce the paper's Figure 3 (right)"
     )
 
@@ -89,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
     if args.budget_gflops is not None or args.budget_ms is not None:
         print("", profile_text.choice(args.budget_gflops, args.budget_ms, records, base), sep="\n")
     _write(args, records, conditions)
+    if args.trace and not interrupted:
+        traced = _traced(configs, base)
+        write_trace(args.trace, traced, setting)
+        print("", profile_text.traced(args.trace, traced), sep="\n")
     return 130 if interrupted else 0
 
 
@@ -102,11 +114,14 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"{option} must be positive, got {value}")
     if args.budget_ms is not None and args.flops_only:
         raise InputError("--budget-ms must not go with --flops-only, which measures no latency")
-    files = [path for path in (args.json, args.html) if path is not None]
+    if args.trace and args.flops_only:
+        raise InputError("--trace must not go with --flops-only, which runs nothing")
+    files = [path for path in (args.json, args.html, args.trace) if path is not None]
     if args.figure3 and (files or args.budget_gflops or args.budget_ms):
-        raise InputError("--figure3 must not go with --json, --html or a budget: it only prints")
+        raise InputError("--figure3 must not go with a file or a budget: it only prints")
     if len(files) != len(set(files)):
-        raise InputError(f"--json and --html must name two files, got {args.json} twice")
+        given = ", ".join(map(str, files))
+        raise InputError(f"--json, --html and --trace must name different files, got {given}")
     for path in files:
         _check_writable(path)
 
@@ -182,6 +197,12 @@ def _measure_into(
         if found is not None:
             record.update(found.as_record(setting.batch_size))
     return outcome.interrupted
+
+
+def _traced(configs: list[MBTConfig], base: MBTConfig) -> MBTConfig:
+    """The model at its usual fusion layer, if it is compared; else the first."""
+    usual = (config for config in configs if config.fusion_layer == base.fusion_layer)
+    return next(usual, configs[0])
 
 
 def _as_input_error(error: RuntimeError, setting: Setting) -> RuntimeError | InputError:

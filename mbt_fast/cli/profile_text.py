@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 
 import torch
 
@@ -92,6 +93,16 @@ def choice(
         f"{record['gflops']:.5g} GFLOPs; up to B = {found.largest_n_bottlenecks} fits.\n"
         f"The paper's mAP at that share of the depth is {found.paper_map:.2f} (Figure 3, "
         "AudioSet-mini); B from 4 to 1024 differ by under 0.5."
+    )
+
+
+def traced(path: Path, config: MBTConfig) -> str:
+    """What a trace shows."""
+    weights = ", shared weights" if config.share_encoder else ""
+    slots = f", B = {config.n_slots}" if config.n_slots else ""
+    return (
+        f"trace: {path}, one call of {config.fusion} fusion{weights} at layer "
+        f"{config.fusion_layer}{slots}; open it in ui.perfetto.dev"
     )
 
 

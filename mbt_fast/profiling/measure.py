@@ -81,7 +81,7 @@ def measure(
     peaks: dict[int, int] = {}
     try:
         inputs = random_inputs(configs[0], setting)
-        steps = [_step(model, inputs, setting) for model in build_models(configs, setting)]
+        steps = [step_of(model, inputs, setting) for model in build_models(configs, setting)]
         for index, step in enumerate(steps):
             peaks[index] = step.resting_bytes + peak_memory(step, setting.device)
             on_call()
@@ -141,7 +141,7 @@ def _draw(name: str, shape: torch.Size, setting: Setting) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One call to time: a forward pass, or forward, loss and backward without the optimiser."""
 
     model: MBT
@@ -149,6 +149,7 @@ class _Step:
     targets: Tensor | None
 
     def __call__(self) -> None:
+        """Run it."""
         if self.targets is None:
             with torch.inference_mode():
                 self.model(self.inputs)
@@ -164,16 +165,17 @@ class _Step:
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-def _step(model: MBT, inputs: Mapping[str, Tensor], setting: Setting) -> _Step:
+def step_of(model: MBT, inputs: Mapping[str, Tensor], setting: Setting) -> Step:
+    """The call that a setting asks for; in training with random targets."""
     if setting.mode == "forward":
-        return _Step(model, inputs, None)
+        return Step(model, inputs, None)
     targets = torch.rand(
         setting.batch_size,
         model.config.num_classes,
         device=setting.device,
         dtype=setting.dtype,
     )
-    return _Step(model, inputs, targets)
+    return Step(model, inputs, targets)
 
 
 def _loss(logits: Mapping[str, Tensor], targets: Tensor) -> Tensor:
