@@ -49,7 +49,17 @@ MAY_IMPORT = {
     "mbt_fast.testing": {"functional"},
     "mbt_fast.report": set(),
     "mbt_fast.profiling": {"layers", "models", "flops", "testing", "native", "errors", "report"},
+    "mbt_fast.bench": {
+        "dispatch",
+        "functional",
+        "layers",
+        "models",
+        "profiling",
+        "testing",
+        "validation",
+    },
     "mbt_fast.cli": {
+        "bench",
         "checkpoint",
         "data",
         "dispatch",

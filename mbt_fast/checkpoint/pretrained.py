@@ -79,7 +79,7 @@ def load_pretrained(
         OSError: A file cannot be read.
     """
     directory = Path(directory)
-    saved = _read_config(directory / CONFIG_FILE)
+    saved = read_config(directory / CONFIG_FILE)
     state_dict = read_safetensors(directory / WEIGHTS_FILE)
     what = f"{directory}: the weights do not fit the config"
     check_shapes(state_dict, expected_shapes(saved), what)
@@ -119,7 +119,13 @@ def resize_position_embeddings(
     return resized
 
 
-def _read_config(path: Path) -> MBTConfig:
+def read_config(path: Path) -> MBTConfig:
+    """The config that ``save_pretrained`` wrote.
+
+    Raises:
+        CheckpointError: It is malformed.
+        OSError: The file cannot be read.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):

@@ -6,11 +6,17 @@ import sys
 from collections.abc import Sequence
 
 import mbt_fast
-from mbt_fast.cli import convert, info, predict, profile
+from mbt_fast.cli import bench, convert, info, predict, profile
 from mbt_fast.dispatch import BackendError
 from mbt_fast.errors import InputError
 
-COMMANDS = {"profile": profile, "predict": predict, "convert": convert, "info": info}
+COMMANDS = {
+    "profile": profile,
+    "bench": bench,
+    "predict": predict,
+    "convert": convert,
+    "info": info,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

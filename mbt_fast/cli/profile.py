@@ -4,17 +4,13 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import replace
-from math import ceil, inf
 from pathlib import Path
 
-import torch
-
-from mbt_fast.cli import profile_text
+from mbt_fast.cli import model_options, profile_text
+from mbt_fast.cli.outputs import check_writable
 from mbt_fast.dispatch import check_name
 from mbt_fast.errors import InputError
-from mbt_fast.models import MBTConfig, list_models
-from mbt_fast.models.registry import config_for
+from mbt_fast.models import MBTConfig
 from mbt_fast.profiling import machine, plan
 from mbt_fast.profiling.measure import Setting, measure
 from mbt_fast.profiling.trace import write_trace
@@ -28,12 +24,7 @@ MAX_ROUNDS = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="mbt_base", choices=list_models())
-    model.add_argument(
-        "--clip-seconds", type=float, help="seconds of sound, 100 spectrogram frames each"
-    )
-    model.add_argument("--frames", type=int, help="video frames")
-    model.add_argument("--tubelet", type=int, help="frames per RGB patch")
+    model_options.add_arguments(model)
     model.add_argument(
         "--n-bottlenecks", type=int, nargs="+", metavar="B", help="bottleneck tokens (default: 4)"
     )
@@ -83,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     setting, why_dtype = _setting(args)
     try:
         check_name(args.backend)
-        base = _base_config(args)
+        base = model_options.base_config(args)
         configs = plan.variants(base, _fusion_layers(args, base), args.fusions, _bottlenecks(args))
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -105,13 +96,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    positive = ("clip_seconds", "frames", "tubelet", "batch_size", "budget_gflops", "budget_ms")
-    for name in (*positive, "seconds"):
-        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
-        if value is not None and not 0 <= value < inf:
-            raise InputError(f"{option} must be a finite number, not below zero, got {value}")
-        if value == 0 and name in positive:
-            raise InputError(f"{option} must be positive, got {value}")
+    model_options.check_numbers(
+        args, (*model_options.CHANGES, "batch_size", "budget_gflops", "budget_ms")
+    )
     if args.budget_ms is not None and args.flops_only:
         raise InputError("--budget-ms must not go with --flops-only, which measures no latency")
     if args.trace and args.flops_only:
@@ -123,30 +110,7 @@ def _check(args: argparse.Namespace) -> None:
         given = ", ".join(map(str, files))
         raise InputError(f"--json, --html and --trace must name different files, got {given}")
     for path in files:
-        _check_writable(path)
-
-
-def _check_writable(path: Path) -> None:
-    """Before anything is measured: a measurement takes minutes and is worth keeping."""
-    if path.is_dir():
-        raise InputError(f"output must be a file, got the folder {path}")
-    if not path.parent.is_dir():
-        raise InputError(f"output must be in a folder that exists, got {path}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"output must be writable, got {path}")
-
-
-def _base_config(args: argparse.Namespace) -> MBTConfig:
-    """The model at its default fusion layer, with the input that was asked for."""
-    config = config_for(args.model)
-    size, patch = dict(config.input_size), dict(config.patch_size)
-    if args.clip_seconds is not None:
-        size["spectrogram"] = (ceil(100 * args.clip_seconds), size["spectrogram"][1])
-    if args.frames is not None:
-        size["rgb"] = (args.frames, *size["rgb"][1:])
-    if args.tubelet is not None:
-        patch["rgb"] = (args.tubelet, *patch["rgb"][1:])
-    return replace(config, input_size=size, patch_size=patch)
+        check_writable(path)
 
 
 def _fusion_layers(args: argparse.Namespace, base: MBTConfig) -> list[int]:
@@ -207,8 +171,7 @@ def _traced(configs: list[MBTConfig], base: MBTConfig) -> MBTConfig:
 
 def _as_input_error(error: RuntimeError, setting: Setting) -> RuntimeError | InputError:
     """Memory that does not suffice is the user's to mend; anything else is a bug, and stays one."""
-    words = ("allocate memory", "Storage size calculation overflowed", "out of memory")
-    if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words):
+    if machine.is_out_of_memory(error):
         return InputError(
             f"--batch-size must fit into memory: {setting.batch_size} clips do not fit on "
             f"{setting.device}"

@@ -49,8 +49,8 @@ def named_ranges(model: MBT) -> Iterator[None]:
     """While it lasts, every part of the model runs in a ``record_function`` of its name.
 
     Names are ``embed / modality``; ``layer i``, or ``layer i / modality`` where a layer is called
-    with one stream; within it ``layer i / part`` or ``layer i / modality / part``; then ``norm`` and
-    ``head``. Joined streams are the stream ``shared``.
+    with one stream; within it ``layer i / part`` or ``layer i / modality / part``; then ``norm``
+    and ``head``. Joined streams are the stream ``shared``.
     """
     with ExitStack() as stack:
         place = _Place()

@@ -1,0 +1,69 @@
+"""Options that choose a model and its input; ``profile`` and ``bench`` share them."""
+
+import argparse
+from dataclasses import replace
+from math import ceil, inf
+from pathlib import Path
+
+from mbt_fast.checkpoint.pretrained import read_config
+from mbt_fast.errors import InputError
+from mbt_fast.models import MBTConfig, list_models
+from mbt_fast.models.registry import config_for
+
+CHANGES = ("clip_seconds", "frames", "tubelet")
+
+
+def add_arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare the options."""
+    group.add_argument("--model", default="mbt_base", choices=list_models())
+    group.add_argument(
+        "--config", type=Path, metavar="FILE", help="instead: the config.json of a saved model"
+    )
+    group.add_argument(
+        "--clip-seconds", type=float, help="seconds of sound, 100 spectrogram frames each"
+    )
+    group.add_argument("--frames", type=int, help="video frames")
+    group.add_argument("--tubelet", type=int, help="frames per RGB patch")
+
+
+def base_config(args: argparse.Namespace) -> MBTConfig:
+    """The model at its own fusion layer, with the input that was asked for.
+
+    Raises:
+        InputError: The file is not a config, or the model has no such modality.
+        ValueError: Sizes contradict one another.
+    """
+    config = config_for(args.model) if args.config is None else read_config(args.config)
+    size, patch = dict(config.input_size), dict(config.patch_size)
+    for option, modality in (
+        ("clip_seconds", "spectrogram"),
+        ("frames", "rgb"),
+        ("tubelet", "rgb"),
+    ):
+        if getattr(args, option) is not None and modality not in size:
+            raise InputError(
+                f"--{option.replace('_', '-')} must go with a model of {modality}, got "
+                f"{', '.join(config.modalities)}"
+            )
+    if args.clip_seconds is not None:
+        size["spectrogram"] = (ceil(100 * args.clip_seconds), size["spectrogram"][1])
+    if args.frames is not None:
+        size["rgb"] = (args.frames, *size["rgb"][1:])
+    if args.tubelet is not None:
+        patch["rgb"] = (args.tubelet, *patch["rgb"][1:])
+    return replace(config, input_size=size, patch_size=patch)
+
+
+def check_numbers(args: argparse.Namespace, positive: tuple[str, ...]) -> None:
+    """Refuse numbers that are not finite, or below zero, or zero where they must be positive.
+
+    Raises:
+        InputError: One is.
+    """
+    for name in (*positive, "seconds"):
+        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not 0 <= number < inf:
+                raise InputError(f"{option} must be a finite number, not below zero, got {number}")
+            if number == 0 and name in positive:
+                raise InputError(f"{option} must be positive, got {number}")
