@@ -1,20 +1,17 @@
-"""The report as one HTML page that needs nothing else: no script, no font, no network.
+"""The report of a profile as one HTML page."""
 
-The page is also well-formed XML, so any tool can take it apart.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 
 from mbt_fast.report.charts import (
-    Chart,
     cost_chart,
     measured_charts,
     paper_accuracy_chart,
     paper_cost_charts,
 )
 from mbt_fast.report.headlines import headlines
+from mbt_fast.report.page import definitions, figures, item_list, page, section, table
 from mbt_fast.report.paper import (
     FIGURE_3,
     FIGURE_3_CONDITIONS,
@@ -22,7 +19,6 @@ from mbt_fast.report.paper import (
     Figure3,
 )
 from mbt_fast.report.records import Record, by_setting, check_records
-from mbt_fast.report.style import STYLE
 from mbt_fast.report.table import shared_setting, table_cells, units_note
 
 TITLE = "What fusion costs: MBT, layer by layer"
@@ -51,35 +47,15 @@ def render_html(
     """
     check_records(records)
     sections = [
-        _section("In short", _list("ul", headlines(records), "headlines")),
-        _section("Variants and their FLOPs", _charts([cost_chart(records)], beside=_VARIANTS)),
+        section("In short", item_list("ul", headlines(records), "headlines")),
+        section("Variants and their FLOPs", figures([cost_chart(records)], beside=_VARIANTS)),
         *_measured_sections(records),
         _paper_section(records, paper) if paper else "",
-        _section("All records", _table(records)),
-        _section("Conditions", _definitions(conditions)) if conditions else "",
+        section("All records", _table(records)),
+        section("Conditions", definitions(conditions)) if conditions else "",
     ]
     body = "\n".join(filter(None, sections))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<meta name="viewport" content="width=device-width, initial-scale=1"/>
-<meta name="color-scheme" content="light dark"/>
-<title>{TITLE}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{TITLE}</h1>
-<p class="lede">{_INTRODUCTION}</p>
-</header>
-<main>
-{body}
-</main>
-<footer><p>Written by <code>mbt-fast profile</code>.</p></footer>
-</body>
-</html>
-"""
+    return page(TITLE, _INTRODUCTION, body, "Written by <code>mbt-fast profile</code>.")
 
 
 _INTRODUCTION = (
@@ -110,32 +86,12 @@ layer 8.</p>
 <p class="note">The paper's values are read from its vector graphics, to 0.01.</p>"""
 
 
-def _section(heading: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(heading)}</h2>\n{body}\n</section>"
-
-
-def _list(tag: str, items: Iterable[str], css_class: str = "") -> str:
-    entries = "\n".join(f"<li>{escape(item)}</li>" for item in items)
-    return f'<{tag} class="{css_class}">\n{entries}\n</{tag}>'
-
-
-def _charts(charts: Iterable[Chart], beside: str = "") -> str:
-    """Figures in columns, with a text as the last one where it is given."""
-    figures = "\n".join(
-        f"<figure>\n<figcaption>{escape(chart.caption)}<small>{escape(chart.note)}</small>"
-        f"</figcaption>\n{chart.svg}\n</figure>"
-        for chart in charts
-    )
-    text = f"\n<div>\n{beside}\n</div>" if beside else ""
-    return f'<div class="charts">\n{figures}{text}\n</div>'
-
-
 def _measured_sections(records: Sequence[Record]) -> list[str]:
     sections = []
     for setting, group in by_setting(records).items():
         charts = measured_charts(group, records)
         if charts:
-            sections.append(_section(f"Measured: {setting}", _charts(charts)))
+            sections.append(section(f"Measured: {setting}", figures(charts)))
     return sections
 
 
@@ -151,47 +107,19 @@ def _paper_section(records: Sequence[Record], paper: Figure3) -> str:
     )
     body = [
         f"<p>{escape(comparison)}</p>",
-        _list("ol", FIGURE_3_CONDITIONS),
+        item_list("ol", FIGURE_3_CONDITIONS),
         f"<p>{_ADVICE}</p>",
-        _charts(paper_cost_charts(records, paper)),
-        _charts([paper_accuracy_chart(records, paper)], beside=_ACCURACY),
+        figures(paper_cost_charts(records, paper)),
+        figures([paper_accuracy_chart(records, paper)], beside=_ACCURACY),
     ]
-    return _section("Beside the paper", "\n".join(body))
+    return section("Beside the paper", "\n".join(body))
 
 
 def _table(records: Sequence[Record]) -> str:
-    """The records, one row group per series, in a box that scrolls by itself."""
-    table = table_cells(records)
-    header = "".join(
-        f'<th scope="col">{escape(text).replace(chr(10), "<br/>")}</th>' for text in table.headers
-    )
-    groups = "\n".join(
-        f"<tbody>\n{chr(10).join(map(_row, rows))}\n</tbody>"
-        for _, rows in groupby(table.rows, key=lambda row: row[0])
-    )
+    """The records, one row group per series."""
+    cells = table_cells(records)
+    groups = [list(rows) for _, rows in groupby(cells.rows, key=lambda row: row[0])]
     common = shared_setting(records)
     notes = [f"In all of them: {common}."] if common else []
-    return (
-        f'<p class="note">{escape(" ".join([*notes, units_note()]))}</p>\n'
-        '<div class="scroll" tabindex="0" role="region" aria-label="All records">\n<table>\n'
-        f"<thead>\n<tr>{header}</tr>\n</thead>\n{groups}\n"
-        "</table>\n</div>"
-    )
-
-
-def _row(cells: Sequence[str]) -> str:
-    head, *rest = map(escape, cells)
-    data = "".join(f"<td>{cell}</td>" for cell in rest)
-    return f'<tr><th scope="row">{head}</th>{data}</tr>'
-
-
-def _definitions(conditions: Mapping[str, str]) -> str:
-    entries = "\n".join(
-        f"<dt>{escape(str(name))}</dt>\n<dd>{_value(name, str(value))}</dd>"
-        for name, value in conditions.items()
-    )
-    return f"<dl>\n{entries}\n</dl>"
-
-
-def _value(name: str, value: str) -> str:
-    return f"<code>{escape(value)}</code>" if name == "command" else escape(value)
+    said = escape(" ".join([*notes, units_note()]))
+    return f'<p class="note">{said}</p>\n' + table(cells.headers, groups, "All records")

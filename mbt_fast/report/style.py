@@ -5,20 +5,38 @@ any common colour vision deficiency tell apart, darkened or lightened until they
 page by a contrast of at least 3 to 1.
 """
 
-STYLE = """
-:root {
-  color-scheme: light dark;
+LIGHT = """\
   --page: #fff; --text: #1b1f24; --muted: #59636e; --rule: #d5dae0; --grid: #e6e9ed;
   --series-1: #0072b2; --series-2: #d55e00; --series-3: #008a65;
   --series-4: #b0578a; --series-5: #8a6d00; --series-6: #4a5560;
-}
-@media screen and (prefers-color-scheme: dark) {
-  :root {
-    --page: #14171a; --text: #e4e8ec; --muted: #9da7b1; --rule: #3a424a; --grid: #2a3036;
-    --series-1: #56b4e9; --series-2: #f0883e; --series-3: #2fc29a;
-    --series-4: #e39ac4; --series-5: #e6c84a; --series-6: #a9b4bf;
-  }
-}
+"""
+DARK = """\
+  --page: #14171a; --text: #e4e8ec; --muted: #9da7b1; --rule: #3a424a; --grid: #2a3036;
+  --series-1: #56b4e9; --series-2: #f0883e; --series-3: #2fc29a;
+  --series-4: #e39ac4; --series-5: #e6c84a; --series-6: #a9b4bf;
+"""
+
+CHART = """\
+.chart text { fill: var(--text); font-family: inherit; font-size: 13px; }
+.chart .tick { font-variant-numeric: tabular-nums; }
+.chart .tick, .chart .note { fill: var(--muted); }
+.chart .grid { stroke: var(--grid); }
+.chart .axis { stroke: var(--muted); fill: none; }
+.series-1 { --series: var(--series-1); }
+.series-2 { --series: var(--series-2); }
+.series-3 { --series: var(--series-3); }
+.series-4 { --series: var(--series-4); }
+.series-5 { --series: var(--series-5); }
+.series-6 { --series: var(--series-6); }
+.chart .line { fill: none; stroke: var(--series); stroke-width: 2; stroke-linejoin: round; }
+.chart .bar { fill: none; stroke: var(--series); stroke-width: 1.25; opacity: .75; }
+.chart .marker { fill: var(--series); stroke: var(--page); stroke-width: 1; }
+.chart .block { fill: var(--series); }
+.chart .whisker { fill: none; stroke: var(--text); stroke-width: 1.25; }
+.chart .reference { stroke: var(--muted); stroke-dasharray: 3 3; }
+"""
+
+_PAGE = """\
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body {
@@ -45,23 +63,17 @@ figure { margin: 0; min-width: 0; }
 figcaption { margin-bottom: .5rem; font-weight: 600; }
 figcaption small { display: block; font-size: .875rem; font-weight: 400; }
 .chart { display: block; height: auto; max-width: 36rem; overflow: visible; }
-.chart text { fill: var(--text); font-family: inherit; font-size: 13px; }
-.chart .tick { font-variant-numeric: tabular-nums; }
-.chart .tick, .chart .note { fill: var(--muted); }
-.chart .grid { stroke: var(--grid); }
-.chart .axis { stroke: var(--muted); fill: none; }
-.series-1 { --series: var(--series-1); }
-.series-2 { --series: var(--series-2); }
-.series-3 { --series: var(--series-3); }
-.series-4 { --series: var(--series-4); }
-.series-5 { --series: var(--series-5); }
-.series-6 { --series: var(--series-6); }
-.chart .line { fill: none; stroke: var(--series); stroke-width: 2; stroke-linejoin: round; }
-.chart .bar { fill: none; stroke: var(--series); stroke-width: 1.25; opacity: .75; }
-.chart .marker { fill: var(--series); stroke: var(--page); stroke-width: 1; }
 .scroll { overflow-x: auto; border-block: 1px solid var(--rule); }
 .scroll:focus-visible { outline: 2px solid var(--series-1); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; }
+caption { padding: .3rem .6rem; text-align: left; font-weight: 600; }
+td small, th small { display: block; color: var(--muted); font-weight: 400; }
+.contents { columns: 16rem; padding-left: 1.6rem; }
+.contents li { margin: 0; padding-bottom: .35rem; break-inside: avoid; }
+.group th { padding-top: .6rem; font-weight: 600; }
+.group small { white-space: normal; }
+a { color: var(--series-1); }
+h3 { margin: 2rem 0 .5rem; font-size: 1.05rem; }
 table { font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; vertical-align: bottom; white-space: nowrap; }
 th:first-child { position: sticky; left: 0; background: var(--page); text-align: left; }
@@ -87,8 +99,10 @@ footer { color: var(--muted); }
   html { font-size: 10pt; }
   body { max-width: none; padding: 0; }
   h2 { margin-top: 1.5rem; }
-  h2, .note { break-after: avoid; }
-  figure, li, tr, dl > * { break-inside: avoid; }
+  h2, h3, .note, caption { break-after: avoid; }
+  a { color: inherit; text-decoration: none; }
+  h2 + p { break-after: avoid; }
+  figure, li, tr, tbody, dl > * { break-inside: avoid; }
   .charts { grid-template-columns: 1fr 1fr; gap: 1.25rem; }
   .scroll { overflow: visible; }
   table { font-size: 7.5pt; }
@@ -96,3 +110,13 @@ footer { color: var(--muted); }
   th:first-child { position: static; }
 }
 """
+
+STYLE = f"""
+:root {{
+  color-scheme: light dark;
+{LIGHT}}}
+@media screen and (prefers-color-scheme: dark) {{
+  :root {{
+{DARK}  }}
+}}
+{CHART}{_PAGE}"""

@@ -46,24 +46,30 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A named line. ``style`` picks colour, marker and dash pattern, modulo ``N_STYLES``."""
+    """A named line. ``style`` picks colour, marker and dash pattern, modulo ``N_STYLES``.
+
+    ``note`` stands behind the name in the legend.
+    """
 
     name: str
     points: tuple[Point, ...]
     style: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """A linear map from values in ``[low, high]`` to drawing units in ``[start, end]``."""
+    """A map from values in ``[low, high]`` to drawing units in ``[start, end]``."""
 
     low: float
     high: float
     start: float
     end: float
+    log: bool = False
 
     def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
 def line_chart(
@@ -73,6 +79,8 @@ def line_chart(
     x_label: str,
     y_label: str,
     description: str | None = None,
+    log_x: bool = False,
+    from_zero: bool = False,
 ) -> str:
     """Draw lines with markers, error bars, grid and legend.
 
@@ -85,6 +93,9 @@ def line_chart(
         x_label: Name of the x axis.
         y_label: Name and unit of the y axis.
         description: Accessible description; by default the first and last value of each series.
+        log_x: Whether equal ratios of x are equal distances; all x are then positive, and every one
+            has a tick.
+        from_zero: Start the y axis at zero in any case.
 
     Returns:
         One ``<svg>`` element, well-formed as XML, all text escaped, without ids.
@@ -96,8 +107,8 @@ def line_chart(
     top = 36
     bottom = top + PLOT_HEIGHT
     legend = bottom + 66
-    x_ticks, y_ticks = _x_ticks(series), _y_ticks(series)
-    x = _Axis(min(x_ticks), max(x_ticks), LEFT + 12, RIGHT - 12)
+    x_ticks, y_ticks = _x_ticks(series, log=log_x), _y_ticks(series, from_zero=from_zero)
+    x = _Axis(min(x_ticks), max(x_ticks), LEFT + 12, RIGHT - 12, log=log_x)
     y = _Axis(float(y_ticks[0][0]), float(y_ticks[-1][0]), bottom, top)
     start = f" (axis starts at {y_ticks[0][1]})" if y.low > 0 else ""
     parts = [
@@ -131,18 +142,19 @@ def _check(series: Sequence[Series]) -> None:
                 raise ValueError(f"points of {line.name!r} must be finite, got {point}")
 
 
-def _x_ticks(series: Sequence[Series]) -> dict[float, str]:
+def _x_ticks(series: Sequence[Series], *, log: bool = False) -> dict[float, str]:
     """A tick at every value if they are few; the first and the last are the ends of the axis."""
     values = sorted({point.x for line in series for point in line.points})
-    if 1 < len(values) <= MAX_TICKS_AT_POINTS:
+    if log or 1 < len(values) <= MAX_TICKS_AT_POINTS:
         return {value: f"{value:g}" for value in values}
     return {float(tick): tick_text(tick) for tick in nice_ticks(values[0], values[-1])}
 
 
-def _y_ticks(series: Sequence[Series]) -> list[tuple[float, str]]:
+def _y_ticks(series: Sequence[Series], *, from_zero: bool) -> list[tuple[float, str]]:
     values = [value for line in series for point in line.points for value in point.extent]
     low, high = min(values), max(values)
-    bottom = low if high / 2 < low < high else min(low, 0.0)
+    above = high / 2 < low < high and not from_zero
+    bottom = low if above else min(low, 0.0)
     ticks = nice_ticks(bottom, max(high, 0.0) or 1.0)
     return [(float(tick), tick_text(tick)) for tick in ticks]
 
@@ -187,7 +199,8 @@ def _marker(style: int, x: float, y: float, tooltip: str = "") -> str:
 
 
 def _legend_row(line: Series, y: float) -> str:
-    text = f'<text class="legend" x="{LEFT + 48}" y="{y + 4.5:g}">{escape(line.name)}</text>'
+    note = f'<tspan class="note"> {escape(line.note)}</tspan>' if line.note else ""
+    text = f'<text class="legend" x="{LEFT + 48}" y="{y + 4.5:g}">{escape(line.name)}{note}</text>'
     sample = _stroke(line.style, f"M{LEFT} {y:g}h38") + _marker(line.style, LEFT + 19, y)
     return _group(line.style, sample + text)
 
