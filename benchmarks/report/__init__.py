@@ -1,0 +1,1 @@
+"""What the records say: the README's tables and plots, and a page with everything."""
