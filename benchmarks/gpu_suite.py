@@ -33,6 +33,8 @@ TESTS = (
     "tests/test_known_bugs.py",
     "tests/test_stochastic_depth.py",
     "tests/test_capture.py",
+    "tests/test_trace.py",
+    "tests/test_bench.py",
 )
 GUARDS = [file for entry in ENTRIES if "cuda" in entry.seconds for file in entry.guards_on("cuda")]
 SHARDS = max(1, min(8, (os.cpu_count() or 1) // 2))

@@ -290,6 +290,17 @@ def test_capture_is_compared_on_a_gpu_in_inference_only():
     assert suggest.as_code(way).endswith("; model = model.capture(inputs)")
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_a_capture_is_timed(tmp_path):
+    _, document = bench(tmp_path, "--device", "cuda", "--batch-size", "1")
+    captured = rows_of(document, "model", "ways")["auto, CLS rows only, captured"]
+    assert captured["rounds"] >= 2
+    assert captured["peak_mb"] > 0
+    (choice,) = (s for s in document["suggestion"] if s["choice"] == "capture")
+    assert choice["take"] in ("yes", "no")
+    assert "captured" in choice["reason"] or "times as fast" in choice["reason"]
+
+
 def test_throughput_counts_clips():
     small, large = row("batch 1", 1.0, 1.0), row("batch 4", 2.0, 2.0, batch_size=4)
     assert large.clips_per_second == 2

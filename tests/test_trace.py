@@ -67,6 +67,16 @@ def test_the_usual_fusion_layer_is_traced_if_it_is_compared(tmp_path, capsys):
     assert "one call of bottleneck fusion at layer 2, B = 4" in capsys.readouterr().out
 
 
+@pytest.mark.gpu
+def test_kernels_are_traced_on_a_gpu(tmp_path):
+    path = tmp_path / "t.json"
+    assert main([*TINY[:-1], "cuda", "--mode", "train", "--trace", str(path)]) == 0
+    events = json.loads(path.read_text())["traceEvents"]
+    assert any(event.get("cat") == "kernel" for event in events)
+    names = {event["name"] for event in events if event.get("cat") == "user_annotation"}
+    assert {"layer 3 / rgb / mlp", "backward: layer 3 / rgb / mlp"} <= names
+
+
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_tracing_changes_no_result_and_leaves_nothing_behind(mode):
     config = replace(config_for("mbt_tiny"), stochastic_depth=0.5)

@@ -48,14 +48,14 @@ def _parts_of_operators(timed: list[Event]) -> dict[int, str]:
     for event in timed:
         while open_ranges and open_ranges[-1]["ts"] + open_ranges[-1]["dur"] < event["ts"]:
             open_ranges.pop()
-        if event["cat"] == RANGE:
+        if event.get("cat") == RANGE:
             open_ranges.append(event)
         number = _number(event)
-        backward = event["args"].get("Fwd thread id", 0) > 0
-        if event["cat"] == OPERATOR and number is not None and open_ranges and not backward:
+        backward = event.get("args", {}).get("Fwd thread id", 0) > 0
+        if event.get("cat") == OPERATOR and number is not None and open_ranges and not backward:
             parts[number] = open_ranges[-1]["name"]
     return parts
 
 
 def _number(event: Event) -> int | None:
-    return event["args"].get("Sequence number")
+    return event.get("args", {}).get("Sequence number")
