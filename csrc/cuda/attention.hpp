@@ -1,0 +1,40 @@
+// Bottleneck attention of all streams of a call on a GPU. Pointers are to its memory; nothing here
+// waits for it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace mbt_fast::cuda {
+
+constexpr int kMaxStreams = 8;  // of a call: their tensor maps are arguments of one kernel
+
+// One stream of a call. Strides are in elements, the last one is 1; arrays without strides are
+// contiguous.
+struct Stream {
+  void* qkv;  // [B, S, 3, H, D]
+  int64_t stride_batch, stride_row, stride_which, stride_head;
+  int64_t rows;            // S
+  const int32_t* lengths;  // [B], or none
+};
+
+struct StreamForward : Stream {
+  void* out;     // [B, S, H, D]
+  float* lse;    // [B, H, S]
+  float* stats;  // [2, B, H, S]: the shift of the softmax in units of log2, and log2 of its sum
+  void* kept;    // [B, P, H, D]: slots before the shared update; none where there is no such update
+};
+
+// What all streams have in common.
+struct Call {
+  bool is_half;                      // float16, or else bfloat16
+  int64_t batch, heads, slots, dim;  // B, H, P, D
+  float scale;
+  void* queue;  // the CUDA stream
+};
+
+// Raises std::invalid_argument for what the kernels cannot run, before anything is launched, and
+// std::runtime_error for what CUDA says.
+void attention_forward(const Call& call, const std::vector<StreamForward>& streams);
+
+}  // namespace mbt_fast::cuda

@@ -1,0 +1,60 @@
+// The Python module mbt_fast._cuda. It is apart from mbt_fast._C, so that whatever keeps it from
+// loading leaves the CPU kernels alone. Pointers are integers, checked by the Python side.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "attention.hpp"
+#ifndef MBT_FAST_NVCC
+#include "hopper.cuh"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace mbt_fast::cuda;
+using Pointer = uintptr_t;
+
+template <class T>
+T* to(Pointer address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Call call(const std::string& dtype, const std::array<int64_t, 4>& shape, float scale,
+          Pointer queue) {
+  if (dtype != "bfloat16" && dtype != "float16")
+    throw py::value_error("dtype must be bfloat16 or float16, got '" + dtype + "'");
+  return {dtype == "float16", shape[0], shape[1], shape[2], shape[3], scale, to<void>(queue)};
+}
+
+StreamForward stream_forward(Pointer qkv, const std::array<int64_t, 4>& strides, int64_t rows,
+                             Pointer lengths, Pointer out, Pointer lse, Pointer stats,
+                             Pointer kept) {
+  const Stream stream = {to<void>(qkv), strides[0], strides[1], strides[2], strides[3],
+                         rows,          to<int32_t>(lengths)};
+  return {stream, to<void>(out), to<float>(lse), to<float>(stats), to<void>(kept)};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "Kernels of mbt_fast for NVIDIA Hopper.";
+#ifdef MBT_FAST_NVCC
+  m.attr("compiler") = MBT_FAST_NVCC;
+  m.attr("architectures") = MBT_FAST_ARCHITECTURES;
+  m.attr("sources") = MBT_FAST_SOURCES;
+#else
+  m.def("emulate", [](uint32_t seed, int multiprocessors) {
+    emulated::settings = {seed, multiprocessors};
+  });
+#endif
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  py::class_<Call>(m, "Call").def(py::init(&call), py::arg("dtype"), py::arg("shape"),
+                                  py::arg("scale"), py::arg("queue"));
+  py::class_<StreamForward>(m, "StreamForward")
+      .def(py::init(&stream_forward), py::arg("qkv"), py::arg("strides"), py::arg("rows"),
+           py::arg("lengths"), py::arg("out"), py::arg("lse"), py::arg("stats"), py::arg("kept"));
+  m.def("bottleneck_attention_fwd", &attention_forward, py::arg("call"), py::arg("streams"), no_gil);
+}
