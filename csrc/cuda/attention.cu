@@ -53,7 +53,8 @@ TensorMap map_of(const std::string& name, const Call& call, const Stream& stream
 }
 
 ForwardStream stream_of(const std::string& name, const Call& call, const StreamForward& stream) {
-  const int key_tile = choose_key_tile(stream.rows, call.dim);
+  const int key_tile =
+      call.dim == 64 ? choose_key_tile<64>(stream.rows) : choose_key_tile<128>(stream.rows);
   return {map_of(name, call, stream, kGroupRows),
           map_of(name, call, stream, key_tile),
           stream.out,

@@ -63,7 +63,7 @@ MBT_DEVICE ForwardItem forward_item(const ForwardParameters& parameters, int num
 // empty one that each of the eight consumer warps arrives at.
 template <int kDim>
 struct ForwardMemory {
-  static constexpr int kMaxTile = kDim > 64 ? 176 : 208;
+  static constexpr int kMaxTile = KeyTileSizes<kDim>::kLarge;
   static constexpr int kPanels = kDim / kPanelColumns;
   static constexpr uint32_t kGroupBytes = kGroupRows * kDim * 2;
   static constexpr uint32_t kStageBytes = kMaxTile * kDim * 2;
@@ -228,7 +228,7 @@ struct Consumer {
     const int first = tiles.first_row(number) + thread_index() % 4 * 2;
     if (parameters.negate) {
 #pragma unroll
-      for (float& score : scores) score = -score;
+      for (int i = 0; i < kTile / 2; ++i) scores[i] = -scores[i];
     }
     if (!tiles.needs_mask(tiles.first_row(number))) return;
 #pragma unroll
@@ -386,12 +386,9 @@ MBT_DEVICE void produce(const ForwardParameters& parameters, const ForwardMemory
   ForwardRings rings;
   for (int number = block_index(); number < parameters.items; number += grid_size()) {
     const ForwardItem item = forward_item(parameters, number);
-    if (kDim == 64 && item.stream.key_tile == 208)
-      produce_item<kDim, ForwardMemory<kDim>::kMaxTile>(memory, item, rings);
-    else if (item.stream.key_tile == 176)
-      produce_item<kDim, 176>(memory, item, rings);
-    else
-      produce_item<kDim, 128>(memory, item, rings);
+    with_key_tile<kDim>(item.stream.key_tile, [&](auto tile) {
+      produce_item<kDim, decltype(tile)::value>(memory, item, rings);
+    });
   }
 }
 
@@ -401,13 +398,9 @@ MBT_DEVICE void consume(const ForwardParameters& parameters, const ForwardMemory
   ForwardRings rings;
   for (int number = block_index(); number < parameters.items; number += grid_size()) {
     const ForwardItem item = forward_item(parameters, number);
-    if (kDim == 64 && item.stream.key_tile == 208)
-      consume_item<Element, kDim, ForwardMemory<kDim>::kMaxTile>(parameters, memory, item, rings,
-                                                                 group);
-    else if (item.stream.key_tile == 176)
-      consume_item<Element, kDim, 176>(parameters, memory, item, rings, group);
-    else
-      consume_item<Element, kDim, 128>(parameters, memory, item, rings, group);
+    with_key_tile<kDim>(item.stream.key_tile, [&](auto tile) {
+      consume_item<Element, kDim, decltype(tile)::value>(parameters, memory, item, rings, group);
+    });
   }
 }
 
@@ -417,7 +410,7 @@ attention_forward_kernel(MBT_PARAMETERS ForwardParameters parameters) {
   const ForwardMemory<kDim> memory = {shared_memory()};
   if (thread_index() == 0) memory.init_barriers();
   sync_threads();
-  const int warp_group = thread_index() / kWarpGroup;
+  const int warp_group = uniform(thread_index() / kWarpGroup);
   if (warp_group == 0) {
     give_registers<24>();
     if (thread_index() == 0) produce(parameters, memory);

@@ -51,6 +51,9 @@ MBT_DEVICE float shuffle_xor(float value, int lanes) {
 }
 MBT_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffff, value, lane); }
 
+// A value that all threads of the warp share; the compiler learns that branches on it do not diverge.
+MBT_DEVICE int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
 MBT_DEVICE void barrier_init(SharedAddress barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }

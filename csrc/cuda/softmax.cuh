@@ -17,25 +17,17 @@ struct Softmax {
   // The first tile; there is a valid key in it.
   template <int kCount>
   MBT_DEVICE void start(float (&scores)[kCount], float scale) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      maximum[half] = -INFINITY;
-      sum[half] = 0;
-      add(scores, scale, half);
-    }
+    maximum[0] = maximum[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
+    add<0>(scores, scale);
+    add<1>(scores, scale);
   }
 
   // Another tile. factors: what earlier sums of values are to be multiplied by.
   template <int kCount>
   MBT_DEVICE void advance(float (&scores)[kCount], float scale, float (&factors)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float before = shift[half], part = sum[half];
-      sum[half] = 0;
-      add(scores, scale, half);
-      factors[half] = exp2_approx(before - shift[half]);
-      sum[half] += part * factors[half];
-    }
+    advance_row<0>(scores, scale, factors[0]);
+    advance_row<1>(scores, scale, factors[1]);
   }
 
   MBT_DEVICE float whole_sum(int half) const {
@@ -44,20 +36,31 @@ struct Softmax {
   }
 
  private:
+  template <int kHalf, int kCount>
+  MBT_DEVICE void advance_row(float (&scores)[kCount], float scale, float& factor) {
+    const float before = shift[kHalf], part = sum[kHalf];
+    sum[kHalf] = 0;
+    add<kHalf>(scores, scale);
+    factor = exp2_approx(before - shift[kHalf]);
+    sum[kHalf] += part * factor;
+  }
+
   // Scores become exp2(score * scale - shift).
-  template <int kCount>
-  MBT_DEVICE void add(float (&scores)[kCount], float scale, int half) {
+  template <int kHalf, int kCount>
+  MBT_DEVICE void add(float (&scores)[kCount], float scale) {
+    float top = maximum[kHalf];
 #pragma unroll
-    for (int i = 2 * half; i < kCount; i += 4)
-      maximum[half] = fmaxf(maximum[half], fmaxf(scores[i], scores[i + 1]));
-    maximum[half] = fmaxf(maximum[half], shuffle_xor(maximum[half], 1));
-    maximum[half] = fmaxf(maximum[half], shuffle_xor(maximum[half], 2));
-    shift[half] = maximum[half] * scale;
+    for (int i = 0; i < kCount / 4; ++i)
+      top = fmaxf(top, fmaxf(scores[4 * i + 2 * kHalf], scores[4 * i + 2 * kHalf + 1]));
+    top = fmaxf(top, shuffle_xor(top, 1));
+    top = fmaxf(top, shuffle_xor(top, 2));
+    maximum[kHalf] = top;
+    shift[kHalf] = top * scale;
 #pragma unroll
-    for (int i = 2 * half; i < kCount; i += 4) {
-      scores[i] = exp2_approx(fmaf(scores[i], scale, -shift[half]));
-      scores[i + 1] = exp2_approx(fmaf(scores[i + 1], scale, -shift[half]));
-      sum[half] += scores[i] + scores[i + 1];
+    for (int i = 0; i < kCount / 2; ++i) {
+      float& score = scores[i / 2 * 4 + kHalf * 2 + i % 2];
+      score = exp2_approx(fmaf(score, scale, -shift[kHalf]));
+      sum[kHalf] += score;
     }
   }
 };

@@ -20,8 +20,9 @@ struct Rows {
   int first_slot;   // N
   bool is_present;  // or no row is valid
 
+  // Without branches: threads differ in their rows.
   MBT_DEVICE bool is_valid(int row) const {
-    return is_present && (row < length || (row >= first_slot && row < count));
+    return is_present & ((row < length) | ((row >= first_slot) & (row < count)));
   }
   // Whether any of the rows first ... first + size - 1 is valid.
   MBT_DEVICE bool any_valid(int first, int size) const {
@@ -67,12 +68,27 @@ struct KeyTiles {
   }
 };
 
-// The key tile by rule: the one that computes the fewest rows, and among those the largest.
-inline int choose_key_tile(int64_t rows, int64_t dim) {
+// The sizes of key tiles there are, the largest first: what registers and two stages allow. A kernel
+// with all of 176, 144 and 128 for 128 channels spills; each alone does not.
+// 1573 rows are 9 x 176 or 11 x 144 but for 11 rows, and 405 are 2 x 208.
+template <int kDim>
+struct KeyTileSizes;
+template <>
+struct KeyTileSizes<64> {
+  static constexpr int kLarge = 208, kMiddle = 176, kSmall = 128;
+};
+template <>
+struct KeyTileSizes<128> {
+  static constexpr int kLarge = 176, kMiddle = 144, kSmall = 112;
+};
+
+// By rule: the one that computes the fewest rows, and among those the largest.
+template <int kDim>
+int choose_key_tile(int64_t rows) {
+  using Sizes = KeyTileSizes<kDim>;
   int chosen = 0;
   int64_t least = INT64_MAX;
-  for (const int tile : {208, 176, 128}) {
-    if (tile == 208 && dim > 64) continue;  // two stages do not fit
+  for (const int tile : {Sizes::kLarge, Sizes::kMiddle, Sizes::kSmall}) {
     const int64_t computed = (rows + tile - 1) / tile * tile;
     if (computed < least) {
       least = computed;
@@ -80,6 +96,20 @@ inline int choose_key_tile(int64_t rows, int64_t dim) {
     }
   }
   return chosen;
+}
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+// work(Constant<key_tile>).
+template <int kDim, class Work>
+MBT_DEVICE void with_key_tile(int key_tile, const Work& work) {
+  using Sizes = KeyTileSizes<kDim>;
+  if (key_tile == Sizes::kLarge) work(Constant<Sizes::kLarge>());
+  else if (key_tile == Sizes::kMiddle) work(Constant<Sizes::kMiddle>());
+  else work(Constant<Sizes::kSmall>());
 }
 
 }  // namespace mbt_fast::cuda

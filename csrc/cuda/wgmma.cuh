@@ -17,12 +17,12 @@ MBT_DEVICE void wgmma_wait() {
 template <int kCount>
 MBT_DEVICE void keep_in_place(float (&registers)[kCount]) {
 #pragma unroll
-  for (float& entry : registers) asm volatile("" : "+f"(entry)::"memory");
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 template <int kCount>
 MBT_DEVICE void keep_in_place(uint32_t (&registers)[kCount]) {
 #pragma unroll
-  for (uint32_t& entry : registers) asm volatile("" : "+r"(entry)::"memory");
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
 #define MBT_D1 "%0, %1, %2, %3, %4, %5, %6, %7"

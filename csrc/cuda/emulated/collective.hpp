@@ -72,6 +72,12 @@ inline float shuffle_xor(float value, int lanes) {
   return shuffle(value, thread_index() % kWarp ^ lanes);
 }
 
+inline int uniform(int value) {
+  const auto same = static_cast<int>(shuffle(static_cast<float>(value), 0));
+  emulated::Block::current().require(same == value, "a warp's threads disagree on a uniform value");
+  return value;
+}
+
 // setmaxnreg: all warps of a group, to a multiple of 8.
 template <int kRegisters>
 void take_registers() {
