@@ -3,10 +3,16 @@
 MBT_FAST_NATIVE  auto (default): build csrc/ into mbt_fast._C where a C++17 compiler is found and
                  works (g++ 11, clang++ 12 or newer); else install without it, and say why
                  1: build it or fail       0: never build it
+MBT_FAST_CUDA    auto (default): build csrc/cuda/ into mbt_fast._cuda where nvcc is found and works,
+                 with or without a GPU; else install without it, and say why
+                 1: build it or fail       0: never build it
+MBT_FAST_ARCHS   architectures beside sm_90a, such as "sm_100a"; no kernel is made for them yet
+CUDA_HOME        where nvcc is looked for, before the PATH
 CXX              the compiler; default c++, g++ or clang++, the first on the PATH
 CXXFLAGS         more options for it, after ours
 """
 
+import hashlib
 import os
 import platform
 import shlex
@@ -39,6 +45,9 @@ if platform.machine().lower() in ("x86_64", "amd64"):  # one translation unit pe
         "csrc/cpu/amx.cpp": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
         "csrc/cpu/amx_emulated.cpp": f"{AVX512} -mavx512bf16",
     }
+CUDA_FOLDER = Path("csrc/cuda")
+CUDA_SOURCES = sorted(map(str, CUDA_FOLDER.glob("*.cu")))
+CUDA_FLAGS = "-O3 -std=c++17 -lineinfo -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wno-psabi"
 FLAGS = (
     "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Werror=return-type"
     " -Wno-maybe-uninitialized"  # false alarms inside GCC 12's own headers of intrinsics
@@ -68,6 +77,35 @@ def why_not_native() -> str | None:
     return None
 
 
+def nvcc() -> str | None:
+    """CUDA's compiler, if there is one."""
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
+
+
+def why_not_cuda() -> str | None:
+    """The first reason against building csrc/cuda/, or None."""
+    if os.environ.get("MBT_FAST_CUDA", "auto") == "0":
+        return "MBT_FAST_CUDA=0"
+    if nvcc() is None:
+        return "nvcc is not found; install the CUDA toolkit, or set CUDA_HOME"
+    return why_not_native()
+
+
+def architectures() -> list[str]:
+    """What the kernels are compiled for."""
+    return ["sm_90a", *os.environ.get("MBT_FAST_ARCHS", "").split()]
+
+
+def cuda_source_hash() -> str:
+    """SHA-256 of what the kernels are made of: it identifies them in records of GPU runs."""
+    digest = hashlib.sha256()
+    for path in sorted(CUDA_FOLDER.rglob("*")):
+        if path.suffix in (".cu", ".cuh", ".hpp") and path.parent == CUDA_FOLDER:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def first_error(output: str) -> str:
     """The line of a compiler's output that names the error, with a hint where one is known."""
     lines = output.splitlines() or ["it says nothing"]
@@ -84,53 +122,106 @@ class NinjaBuild(build_ext):
         import ninja
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        folder = Path(self.build_temp).resolve()
+        folder = Path(self.build_temp).resolve() / ext.name
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(folder / "build.ninja", "w") as file:
-            self.write_ninja(ninja.ninja_syntax.Writer(file), target)
+            WRITE_NINJA[ext.name](ninja.ninja_syntax.Writer(file), target)
         command = [Path(ninja.BIN_DIR) / "ninja", "-C", folder]
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
         print(done.stdout, flush=True)
         if done.returncode:
-            reason = f"{compiler()} failed: {first_error(done.stdout)}"
+            reason = f"{COMPILERS[ext.name]()} failed: {first_error(done.stdout)}"
             if ext.optional:
-                print(f"mbt_fast: building without mbt_fast._C: {reason}", flush=True)
+                print(f"mbt_fast: building without {ext.name}: {reason}", flush=True)
             raise CompileError(reason)
 
-    def write_ninja(self, out, target: Path) -> None:
-        """One rule to compile, one to link."""
-        import pybind11
 
-        includes = [pybind11.get_include(), sysconfig.get_path("include")]
-        out.variable("cxx", compiler())
-        out.variable("flags", f"{FLAGS} {' '.join(f'-isystem {path}' for path in includes)}")
-        out.variable("more", os.environ.get("CXXFLAGS", ""))
-        compile_one = "$cxx -MMD -MF $out.d $flags $extra $more -c $in -o $out"
-        out.rule("compile", compile_one, depfile="$out.d", deps="gcc")
-        undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
-        out.rule("link", f"$cxx -shared -fopenmp $more {undefined} $in -o $out")
-        objects = []
-        for source, extra in SOURCES.items():
-            path = Path(source).resolve()
-            name = str(Path(source).with_suffix(".o")).replace(os.sep, "_")
-            objects += out.build(name, "compile", str(path), variables={"extra": extra})
-        out.build(str(target), "link", objects)
+def write_compile_rule(out) -> None:
+    """The rule for C++."""
+    import pybind11
+
+    includes = [pybind11.get_include(), sysconfig.get_path("include")]
+    out.variable("cxx", compiler())
+    out.variable("flags", f"{FLAGS} {' '.join(f'-isystem {path}' for path in includes)}")
+    out.variable("more", os.environ.get("CXXFLAGS", ""))
+    compile_one = "$cxx -MMD -MF $out.d $flags $extra $more -c $in -o $out"
+    out.rule("compile", compile_one, depfile="$out.d", deps="gcc")
 
 
-def native() -> dict:
-    """Arguments of ``setup`` for the extension, or none with a sentence that says why."""
-    reason = why_not_native()
-    if reason is None:
-        optional = os.environ.get("MBT_FAST_NATIVE") != "1"
-        extension = Extension("mbt_fast._C", list(SOURCES), language="c++", optional=optional)
-        return {"ext_modules": [extension], "cmdclass": {"build_ext": NinjaBuild}}
-    if os.environ.get("MBT_FAST_NATIVE") == "1":
-        raise SystemExit(f"MBT_FAST_NATIVE=1, but {reason}")
-    print(f"mbt_fast: building without mbt_fast._C: {reason}")
-    return {}
+def object_name(source: str) -> str:
+    """An object's name, beside build.ninja."""
+    return str(Path(source).with_suffix(".o")).replace(os.sep, "_")
+
+
+def write_native(out, target: Path) -> None:
+    """One rule to compile, one to link."""
+    write_compile_rule(out)
+    undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
+    out.rule("link", f"$cxx -shared -fopenmp $more {undefined} $in -o $out")
+    objects = []
+    for source, extra in SOURCES.items():
+        path = str(Path(source).resolve())
+        objects += out.build(object_name(source), "compile", path, variables={"extra": extra})
+    out.build(str(target), "link", objects)
+
+
+def write_cuda(out, target: Path) -> None:
+    """Kernels by nvcc, ptxas's report of them into a header, the module around them by C++."""
+    write_compile_rule(out)
+    codes = [
+        f"-gencode=arch={name.replace('sm', 'compute')},code={name}" for name in architectures()
+    ]
+    out.variable("nvcc", nvcc())
+    command = f"$nvcc -MMD -MF $out.d {CUDA_FLAGS} {' '.join(codes)} -c $in -o $out > $out.log 2>&1"
+    show = "{ cat $out.log; exit 1; }"
+    out.rule("kernel", f"{command} || {show}", depfile="$out.d", deps="gcc")
+    report = (CUDA_FOLDER / "ptxas_report.py").resolve()
+    out.rule("report", f"{sys.executable} {report} $out $logs")
+    out.rule("link", "$nvcc -shared -cudart static $in -o $out")
+    objects = []
+    for source in CUDA_SOURCES:
+        objects += out.build(object_name(source), "kernel", str(Path(source).resolve()))
+    logs = " ".join(f"{name}.log" for name in objects)
+    (header,) = out.build("build_info.hpp", "report", objects, variables={"logs": logs})
+    version = subprocess.run(
+        [str(nvcc()), "--version"], capture_output=True, text=True, check=False
+    )
+    release = next((line for line in version.stdout.splitlines() if "release" in line), "unknown")
+    macros = {
+        "NVCC": release,
+        "ARCHITECTURES": " ".join(architectures()),
+        "SOURCES": cuda_source_hash(),
+    }
+    extra = " ".join(f"'-DMBT_FAST_{name}=\"{value}\"'" for name, value in macros.items())
+    bindings = str((CUDA_FOLDER / "bindings.cpp").resolve())
+    objects += out.build(
+        "bindings.o", "compile", bindings, implicit=header, variables={"extra": f"-I. {extra}"}
+    )
+    out.build(str(target), "link", objects)
+
+
+WRITE_NINJA = {"mbt_fast._C": write_native, "mbt_fast._cuda": write_cuda}
+COMPILERS = {"mbt_fast._C": compiler, "mbt_fast._cuda": nvcc}
+
+
+def extensions() -> dict:
+    """Arguments of ``setup`` for the extensions; for one that is left out, a sentence says why."""
+    modules = []
+    for name, switch, why_not, sources in (
+        ("mbt_fast._C", "MBT_FAST_NATIVE", why_not_native, list(SOURCES)),
+        ("mbt_fast._cuda", "MBT_FAST_CUDA", why_not_cuda, CUDA_SOURCES),
+    ):
+        reason, is_demanded = why_not(), os.environ.get(switch) == "1"
+        if reason is None:
+            modules.append(Extension(name, sources, language="c++", optional=not is_demanded))
+        elif is_demanded:
+            raise SystemExit(f"{switch}=1, but {reason}")
+        else:
+            print(f"mbt_fast: building without {name}: {reason}")
+    return {"ext_modules": modules, "cmdclass": {"build_ext": NinjaBuild}} if modules else {}
 
 
 setup(
@@ -140,5 +231,5 @@ setup(
         for name, folder in ROOTS.items()
         for sub in ("", *find_packages(folder))
     ],
-    **native(),
+    **extensions(),
 )

@@ -36,6 +36,7 @@ class Call:
     dtype: torch.dtype
     rows: int | None = None  # of the longest stream; None where nothing should depend on it
     elements: int | None = None  # of an op of LAYER; likewise
+    head_dim: int | None = None  # of packed streams
 
     @classmethod
     def of(cls, op: str, tensors: Sequence[Tensor]) -> "Call":
@@ -50,6 +51,7 @@ class Call:
             device=tensors[0].device,
             dtype=autocast_dtype(tensors[0]),
             rows=max(stream.shape[1] for stream in tensors) if packed else None,
+            head_dim=tensors[0].shape[-1] if op in ATTENTION else None,
         )
 
     @classmethod
@@ -70,6 +72,8 @@ class Backend:
     dtypes: frozenset[torch.dtype] | None = None
     min_capability: tuple[int, int] | None = None
     requires: str | None = None
+    major: int | None = None  # of the compute capability: machine code for no other
+    head_dims: frozenset[int] | None = None
     unmeasured: bool = False
     wins_from: int = 0  # rows of the longest stream
     # Ops that it wins in some dtypes only, and there from a number of elements on.
@@ -93,8 +97,13 @@ class Backend:
             if have < self.min_capability:
                 need = _dots(self.min_capability)
                 reasons.append(f"compute capability is {_dots(have)}, needs at least {need}")
+            elif self.major not in (None, have[0]):
+                reasons.append(f"compute capability is {_dots(have)}, needs {self.major}.x")
         if self.dtypes is not None and call.dtype not in self.dtypes:
             reasons.append(f"dtype is {call.dtype}, needs {_names(self.dtypes)}")
+        if self.head_dims and call.head_dim is not None and call.head_dim not in self.head_dims:
+            need = " or ".join(map(str, sorted(self.head_dims)))
+            reasons.append(f"head dimension is {call.head_dim}, needs {need}")
         return reasons
 
     def reserve(self, call: Call | None) -> str | None:
@@ -125,7 +134,6 @@ class Backend:
         return self.unavailable() + (self.unsupported(call) if call else [])
 
 
-NONE: frozenset[str] = frozenset()
 ATTENTION = frozenset({"bottleneck_attention"})
 EVERY = ATTENTION | {"dense_attention"}
 LAYER = frozenset({"bias_gelu", "bias_gelu_erf", "add_layer_norm"})  # torch's own is the reference
@@ -138,15 +146,17 @@ CPU_WINS_IN: dict[str, dict[torch.dtype, int]] = {
     "add_layer_norm": {torch.bfloat16: 2**20},
 }
 CPU_OPS = ATTENTION | LAYER
-NATIVE = native.MODULE
-SM_80 = (8, 0)
+NATIVE, CUDA = native.MODULE, native.CUDA_MODULE
+SM_80, SM_90 = (8, 0), (9, 0)
+HEAD_DIMS = frozenset({64, 128})
 TRITON_ON = "cpu" if INTERPRET else "cuda"
 TRITON_DTYPES = frozenset({torch.float16, torch.float32}) if INTERPRET else KERNEL_DTYPES
 
 # fmt: off
 BACKENDS = (
     #       name         ops        device     dtypes         compute requires
-    Backend("cuda",      NONE,      "cuda",    HALF),
+    Backend("cuda",      ATTENTION, "cuda",    HALF,          SM_90,  CUDA,     major=9,
+            head_dims=HEAD_DIMS, unmeasured=True),
     Backend("triton",    ATTENTION, TRITON_ON, TRITON_DTYPES, SM_80,  "triton", unmeasured=True),
     Backend("cpu",       CPU_OPS,   "cpu",     KERNEL_DTYPES, None,   NATIVE,   wins_from=48,
             wins_in=CPU_WINS_IN),
@@ -249,6 +259,8 @@ def _missing(requirement: str) -> list[str]:
     if requirement not in _MISSING:
         if requirement == native.MODULE:
             _MISSING[requirement] = native.why_no_cpu_kernels()
+        elif requirement == native.CUDA_MODULE:
+            _MISSING[requirement] = native.why_no_cuda_kernels()
         else:
             found = importlib.util.find_spec(requirement) is not None
             _MISSING[requirement] = [] if found else [f"{requirement!r} is not installed"]

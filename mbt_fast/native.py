@@ -1,4 +1,6 @@
-"""The compiled part, ``mbt_fast._C``: loaded on first use, and its absence explained.
+"""The compiled parts: loaded on first use, and their absence explained.
+
+``mbt_fast._C`` has the CPU kernels, ``mbt_fast._cuda`` those for NVIDIA Hopper.
 
 ``MBT_FAST_CPU`` names the instruction set of the CPU kernels, instead of the best that the machine
 has: ``avx512_bf16``, ``avx512`` or ``avx2``; ``amx``, whose kernels have never run on a CPU that
@@ -12,6 +14,7 @@ import os
 from types import ModuleType
 
 MODULE = "mbt_fast._C"
+CUDA_MODULE = "mbt_fast._cuda"  # apart, so that it cannot keep the CPU kernels from loading
 
 # Kernels that no machine of the kind they are for has run, and what was done instead.
 NEVER_RUN = {
@@ -30,6 +33,20 @@ def why_missing() -> list[str]:
         module()
     except ImportError as error:
         return [f"{MODULE} is installed but fails to load: {error}"]
+    return []
+
+
+def why_no_cuda_kernels() -> list[str]:
+    """Reasons of the installation for which the CUDA kernels cannot be used; empty if they can."""
+    if importlib.util.find_spec(CUDA_MODULE) is None:
+        return [
+            f"{CUDA_MODULE} is not built: the package was installed without nvcc, where it fails, "
+            "or with MBT_FAST_CUDA=0; install mbt-fast again with MBT_FAST_CUDA=1 to see why"
+        ]
+    try:
+        cuda_module()
+    except ImportError as error:
+        return [f"{CUDA_MODULE} is installed but fails to load: {error}"]
     return []
 
 
@@ -84,3 +101,12 @@ def module() -> ModuleType:
         ImportError: There is none; ``why_missing`` says why.
     """
     return importlib.import_module(MODULE)
+
+
+def cuda_module() -> ModuleType:
+    """The CUDA kernels; they load without a GPU, and without its driver.
+
+    Raises:
+        ImportError: There are none; ``why_no_cuda_kernels`` says why.
+    """
+    return importlib.import_module(CUDA_MODULE)

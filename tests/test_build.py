@@ -31,7 +31,7 @@ def build(source, **environment):
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps"]
     return subprocess.run(
         [*command, "-w", source / "dist", source],
-        env={**os.environ, **environment},
+        env={**os.environ, "MBT_FAST_CUDA": "0", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -132,3 +132,33 @@ def test_a_build_that_must_compile_fails_with_the_reason(source):
     done = build(source, CXX="no-such-compiler", MBT_FAST_NATIVE="1")
     assert done.returncode != 0
     assert "MBT_FAST_NATIVE=1, but no C++ compiler is found" in done.stdout + done.stderr
+
+
+@pytest.fixture
+def broken_nvcc(tmp_path):
+    """CUDA_HOME with an nvcc that is found, and fails as a linker without a static cudart does."""
+    path = tmp_path / "cuda" / "bin" / "nvcc"
+    path.parent.mkdir(parents=True)
+    path.write_text('#!/bin/sh\necho "error: cannot find -lcudart_static" >&2\nexit 1\n')
+    path.chmod(0o755)
+    return str(tmp_path / "cuda")
+
+
+def test_an_nvcc_that_fails_leaves_the_cpu_kernels(source, broken_nvcc):
+    done = build(source, CUDA_HOME=broken_nvcc, MBT_FAST_CUDA="auto")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "mbt_fast: building without mbt_fast._cuda: " in output
+    assert "nvcc failed: error: cannot find -lcudart_static" in output
+    site, names = unpack(source)
+    assert any(name.startswith("mbt_fast/_C.") for name in names)
+    assert not any("_cuda." in name for name in names)
+    assert "mbt_fast._cuda is not built" in run(
+        site, "import mbt_fast.native as n; print(n.why_no_cuda_kernels())"
+    )
+
+
+def test_a_build_that_must_have_cuda_fails_with_the_reason(source, tmp_path):
+    done = build(source, CUDA_HOME=str(tmp_path), MBT_FAST_CUDA="1", MBT_FAST_NATIVE="0")
+    assert done.returncode != 0
+    assert "MBT_FAST_CUDA=1, but nvcc is not found" in done.stdout + done.stderr

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "mbt_fast.autocast": set(),
     "mbt_fast.validation": {"autocast"},
     "mbt_fast.cpu": {"native"},
+    "mbt_fast.cuda": {"native"},
     "mbt_fast.dispatch": {"autocast", "native", "validation"},
     "mbt_fast.flop_formulas": set(),
     "mbt_fast.ops": {"flop_formulas", "reference"},

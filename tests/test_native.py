@@ -58,6 +58,8 @@ def test_missing_and_broken_extensions_are_explained(monkeypatch, tmp_path):
     (reason,) = native.why_missing()
     assert reason.startswith("mbt_fast._C is installed but fails to load: ")
     assert native.cpu_features() == {}
+    (reason,) = native.why_no_cuda_kernels()
+    assert reason.startswith("mbt_fast._cuda is installed but fails to load: ")
 
 
 def test_kernels_that_have_never_run_are_taken_by_name_only(monkeypatch):

@@ -1,6 +1,7 @@
 // Bottleneck attention on the host: what is refused, and the arguments of the kernels.
 #include "attention.hpp"
 
+#include <cfloat>
 #include <numeric>
 
 #include "forward_launch.cuh"
@@ -74,7 +75,8 @@ ForwardParameters parameters_of(const Call& call, const std::vector<StreamForwar
   parameters.batch = static_cast<int>(call.batch);
   parameters.heads = static_cast<int>(call.heads);
   parameters.slots = static_cast<int>(call.slots);
-  parameters.scale = static_cast<float>(std::fabs(call.scale) * kLog2E);
+  // Not 0: masked scores are -inf, and must stay so.
+  parameters.scale = std::max(static_cast<float>(std::fabs(call.scale) * kLog2E), FLT_MIN);
   parameters.negate = call.scale < 0;
   std::vector<size_t> order(streams.size());
   std::iota(order.begin(), order.end(), size_t{0});
@@ -115,6 +117,11 @@ void attention_forward(const Call& call, const std::vector<StreamForward>& strea
   check_call(call, streams);
   if (call.is_half) forward<Float16>(call, streams);
   else forward<Bfloat16>(call, streams);
+}
+
+std::map<std::string, uint32_t> shared_memory_of_kernels() {
+  return {{"attention_forward 64", ForwardMemory<64>::kBytes},
+          {"attention_forward 128", ForwardMemory<128>::kBytes}};
 }
 
 }  // namespace mbt_fast::cuda

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
 #include <vector>
 
 namespace mbt_fast::cuda {
@@ -36,5 +38,8 @@ struct Call {
 // Raises std::invalid_argument for what the kernels cannot run, before anything is launched, and
 // std::runtime_error for what CUDA says.
 void attention_forward(const Call& call, const std::vector<StreamForward>& streams);
+
+// Bytes of shared memory that a launch asks for, by the kernel's name and its head dimension.
+std::map<std::string, uint32_t> shared_memory_of_kernels();
 
 }  // namespace mbt_fast::cuda

@@ -4,9 +4,14 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <map>
+#include <string>
+#include <vector>
 
 #include "attention.hpp"
-#ifndef MBT_FAST_NVCC
+#ifdef MBT_FAST_NVCC
+#include "build_info.hpp"
+#else
 #include "hopper.cuh"
 #endif
 
@@ -45,15 +50,20 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("compiler") = MBT_FAST_NVCC;
   m.attr("architectures") = MBT_FAST_ARCHITECTURES;
   m.attr("sources") = MBT_FAST_SOURCES;
+  m.attr("ptxas") = py::cast(kPtxas);
+  m.attr("ptxas_warnings") = py::cast(kPtxasWarnings);
+  m.attr("shared_memory") = py::cast(shared_memory_of_kernels());
 #else
   m.def("emulate", [](uint32_t seed, int multiprocessors) {
     emulated::settings = {seed, multiprocessors};
   });
 #endif
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
-  py::class_<Call>(m, "Call").def(py::init(&call), py::arg("dtype"), py::arg("shape"),
-                                  py::arg("scale"), py::arg("queue"));
-  py::class_<StreamForward>(m, "StreamForward")
+  const py::module_local local;  // the tests load the emulated module beside the built one
+  py::class_<Call>(m, "Call", local)
+      .def(py::init(&call), py::arg("dtype"), py::arg("shape"), py::arg("scale"),
+           py::arg("queue"));
+  py::class_<StreamForward>(m, "StreamForward", local)
       .def(py::init(&stream_forward), py::arg("qkv"), py::arg("strides"), py::arg("rows"),
            py::arg("lengths"), py::arg("out"), py::arg("lse"), py::arg("stats"), py::arg("kept"));
   m.def("bottleneck_attention_fwd", &attention_forward, py::arg("call"), py::arg("streams"), no_gil);

@@ -32,7 +32,7 @@ struct ForwardParameters {
   ForwardStream streams[kMaxStreams];
   int stream_count, items;  // an item is a query tile of a head
   int batch, heads, slots;
-  float scale;  // times log2(e), and not negative
+  float scale;  // times log2(e), and positive
   bool negate;  // scores
 };
 
@@ -407,6 +407,7 @@ MBT_DEVICE void consume(const ForwardParameters& parameters, const ForwardMemory
 template <class Element, int kDim>
 MBT_KERNEL(kForwardThreads)
 attention_forward_kernel(MBT_PARAMETERS ForwardParameters parameters) {
+#if MBT_HAS_HOPPER
   const ForwardMemory<kDim> memory = {shared_memory()};
   if (thread_index() == 0) memory.init_barriers();
   sync_threads();
@@ -418,6 +419,7 @@ attention_forward_kernel(MBT_PARAMETERS ForwardParameters parameters) {
     take_registers<240>();
     consume<Element>(parameters, memory, warp_group - 1);
   }
+#endif
 }
 
 }  // namespace mbt_fast::cuda

@@ -13,6 +13,12 @@
 // One block per multiprocessor: it may have all registers.
 #define MBT_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define MBT_PARAMETERS const __grid_constant__
+// Other architectures, built by option, have no body for these kernels; check_device refuses them.
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define MBT_HAS_HOPPER 0
+#else
+#define MBT_HAS_HOPPER 1
+#endif
 
 namespace mbt_fast::cuda {
 
@@ -52,6 +58,7 @@ void launch(void (*kernel)(Parameters), int grid, int threads, uint32_t shared_b
 
 #define MBT_KERNEL(threads) void
 #define MBT_PARAMETERS const
+#define MBT_HAS_HOPPER 1
 
 namespace mbt_fast::cuda {
 

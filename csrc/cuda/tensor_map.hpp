@@ -41,7 +41,7 @@ inline void check_tensor_map(const std::string& name, const TensorMapArguments& 
   for (const uint64_t size : map.sizes)
     must(size >= 1 && size <= uint64_t{1} << 32, "have dimensions of 1 to 2^32", size);
   for (const uint64_t stride : map.strides) {
-    must(stride % 16 == 0, "have strides of a multiple of 16 bytes", stride);
+    must(stride > 0 && stride % 16 == 0, "have strides of a multiple of 16 bytes", stride);
     must(stride < uint64_t{1} << 40, "have strides below 2^40 bytes", stride);
   }
   for (const uint32_t side : map.box) must(side >= 1 && side <= 256, "have a box of 1 to 256", side);

@@ -16,6 +16,7 @@ from torch import Tensor
 from mbt_fast.ops.library import LIBRARY, fold
 
 LAUNCHERS = {
+    "cuda": "mbt_fast.cuda.bottleneck_attention",
     "triton": "mbt_fast.kernels.bottleneck_attention",
     "cpu": "mbt_fast.cpu.bottleneck_attention",
 }

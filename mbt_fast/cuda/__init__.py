@@ -1,0 +1,1 @@
+"""Launchers of the CUDA kernels for NVIDIA Hopper, ``csrc/cuda``."""

@@ -1,0 +1,105 @@
+"""What nvcc made of the CUDA kernels: ptxas's report, and the machine code. No GPU is needed."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from mbt_fast import native
+
+WHY_NOT = native.why_no_cuda_kernels()
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason="; ".join(WHY_NOT) or "-")
+
+REGISTERS = 65536 // 384 // 8 * 8  # of a thread at entry, three warp groups in a block
+FORWARD = {
+    f"attention_forward {element} {dim}" for element in ("bfloat16", "float16") for dim in (64, 128)
+}
+MEAN = {f"slots_mean {element}" for element in ("bfloat16", "float16")}
+
+
+def test_build_names_compiler_architectures_and_sources():
+    module = native.cuda_module()
+    assert "release" in module.compiler
+    assert module.architectures.split()[0] == "sm_90a"
+    assert re.fullmatch("[0-9a-f]{64}", module.sources)
+
+
+def test_every_kernel_is_in_the_report_and_none_spills():
+    report = native.cuda_module().ptxas
+    assert set(report) >= FORWARD | MEAN
+    for name, (registers, stack, spilled) in report.items():
+        assert registers <= REGISTERS, name
+        assert (stack, spilled) == (0, 0), name
+
+
+def test_ptxas_serialises_no_wgmma():
+    """It would warn: C7510 and its neighbours."""
+    assert native.cuda_module().ptxas_warnings == []
+
+
+def test_shared_memory_fits_a_block():
+    needed = native.cuda_module().shared_memory
+    assert set(needed) == {"attention_forward 64", "attention_forward 128"}
+    assert all(0 < size <= 227 * 1024 for size in needed.values())
+
+
+def cuobjdump():
+    """From the CUDA toolkit, or from Triton, which brings its own."""
+    found = shutil.which("cuobjdump")
+    if found or importlib.util.find_spec("triton") is None:
+        return found
+    (package,) = importlib.util.find_spec("triton").submodule_search_locations
+    return shutil.which("cuobjdump", path=str(Path(package) / "backends/nvidia/bin"))
+
+
+@cache
+def machine_code():
+    """SASS of every kernel, by its mangled name."""
+    command = [cuobjdump(), "-sass", native.cuda_module().__file__]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    functions = re.split(r"\n\s*Function : ", listing)[1:]
+    return {function.split("\n", 1)[0].strip(): function for function in functions}
+
+
+needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump")
+
+
+@needs_cuobjdump
+def test_no_kernel_uses_local_memory():
+    assert len(machine_code()) >= len(FORWARD | MEAN)
+    for name, code in machine_code().items():
+        assert not re.search(r"\b(LDL|STL)\b", code), name
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "HGMMA.64x208x16",  # the products, at their full width
+        "HGMMA.64x176x16",
+        "HGMMA.64x64x16",
+        "HGMMA.64x128x16",
+        "UTMALDG.5D",  # the copy engine
+        "SYNCS.ARRIVE.TRANS64",  # mbarriers
+        "SYNCS.PHASECHK.TRANS64.TRYWAIT",
+        "USETMAXREG",
+        "MUFU.EX2",
+    ],
+)
+def test_forward_has_hoppers_instructions(instruction):
+    forward = [code for name, code in machine_code().items() if "attention_forward" in name]
+    assert len(forward) == len(FORWARD)
+    assert any(instruction in code for code in forward)
+    assert all(instruction.split(".")[0] in code for code in forward)
+
+
+@needs_cuobjdump
+def test_products_run_side_by_side_with_the_softmax():
+    """A wait behind every product would mean that the compiler put it there."""
+    for name, code in machine_code().items():
+        products, waits = code.count("HGMMA."), code.count("WARPGROUP.DEPBAR")
+        assert waits * 4 < products or products == 0, name
