@@ -10,6 +10,7 @@ import torch
 
 import mbt_fast
 from benchmarks.commit import commit
+from mbt_fast import native
 from mbt_fast.kernels import sources
 from mbt_fast.profiling.machine import device_name
 
@@ -28,9 +29,17 @@ def stamp() -> dict[str, Any]:
         "mbt_fast": mbt_fast.__version__,
         "commit": commit(),
         "tree": tree_hash(),
-        "sources": {kernel: sources.source_hash(kernel) for kernel in sources.KERNELS},
+        "sources": _sources(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _sources() -> dict[str, str]:
+    """What the kernels here are made of, by their hashes."""
+    found = {kernel: sources.source_hash(kernel) for kernel in sources.KERNELS}
+    if not native.why_no_cuda_kernels():
+        found["cuda"] = native.cuda_module().sources
+    return found
 
 
 def _triton_version() -> str | None:

@@ -27,7 +27,7 @@ def source_hash(kernel: str) -> str:
     return digest.hexdigest()
 
 
-def verifications(kernel: str) -> list[dict[str, Any]]:
-    """Records of passed GPU suites for exactly the present sources: device, date, versions."""
+def verifications(kernel: str, digest: str) -> list[dict[str, Any]]:
+    """Records of passed GPU suites for exactly these sources: device, date, versions."""
     records = json.loads(RECORD.read_text())
-    return [entry for entry in records if entry["sources"].get(kernel) == source_hash(kernel)]
+    return [entry for entry in records if entry["sources"].get(kernel) == digest]

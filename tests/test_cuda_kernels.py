@@ -1,22 +1,25 @@
-"""The kernels for Hopper on emulated instructions: they have never run on a GPU.
+"""The kernels for Hopper: on a GPU, or else on emulated instructions.
 
-What this leaves open is in csrc/cuda/README.md.
+What the emulation leaves open is in csrc/cuda/README.md.
 """
 
 import hopper
 import pytest
 import torch
-from attention_cases import Case, make_lengths, make_qkv
+from attention_cases import DEVICE, Case, make_lengths, make_qkv
 
 from mbt_fast import bottleneck_attention, native
 from mbt_fast.cuda.bottleneck_attention import bottleneck_attention_fwd
 from mbt_fast.dispatch import BackendError
 from mbt_fast.testing import assert_close_to_exact
 
-pytestmark = [
-    pytest.mark.skipif(not hopper.HAS_COMPILER, reason="no C++ compiler"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="the cases have CPU tensors"),
-]
+ON_GPU = DEVICE.type == "cuda"
+WHY_NOT = native.why_no_cuda_kernels() if ON_GPU else []
+if not ON_GPU and not hopper.HAS_COMPILER:
+    WHY_NOT = ["no C++ compiler"]
+elif ON_GPU and torch.cuda.get_device_capability()[0] != 9:
+    WHY_NOT = ["the GPU is no Hopper"]
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason="; ".join(WHY_NOT) or "-")
 DTYPES = [torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -39,15 +42,19 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    return hopper.build(tmp_path_factory.mktemp("cuda"))
+def module(tmp_path_factory):
+    """What is tested: the extension, or its sources built for the emulation."""
+    return native.cuda_module() if ON_GPU else hopper.build(tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.fixture(autouse=True)
-def emulation(emulated, monkeypatch):
-    hopper.install(emulated, monkeypatch)
-    emulated.emulate(1, 2)
-    return emulated.emulate
+def emulate(module, monkeypatch):
+    """Sets when copies complete, and the number of multiprocessors; on a GPU, nothing."""
+    if ON_GPU:
+        return lambda seed, multiprocessors: None
+    hopper.install(module, monkeypatch)
+    module.emulate(1, 2)
+    return module.emulate
 
 
 def assert_within_tolerance(case, dtype, update=None, scale=None, poison=False):
@@ -82,8 +89,8 @@ def test_within_tolerance(name, update, dtype):
 
 @pytest.mark.parametrize("seed", hopper.SEEDS)
 @pytest.mark.parametrize("name", ["two-heads-of-70", "padding", "absent-stream", "padding-wide"])
-def test_copies_may_complete_at_any_time(emulation, name, seed):
-    emulation(seed, 2)
+def test_copies_may_complete_at_any_time(emulate, name, seed):
+    emulate(seed, 2)
     assert_within_tolerance(CASES[name], torch.bfloat16, "mean")
 
 
@@ -124,12 +131,12 @@ def test_saturated_softmax_within_tolerance(size):
     assert_close_to_exact(*results)
 
 
-def test_results_depend_neither_on_order_nor_on_multiprocessors(emulation):
+def test_results_depend_neither_on_order_nor_on_multiprocessors(emulate):
     case = CASES["padding"]
     qkv, lengths = make_qkv(case, torch.bfloat16), make_lengths(case)
     results = []
     for seed, multiprocessors in ((0, 1), (1, 3), (2, 100), (3, 5)):
-        emulation(seed, multiprocessors)
+        emulate(seed, multiprocessors)
         outs, lses = bottleneck_attention(
             qkv, 4, lengths=lengths, update="mean", return_lse=True, backend="cuda"
         )
@@ -171,7 +178,7 @@ def test_strides_do_not_matter(view):
 def test_negative_lengths_are_absent_and_long_ones_whole():
     """Values are checked before; the kernel itself must not read outside in any case."""
     qkv = make_qkv(Case(2, (9,), 2, 1, 64), torch.bfloat16)
-    wrong = torch.tensor([-3, 99], dtype=torch.int32)
+    wrong = torch.tensor([-3, 99], dtype=torch.int32, device=DEVICE)
     (out,), _, _ = bottleneck_attention_fwd(qkv, [wrong], 2, False, 0.125)
     (whole,) = bottleneck_attention(qkv, 2, backend="cuda")
     assert out[0].eq(0).all()
@@ -216,14 +223,14 @@ def test_gradients_are_refused():
         ({"dtype": "float32"}, "dtype must be bfloat16 or float16, got 'float32'"),
     ],
 )
-def test_launcher_refuses_before_it_launches(emulated, changes, message):
-    memory = torch.zeros(4096, dtype=torch.bfloat16)
+def test_launcher_refuses_before_it_launches(module, changes, message):
+    memory = torch.zeros(4096, dtype=torch.bfloat16, device=DEVICE)
     dim = changes.get("dim", 64)
     with pytest.raises(ValueError, match=message):
-        emulated.bottleneck_attention_fwd(
-            emulated.Call(changes.get("dtype", "bfloat16"), (1, 1, 0, dim), 1.0, 0),
+        module.bottleneck_attention_fwd(
+            module.Call(changes.get("dtype", "bfloat16"), (1, 1, 0, dim), 1.0, 0),
             [
-                emulated.StreamForward(
+                module.StreamForward(
                     memory.data_ptr() + changes.get("address", 0),
                     (2 * 3 * dim, 3 * dim + changes.get("row", 0), dim, dim),
                     2, 0, memory.data_ptr(), memory.data_ptr(), memory.data_ptr(), 0,
@@ -232,11 +239,12 @@ def test_launcher_refuses_before_it_launches(emulated, changes, message):
         )  # fmt: skip
 
 
-def test_the_built_module_refuses_without_a_gpu(emulated, monkeypatch):
+@pytest.mark.skipif(ON_GPU, reason="there is a GPU")
+def test_the_built_module_refuses_without_a_gpu(monkeypatch):
     """Its checks are those above; then CUDA itself speaks."""
+    monkeypatch.undo()
     if native.why_no_cuda_kernels():
         pytest.skip("; ".join(native.why_no_cuda_kernels()))
-    monkeypatch.undo()
     module = native.cuda_module()
     memory = torch.zeros(4096, dtype=torch.bfloat16)
     for dim, error in ((80, ValueError), (64, RuntimeError)):

@@ -28,7 +28,8 @@ def test_sources_are_laid_out_as_installed(tmp_path):
     site = gpu_suite.lay_out(tmp_path / "site")
     stamp = gpu_suite.environment(site)
     assert len(stamp["tree"]) == 64
-    assert stamp["sources"] == {k: sources.source_hash(k) for k in sources.KERNELS}
+    expected = {k: sources.source_hash(k) for k in sources.KERNELS}
+    assert stamp["sources"].items() >= expected.items()
     code = "import mbt_fast.kernels as k; print(k.__file__)"
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(

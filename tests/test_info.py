@@ -30,6 +30,16 @@ def test_info_says_which_cpu_kernels_no_hardware_has_run(capsys):
     assert "  amx          never run on a CPU with AMX" in capsys.readouterr().out
 
 
+def test_info_says_that_the_cuda_kernels_are_unverified(capsys):
+    assert main(["info"]) == 0
+    (line,) = (
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("  cuda         no")
+    )
+    assert line.endswith(("never run on a GPU", "not built")) or "is not built" in line
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as done:
         main(["--version"])

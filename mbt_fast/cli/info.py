@@ -48,11 +48,16 @@ def collect() -> dict[str, Any]:
         "cpu threads": torch.get_num_threads(),
         "devices": _devices(),
         "compiled part": "; ".join(native.why_missing()) or f"built by {native.compiler()}",
+        "cuda part": "; ".join(native.why_no_cuda_kernels()) or _cuda_build(),
         "cpu features": native.cpu_features(),
         "cpu kernels": {"in use": _cpu_kernels(), **native.NEVER_RUN},
         "backends": {row.name: dispatch.verdict(row) for row in dispatch.BACKENDS},
         "kernels verified on a GPU": {
-            f"triton {kernel}": _verified(kernel) for kernel in sources.KERNELS
+            **{
+                f"triton {kernel}": _verified(kernel, sources.source_hash(kernel), "triton")
+                for kernel in sources.KERNELS
+            },
+            "cuda": _cuda_verified(),
         },
     }
 
@@ -61,10 +66,30 @@ def _cpu_kernels() -> str:
     return "; ".join(native.why_no_cpu_kernels()) or native.instruction_set()
 
 
-def _verified(kernel: str) -> str:
+def _cuda_build() -> dict[str, str]:
+    """What nvcc made: per kernel what it needs."""
+    module = native.cuda_module()
+    facts = {"compiler": module.compiler, "for": module.architectures, "sources": module.sources}
+    for kernel, (registers, _, spilled) in module.ptxas.items():
+        shared = module.shared_memory.get(" ".join(kernel.split()[::2]), 0)
+        facts[kernel] = (
+            f"{registers} registers, {spilled} bytes spilled, {shared} bytes of shared memory"
+        )
+    return facts
+
+
+def _cuda_verified() -> str:
+    if native.why_no_cuda_kernels():
+        return "no: not built"
+    return _verified("cuda", native.cuda_module().sources, "cuda")
+
+
+def _verified(kernel: str, digest: str, with_version: str) -> str:
     """Where exactly these sources passed the GPU suite, from the committed records."""
-    records = sources.verifications(kernel)
-    said = [f"{entry['device']}, {entry['date']}, Triton {entry['triton']}" for entry in records]
+    said = [
+        f"{entry['device']}, {entry['date']}, {with_version.capitalize()} {entry[with_version]}"
+        for entry in sources.verifications(kernel, digest)
+    ]
     return "; ".join(said) or "no: the present source has never run on a GPU"
 
 
