@@ -65,6 +65,11 @@ def why_not_native() -> str | None:
     """The first reason against building csrc/, or None."""
     if os.environ.get("MBT_FAST_NATIVE", "auto") == "0":
         return "MBT_FAST_NATIVE=0"
+    return why_not_compile()
+
+
+def why_not_compile() -> str | None:
+    """The first reason against building any extension, or None."""
     if os.name != "posix":
         return f"the build knows POSIX compilers only, and this is {sys.platform}"
     if compiler() is None:
@@ -89,7 +94,7 @@ def why_not_cuda() -> str | None:
         return "MBT_FAST_CUDA=0"
     if nvcc() is None:
         return "nvcc is not found; install the CUDA toolkit, or set CUDA_HOME"
-    return why_not_native()
+    return why_not_compile()
 
 
 def architectures() -> list[str]:

@@ -103,3 +103,15 @@ def test_products_run_side_by_side_with_the_softmax():
     for name, code in machine_code().items():
         products, waits = code.count("HGMMA."), code.count("WARPGROUP.DEPBAR")
         assert waits * 4 < products or products == 0, name
+
+
+@needs_cuobjdump
+def test_the_producer_keeps_to_the_registers_that_it_has_left():
+    """What lies behind its last exit are slow paths of the consumers."""
+    for name, code in machine_code().items():
+        if "attention_forward" not in name:
+            continue
+        assert "USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0" in code  # 240
+        producer = code.split("USETMAXREG.DEALLOC.CTAPOOL 0x18", 1)[1]  # 24
+        producer = producer[: producer.rindex("EXIT")]
+        assert max(int(number) for number in re.findall(r"\bR(\d+)\b", producer)) < 24, name

@@ -1,9 +1,8 @@
 // Bottleneck attention on the host: what is refused, and the arguments of the kernels.
-#include "attention.hpp"
-
 #include <cfloat>
 #include <numeric>
 
+#include "attention.hpp"
 #include "forward_launch.cuh"
 
 namespace mbt_fast::cuda {
@@ -24,7 +23,8 @@ constexpr int64_t kMostItems = INT32_MAX;
 void check_call(const Call& call, const std::vector<StreamForward>& streams) {
   must(call.dim == 64 || call.dim == 128, "the head dimension must be 64 or 128", call.dim);
   const auto count = static_cast<int64_t>(streams.size());
-  must(count <= kMaxStreams, "qkv must have at most " + std::to_string(kMaxStreams) + " streams", count);
+  must(count <= kMaxStreams, "qkv must have at most " + std::to_string(kMaxStreams) + " streams",
+       count);
   const int64_t heads = call.batch * call.heads;
   must(heads * call.slots * call.dim / 8 <= kMostItems, "slots must fit 32-bit indices", heads);
   int64_t items = 0;
@@ -36,7 +36,7 @@ void check_call(const Call& call, const std::vector<StreamForward>& streams) {
   check_device();
 }
 
-// Boxes of `rows` rows of 64 channels. Strides of dimensions of size 1 mean nothing, and may be odd.
+// Boxes of `rows` rows of 64 channels. Strides of dimensions of size 1 mean nothing: any will do.
 TensorMap map_of(const std::string& name, const Call& call, const Stream& stream, int rows) {
   const auto size = [](int64_t count) { return static_cast<uint64_t>(count); };
   const auto stride = [&](int64_t elements, int64_t count) {
@@ -106,8 +106,10 @@ template <class Element>
 void forward(const Call& call, const std::vector<StreamForward>& streams) {
   const ForwardParameters parameters = parameters_of(call, streams);
   if (parameters.items == 0) return;
-  if (call.dim == 64) launch_forward<Element, 64>(parameters, call.queue);
-  else launch_forward<Element, 128>(parameters, call.queue);
+  if (call.dim == 64)
+    launch_forward<Element, 64>(parameters, call.queue);
+  else
+    launch_forward<Element, 128>(parameters, call.queue);
   if (streams[0].kept) launch_mean<Element>(mean_of(call, streams), call.queue);
 }
 
@@ -115,8 +117,10 @@ void forward(const Call& call, const std::vector<StreamForward>& streams) {
 
 void attention_forward(const Call& call, const std::vector<StreamForward>& streams) {
   check_call(call, streams);
-  if (call.is_half) forward<Float16>(call, streams);
-  else forward<Bfloat16>(call, streams);
+  if (call.is_half)
+    forward<Float16>(call, streams);
+  else
+    forward<Bfloat16>(call, streams);
 }
 
 std::map<std::string, uint32_t> shared_memory_of_kernels() {

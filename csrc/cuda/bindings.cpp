@@ -37,8 +37,8 @@ Call call(const std::string& dtype, const std::array<int64_t, 4>& shape, float s
 StreamForward stream_forward(Pointer qkv, const std::array<int64_t, 4>& strides, int64_t rows,
                              Pointer lengths, Pointer out, Pointer lse, Pointer stats,
                              Pointer kept) {
-  const Stream stream = {to<void>(qkv), strides[0], strides[1], strides[2], strides[3],
-                         rows,          to<int32_t>(lengths)};
+  const Stream stream = {to<void>(qkv), strides[0], strides[1],          strides[2],
+                         strides[3],    rows,       to<int32_t>(lengths)};
   return {stream, to<void>(out), to<float>(lse), to<float>(stats), to<void>(kept)};
 }
 
@@ -54,17 +54,16 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("ptxas_warnings") = py::cast(kPtxasWarnings);
   m.attr("shared_memory") = py::cast(shared_memory_of_kernels());
 #else
-  m.def("emulate", [](uint32_t seed, int multiprocessors) {
-    emulated::settings = {seed, multiprocessors};
-  });
+  m.def("emulate",
+        [](uint32_t seed, int multiprocessors) { emulated::settings = {seed, multiprocessors}; });
 #endif
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   const py::module_local local;  // the tests load the emulated module beside the built one
   py::class_<Call>(m, "Call", local)
-      .def(py::init(&call), py::arg("dtype"), py::arg("shape"), py::arg("scale"),
-           py::arg("queue"));
+      .def(py::init(&call), py::arg("dtype"), py::arg("shape"), py::arg("scale"), py::arg("queue"));
   py::class_<StreamForward>(m, "StreamForward", local)
       .def(py::init(&stream_forward), py::arg("qkv"), py::arg("strides"), py::arg("rows"),
            py::arg("lengths"), py::arg("out"), py::arg("lse"), py::arg("stats"), py::arg("kept"));
-  m.def("bottleneck_attention_fwd", &attention_forward, py::arg("call"), py::arg("streams"), no_gil);
+  m.def("bottleneck_attention_fwd", &attention_forward, py::arg("call"), py::arg("streams"),
+        no_gil);
 }

@@ -81,7 +81,9 @@ struct ForwardMemory {
   MBT_DEVICE SharedAddress keys_empty(int stage) const { return base + 32 + 8 * stage; }
   MBT_DEVICE SharedAddress values_full(int stage) const { return base + 48 + 8 * stage; }
   MBT_DEVICE SharedAddress values_empty(int stage) const { return base + 64 + 8 * stage; }
-  MBT_DEVICE SharedAddress queries(int group) const { return base + kQueries + group * kGroupBytes; }
+  MBT_DEVICE SharedAddress queries(int group) const {
+    return base + kQueries + group * kGroupBytes;
+  }
   MBT_DEVICE SharedAddress keys(int stage) const { return base + kKeys + stage * kStageBytes; }
   MBT_DEVICE SharedAddress values(int stage) const { return base + kValues + stage * kStageBytes; }
 
@@ -195,7 +197,8 @@ struct Consumer {
     barrier_wait(memory.values_full(rings.values.stage), rings.values.phase);
     const int first = tiles.first_row(number);
     if (!tiles.has_holes(first)) return;
-    const int begin = (tiles.first_hole(first) - first) * 8, end = (tiles.end_of_holes(first) - first) * 8;
+    const int begin = (tiles.first_hole(first) - first) * 8;  // in chunks of 16 bytes
+    const int end = (tiles.end_of_holes(first) - first) * 8;
     for (int panel = 0; panel < ForwardMemory<kDim>::kPanels; ++panel)
       for (int chunk = begin + thread_index() - kWarpGroup; chunk < end;
            chunk += kConsumers * kWarpGroup)
@@ -213,9 +216,10 @@ struct Consumer {
     keep_in_place(probabilities);
 #pragma unroll
     for (int step = 0; step < kTile / static_cast<int>(kStep); ++step)
-      wgmma<Element, Major::kMN>(out, probabilities + 4 * step,
-                                 operand<Major::kMN>(memory.values(rings.values.stage), kTile, step),
-                                 number > 0 || step > 0);
+      wgmma<Element, Major::kMN>(
+          out, probabilities + 4 * step,
+          operand<Major::kMN>(memory.values(rings.values.stage), kTile, step),
+          number > 0 || step > 0);
     wgmma_commit();
   }
   MBT_DEVICE void release_values() {
@@ -287,8 +291,8 @@ template <int kDim>
 MBT_DEVICE Words* out_row(const ForwardParameters& parameters, const ForwardItem& item, int row) {
   const ForwardStream& stream = item.stream;
   const bool is_kept = stream.kept && row >= item.rows.first_slot;
-  const int64_t number = is_kept ? int64_t{item.example} * parameters.slots + row - item.rows.first_slot
-                                 : int64_t{item.example} * stream.rows + row;
+  const int rows = is_kept ? parameters.slots : stream.rows;
+  const int64_t number = int64_t{item.example} * rows + row - (is_kept ? item.rows.first_slot : 0);
   void* to = is_kept ? stream.kept : stream.out;
   return static_cast<Words*>(to) + (number * parameters.heads + item.head) * (kDim / 8);
 }
@@ -300,8 +304,7 @@ MBT_DEVICE void store_statistics(const ForwardParameters& parameters, const Forw
   constexpr float kLn2 = 0.6931471805599453f;
   const ForwardStream& stream = item.stream;
   const int64_t heads = int64_t{parameters.batch} * parameters.heads;
-  const int64_t at =
-      (int64_t{item.example} * parameters.heads + item.head) * stream.rows + row;
+  const int64_t at = (int64_t{item.example} * parameters.heads + item.head) * stream.rows + row;
   stream.lse[at] = (shift + log2_sum) * kLn2;
   stream.stats[at] = shift;
   stream.stats[heads * stream.rows + at] = log2_sum;
@@ -332,7 +335,8 @@ MBT_DEVICE void store_out(const ForwardParameters& parameters, const ForwardMemo
   named_barrier_sync(1 + group, kWarpGroup);  // all have multiplied by the queries
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int own = 16 * warp + lane / 4 + 8 * half, row = item.first_row + group * kGroupRows + own;
+    const int own = 16 * warp + lane / 4 + 8 * half;
+    const int row = item.first_row + group * kGroupRows + own;
     const bool is_valid = item.rows.is_valid(row);
     const float sum = softmax.whole_sum(half);
     const float factor = is_valid ? 1.0f / sum : 0.0f;
@@ -361,8 +365,8 @@ MBT_DEVICE void store_out(const ForwardParameters& parameters, const ForwardMemo
 template <class Element, int kDim, int kTile>
 MBT_DEVICE void consume_item(const ForwardParameters& parameters, const ForwardMemory<kDim>& memory,
                              const ForwardItem& item, ForwardRings& rings, int group) {
-  Consumer<Element, kDim, kTile> consumer = {parameters, memory, item, rings, group,
-                                             KeyTiles<kTile>(item.rows, item.is_needed())};
+  Consumer<Element, kDim, kTile> consumer = {
+      parameters, memory, item, rings, group, KeyTiles<kTile>(item.rows, item.is_needed())};
   const int first = item.first_row + group * kGroupRows;
   const bool is_needed = item.rows.any_valid(first, kGroupRows);
   if (consumer.tiles.count > 0) barrier_wait(memory.queries_full(), rings.queries);
@@ -383,6 +387,10 @@ MBT_DEVICE void consume_item(const ForwardParameters& parameters, const ForwardM
 
 template <int kDim>
 MBT_DEVICE void produce(const ForwardParameters& parameters, const ForwardMemory<kDim>& memory) {
+  for (int m = 0; m < parameters.stream_count; ++m) {
+    prefetch_tensor_map(parameters.streams[m].queries);
+    prefetch_tensor_map(parameters.streams[m].keys);
+  }
   ForwardRings rings;
   for (int number = block_index(); number < parameters.items; number += grid_size()) {
     const ForwardItem item = forward_item(parameters, number);

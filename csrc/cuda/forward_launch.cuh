@@ -1,5 +1,5 @@
-// The forward's launch for one element and one head dimension. Each has a translation unit of its own,
-// so that they compile side by side.
+// The forward's launch for one element and one head dimension. Each has a translation unit of its
+// own, so that they compile side by side.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@ namespace mbt_fast::cuda {
 template <class Element, int kDim>
 void launch_forward(const ForwardParameters& parameters, void* queue) {
   const int grid = std::min(parameters.items, multiprocessors());
-  launch(attention_forward_kernel<Element, kDim>, grid, kForwardThreads, ForwardMemory<kDim>::kBytes,
-         queue, parameters);
+  launch(attention_forward_kernel<Element, kDim>, grid, kForwardThreads,
+         ForwardMemory<kDim>::kBytes, queue, parameters);
 }
 
 template <class Element>

@@ -1,4 +1,4 @@
-// The functions of hopper.cuh but wgmma, as inline PTX. Names of instructions are those of the PTX ISA.
+// The functions of hopper.cuh but wgmma, as inline PTX.
 #pragma once
 
 namespace mbt_fast::cuda {
@@ -51,7 +51,7 @@ MBT_DEVICE float shuffle_xor(float value, int lanes) {
 }
 MBT_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffff, value, lane); }
 
-// A value that all threads of the warp share; the compiler learns that branches on it do not diverge.
+// A value that all threads of the warp share: the compiler learns that branches do not diverge.
 MBT_DEVICE int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
 
 MBT_DEVICE void barrier_init(SharedAddress barrier, int arrivals) {
@@ -97,16 +97,17 @@ MBT_DEVICE void tensor_load(SharedAddress to, const TensorMap& map, SharedAddres
 MBT_DEVICE void tensor_store(const TensorMap& map, SharedAddress from, int x0, int x1, int x2,
                              int x3, int x4) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(
-          &map),
+      "cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::
+          "l"(&map),
       "r"(from), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
       : "memory");
 }
 // to[i] += from[i] for `bytes` / 4 floats; atomic, in no order.
 MBT_DEVICE void bulk_add(float* to, SharedAddress from, uint32_t bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
-               "r"(from), "r"(bytes)
-               : "memory");
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+      "r"(from), "r"(bytes)
+      : "memory");
 }
 MBT_DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until at most kPending groups of this thread have not yet read their shared memory.
@@ -120,9 +121,7 @@ MBT_DEVICE void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
 }
 // Orders this thread's stores to shared memory before what wgmma and the copy engine do with it.
-MBT_DEVICE void fence_async_proxy() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
+MBT_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 template <int kRegisters>
 MBT_DEVICE void take_registers() {

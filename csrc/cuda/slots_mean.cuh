@@ -42,7 +42,8 @@ MBT_DEVICE Words mean_words(const float (&sums)[8], float factor) {
 }
 
 template <class Element>
-MBT_KERNEL(kMeanThreads) slots_mean_kernel(MBT_PARAMETERS MeanParameters parameters) {
+MBT_KERNEL(kMeanThreads)
+slots_mean_kernel(MBT_PARAMETERS MeanParameters parameters) {
   const int number = block_index() * kMeanThreads + thread_index();
   const int row = number / parameters.row_words, word = number % parameters.row_words;
   const int example = row / parameters.slots, slot = row % parameters.slots;
@@ -55,7 +56,8 @@ MBT_KERNEL(kMeanThreads) slots_mean_kernel(MBT_PARAMETERS MeanParameters paramet
     add_words<Element>(sums, static_cast<const Words*>(stream.kept)[number]);
     ++present;
   }
-  const Words mean = mean_words<Element>(sums, 1.0f / static_cast<float>(present > 0 ? present : 1));
+  const Words mean =
+      mean_words<Element>(sums, 1.0f / static_cast<float>(present > 0 ? present : 1));
   for (int m = 0; m < parameters.stream_count; ++m) {
     const MeanStream& stream = parameters.streams[m];
     const Rows rows = rows_of(stream.rows, parameters.slots, stream.lengths, example);

@@ -1,8 +1,8 @@
 // Softmax of the two rows of which a thread holds a part, as scores come tile by tile.
 //
 // The four threads of a quad share a row. exp2 of fma(score, scale, -shift), with shift the rounded
-// product of maximum and scale: its error is a factor that all terms of a row have in common, and the
-// statistics that are kept for the backward hold the same shift.
+// product of maximum and scale: its error is a factor that all terms of a row have in common, and
+// the statistics that are kept for the backward hold the same shift.
 #pragma once
 
 #include <math.h>

@@ -44,7 +44,8 @@ inline void check_tensor_map(const std::string& name, const TensorMapArguments& 
     must(stride > 0 && stride % 16 == 0, "have strides of a multiple of 16 bytes", stride);
     must(stride < uint64_t{1} << 40, "have strides below 2^40 bytes", stride);
   }
-  for (const uint32_t side : map.box) must(side >= 1 && side <= 256, "have a box of 1 to 256", side);
+  for (const uint32_t side : map.box)
+    must(side >= 1 && side <= 256, "have a box of 1 to 256", side);
   const uint32_t width = map.box[0] * element_bytes(map.element);
   must(width % 16 == 0, "have a box of a multiple of 16 bytes", width);
   must(!map.swizzle || width == 128, "have a box of 128 bytes", width);

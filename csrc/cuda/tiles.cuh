@@ -68,8 +68,8 @@ struct KeyTiles {
   }
 };
 
-// The sizes of key tiles there are, the largest first: what registers and two stages allow. A kernel
-// with all of 176, 144 and 128 for 128 channels spills; each alone does not.
+// The sizes of key tiles there are, the largest first: what registers and two stages allow. For 128
+// channels a kernel with 176, 144 and 128 spills, though with each alone it does not.
 // 1573 rows are 9 x 176 or 11 x 144 but for 11 rows, and 405 are 2 x 208.
 template <int kDim>
 struct KeyTileSizes;
@@ -107,9 +107,12 @@ struct Constant {
 template <int kDim, class Work>
 MBT_DEVICE void with_key_tile(int key_tile, const Work& work) {
   using Sizes = KeyTileSizes<kDim>;
-  if (key_tile == Sizes::kLarge) work(Constant<Sizes::kLarge>());
-  else if (key_tile == Sizes::kMiddle) work(Constant<Sizes::kMiddle>());
-  else work(Constant<Sizes::kSmall>());
+  if (key_tile == Sizes::kLarge)
+    work(Constant<Sizes::kLarge>());
+  else if (key_tile == Sizes::kMiddle)
+    work(Constant<Sizes::kMiddle>());
+  else
+    work(Constant<Sizes::kSmall>());
 }
 
 }  // namespace mbt_fast::cuda

@@ -1,4 +1,4 @@
-// What tests/test_hopper_emulation.py calls: one kernel per instruction, and programs that misuse them.
+// What tests/test_hopper_emulation.py calls: a kernel per instruction, and programs that misuse it.
 #include <cstring>
 #include <string>
 
@@ -11,8 +11,12 @@ namespace {
 
 TensorMap matrix(void* base, int64_t rows, int64_t columns, uint32_t box_rows) {
   const uint64_t width = columns, height = rows, pitch = 2 * columns;
-  return make_tensor_map("matrix", {MapElement::kBfloat16, base, {width, height, 1, 1, 1},
-                                    {pitch, pitch, pitch, pitch}, {64, box_rows, 1, 1, 1}, true});
+  return make_tensor_map("matrix", {MapElement::kBfloat16,
+                                    base,
+                                    {width, height, 1, 1, 1},
+                                    {pitch, pitch, pitch, pitch},
+                                    {64, box_rows, 1, 1, 1},
+                                    true});
 }
 
 struct ProductCall {
@@ -96,7 +100,7 @@ void misuse(const std::string& name) {
   em::launch(1, 2 * kWarpGroup, kSharedMemory, [&] {
     const SharedAddress barrier = shared_memory(), panel = barrier + 1024;
     const uint64_t a = operand<Major::kK>(panel, 64, 0);
-    const auto multiply = [](float(&d)[32], uint64_t left, uint64_t right) {
+    const auto multiply = [](float (&d)[32], uint64_t left, uint64_t right) {
       wgmma<Bfloat16, Major::kK, Major::kK>(d, left, right, false);
     };
     float d[32] = {};
@@ -121,7 +125,8 @@ void misuse(const std::string& name) {
       barrier_arrive_expect(barrier, 64 * kPanelRowBytes);
       tensor_load(panel, map, barrier, 0, 0, 0, 0, 0);
     }
-    if (name == "box not aligned" && is_first) tensor_load(panel + 128, map, barrier, 0, 0, 0, 0, 0);
+    if (name == "box not aligned" && is_first)
+      tensor_load(panel + 128, map, barrier, 0, 0, 0, 0, 0);
     if (name == "store outlives block" && is_first) {
       bulk_add(sums, panel, 256);
       bulk_commit();

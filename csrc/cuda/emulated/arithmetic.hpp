@@ -1,4 +1,4 @@
-// Arithmetic of one thread: rounding to 16-bit elements and back, and the two functions in hardware.
+// Arithmetic of one thread: rounding to 16-bit elements and back, exp2 and log2.
 #pragma once
 
 #include <cmath>

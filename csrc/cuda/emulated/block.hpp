@@ -45,8 +45,12 @@ class Block {
   static constexpr uint32_t kFirstAddress = 1024;  // so that no pointer is 0
 
   Block(int index, int grid, int threads, uint32_t shared_bytes, uint32_t seed)
-      : index_(index), grid_(grid), random_(seed), shared_(shared_bytes, 0xff),
-        unfenced_(shared_bytes / 4, 0), fibers_(threads) {
+      : index_(index),
+        grid_(grid),
+        random_(seed),
+        shared_(shared_bytes, 0xff),
+        unfenced_(shared_bytes / 4, 0),
+        fibers_(threads) {
     if (seed == 0) timing_ = CopyTiming::kAtOnce;
     if (seed == 1) timing_ = CopyTiming::kAtLast;
   }
@@ -116,8 +120,8 @@ class Block {
   uint8_t* asynchronous_bytes(uint32_t address, uint32_t count) {
     uint8_t* found = bytes(address, count);
     if (stored_.empty()) return found;
-    for (uint32_t word = (address - kFirstAddress) / 4; word < (address - kFirstAddress + count) / 4;
-         ++word)
+    const uint32_t first = (address - kFirstAddress) / 4;
+    for (uint32_t word = first; word < first + count / 4; ++word)
       require(unfenced_[word] == 0, "a store to shared memory has no fence_async_proxy behind it");
     return found;
   }
@@ -189,8 +193,8 @@ class Block {
     }
     std::string text = "block " + std::to_string(index_) + ": deadlock";
     for (const auto& [what, entry] : waiting)
-      text += "; " + std::to_string(entry.second) + " threads from " +
-              std::to_string(entry.first) + " wait for " + what;
+      text += "; " + std::to_string(entry.second) + " threads from " + std::to_string(entry.first) +
+              " wait for " + what;
     return text;
   }
 

@@ -58,7 +58,9 @@ inline void sync_threads() {
   named_barrier_sync(0, block.threads());
   ++block.self().syncs;
 }
-inline void sync_warp() { emulated::meetings().warps[thread_index() / kWarp].sync(kWarp, "its warp"); }
+inline void sync_warp() {
+  emulated::meetings().warps[thread_index() / kWarp].sync(kWarp, "its warp");
+}
 
 inline float shuffle(float value, int lane) {
   auto& exchanged = emulated::meetings().exchanged[thread_index() / kWarp];

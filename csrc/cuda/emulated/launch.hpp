@@ -14,8 +14,7 @@ inline Settings settings;
 
 inline void launch(int grid, int threads, uint32_t shared_bytes, std::function<void()> kernel) {
   for (int index = 0; index < grid; ++index) {
-    const auto block =
-        std::make_unique<Block>(index, grid, threads, shared_bytes, settings.seed);
+    const auto block = std::make_unique<Block>(index, grid, threads, shared_bytes, settings.seed);
     block->run([&kernel] {
       kernel();
       check_finished();

@@ -61,7 +61,7 @@ inline const TensorMapArguments& arguments(const TensorMap& map) {
   return *reinterpret_cast<const TensorMapArguments*>(map.words);
 }
 
-// Calls visit(offset in shared memory, address in global memory or none) for every element of a box.
+// Calls visit(offset in shared memory, address in global memory or none) for elements of a box.
 template <class Visit>
 void for_box(const TensorMapArguments& map, const int (&at)[kMapRank], const Visit& visit) {
   const uint32_t size = element_bytes(map.element);
@@ -180,8 +180,10 @@ inline void tensor_load(SharedAddress to, const TensorMap& map, SharedAddress at
     const int x[kMapRank] = {x0, x1, x2, x3, x4};
     const uint32_t size = element_bytes(box.element);
     emulated::for_box(box, x, [&](uint32_t offset, const uint8_t* global) {
-      if (global) std::memcpy(place + offset, global, size);
-      else std::memset(place + offset, 0, size);
+      if (global)
+        std::memcpy(place + offset, global, size);
+      else
+        std::memset(place + offset, 0, size);
     });
     barrier.bytes -= bytes;
     barrier.advance();

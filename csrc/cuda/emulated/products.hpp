@@ -55,9 +55,9 @@ inline uint32_t operand_address(uint64_t descriptor, Major major, int mn, int k)
   const uint32_t leading = static_cast<uint32_t>(descriptor >> 16 & 0x3fff) << 4;
   const uint32_t stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
   const uint32_t linear =
-      major == Major::kK ? start + mn / 8 * stride + mn % 8 * kPanelRowBytes + k * 2
-                         : start + mn / 64 * leading + mn % 64 * 2 + k / 8 * stride +
-                               k % 8 * kPanelRowBytes;
+      major == Major::kK
+          ? start + mn / 8 * stride + mn % 8 * kPanelRowBytes + k * 2
+          : start + mn / 64 * leading + mn % 64 * 2 + k / 8 * stride + k % 8 * kPanelRowBytes;
   return linear ^ (linear >> 3 & 0x70);
 }
 
@@ -97,7 +97,8 @@ inline uint64_t checksum(const Operands& operands) {
   const auto add = [&](const std::vector<float>& values) {
     for (const float value : values) sum = sum * 0x9e3779b97f4a7c15 + bits_of(value);
   };
-  if (!operands.has_registers) add(read_operand(operands.a, operands.a_major, 64, operands.is_half));
+  if (!operands.has_registers)
+    add(read_operand(operands.a, operands.a_major, 64, operands.is_half));
   add(read_operand(operands.b, operands.b_major, operands.columns, operands.is_half));
   return sum;
 }
@@ -107,8 +108,10 @@ inline void compute(Product& product) {
   const int columns = operands.columns;
   Block::current().require(checksum(operands) == product.checksum,
                            "shared memory was changed under a product in flight");
-  if (!operands.accumulates) product.d.assign(64 * columns, 0.0f);
-  else if (product.before) product.d = product.before->d;
+  if (!operands.accumulates)
+    product.d.assign(64 * columns, 0.0f);
+  else if (product.before)
+    product.d = product.before->d;
   product.before.reset();
   const std::vector<float> a = read_a(product);
   const std::vector<float> b =
@@ -239,7 +242,9 @@ inline void issue(float* d, const uint32_t* a, const Operands& operands) {
 
 namespace mbt_fast::cuda {
 
-inline void wgmma_fence() { emulated::warp_group().lane(emulated::lane_of_group()).is_fenced = true; }
+inline void wgmma_fence() {
+  emulated::warp_group().lane(emulated::lane_of_group()).is_fenced = true;
+}
 inline void wgmma_commit() {
   emulated::Lane& lane = emulated::warp_group().lane(emulated::lane_of_group());
   lane.groups.push_back(lane.issued);
