@@ -92,12 +92,12 @@ class Backend:
             reasons.append(f"it does not implement {call.op}")
         if self.device_type not in (None, call.device.type):
             reasons.append(f"device is {call.device.type}, needs {self.device_type}")
-        elif self.min_capability is not None and call.device.type == "cuda":
+        elif (self.min_capability or self.major) and call.device.type == "cuda":
             have = torch.cuda.get_device_capability(call.device)
-            if have < self.min_capability:
+            if self.min_capability is not None and have < self.min_capability:
                 need = _dots(self.min_capability)
                 reasons.append(f"compute capability is {_dots(have)}, needs at least {need}")
-            elif self.major not in (None, have[0]):
+            if self.major not in (None, have[0]):
                 reasons.append(f"compute capability is {_dots(have)}, needs {self.major}.x")
         if self.dtypes is not None and call.dtype not in self.dtypes:
             reasons.append(f"dtype is {call.dtype}, needs {_names(self.dtypes)}")
@@ -147,16 +147,16 @@ CPU_WINS_IN: dict[str, dict[torch.dtype, int]] = {
 }
 CPU_OPS = ATTENTION | LAYER
 NATIVE, CUDA = native.MODULE, native.CUDA_MODULE
-SM_80, SM_90 = (8, 0), (9, 0)
-HEAD_DIMS = frozenset({64, 128})
+SM_80 = (8, 0)
+CUDA_HEAD_DIMS = frozenset({64, 128})
 TRITON_ON = "cpu" if INTERPRET else "cuda"
 TRITON_DTYPES = frozenset({torch.float16, torch.float32}) if INTERPRET else KERNEL_DTYPES
 
 # fmt: off
 BACKENDS = (
     #       name         ops        device     dtypes         compute requires
-    Backend("cuda",      ATTENTION, "cuda",    HALF,          SM_90,  CUDA,     major=9,
-            head_dims=HEAD_DIMS, unmeasured=True),
+    Backend("cuda",      ATTENTION, "cuda",    HALF,          None,   CUDA,     major=9,
+            head_dims=CUDA_HEAD_DIMS, unmeasured=True),
     Backend("triton",    ATTENTION, TRITON_ON, TRITON_DTYPES, SM_80,  "triton", unmeasured=True),
     Backend("cpu",       CPU_OPS,   "cpu",     KERNEL_DTYPES, None,   NATIVE,   wins_from=48,
             wins_in=CPU_WINS_IN),

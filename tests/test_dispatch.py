@@ -34,6 +34,21 @@ def test_a_row_answers_with_every_reason():
     assert row.reasons(None) == []
 
 
+@pytest.mark.parametrize(("have", "reasons"), [((9, 0), 0), ((8, 0), 1), ((10, 0), 1)])
+def test_machine_code_for_one_architecture_runs_on_no_other(monkeypatch, have, reasons):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: have)
+    row = dispatch.Backend("x", dispatch.EVERY, "cuda", major=9, head_dims=frozenset({64, 128}))
+    call = dispatch.Call(CALL.op, torch.device("cuda"), torch.float16, head_dim=64)
+    expected = [f"compute capability is {have[0]}.0, needs 9.x"]
+    assert row.reasons(call) == expected[:reasons]
+
+
+def test_a_head_dimension_without_a_kernel_is_a_reason():
+    row = dispatch.Backend("x", dispatch.EVERY, head_dims=frozenset({64, 128}))
+    call = dispatch.Call.of(CALL.op, [torch.zeros(1, 9, 3, 2, 80)])
+    assert row.reasons(call) == ["head dimension is 80, needs 64 or 128"]
+
+
 def test_auto_takes_a_row_from_the_length_on_where_it_wins(monkeypatch):
     rows = (
         dispatch.Backend("kernel", dispatch.EVERY, wins_from=32),
