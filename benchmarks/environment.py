@@ -63,7 +63,7 @@ def tree_hash() -> str:
         f"{name}/{path.relative_to(folder)}": path
         for name, folder in folders.items()
         for path in folder.rglob("*")
-        if path.suffix in (".py", ".cpp", ".hpp")
+        if path.suffix in (".py", ".cpp", ".hpp", ".cu", ".cuh")
     }
     digest = hashlib.sha256()
     for name in sorted(files):
