@@ -2,9 +2,9 @@
 
 In order, each step with a limit of its own and 9 minutes in all; a step that fails does not stop
 the next. (1) the CUDA kernels are built, (2) correctness of every kernel and of what guards the
-benchmarks, (3) compute-sanitizer on a small set, (4) every entry of ``benchmarks.registry`` that is
-for a GPU. DIR gets ``suite.json`` with the end of every log, a document per entry, and, if the tests
-passed on a GPU, ``verified.json``, which belongs in ``kernels/``.
+benchmarks, (3) compute-sanitizer on a small set, (4) every entry of ``benchmarks.registry`` that
+is for a GPU. DIR gets ``suite.json`` with the end of every log, a document per entry, and, if the
+tests passed on a GPU, ``verified.json``, which belongs in ``kernels/``.
 
 Needs no installation: it runs a copy of the sources, laid out as they are installed. Outside a
 checkout ``MBT_FAST_COMMIT`` says which commit they are of. Without a GPU it rehearses: the tests

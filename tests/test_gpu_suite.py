@@ -14,7 +14,7 @@ def test_limits_add_up_to_nine_minutes(tmp_path):
 
 
 def test_the_guards_of_every_entry_are_among_the_tests(tmp_path):
-    tests, *_, benchmarks = gpu_suite.steps(tmp_path, gpu=True, tree="hash")
+    _, tests, *_, benchmarks = gpu_suite.steps(tmp_path, gpu=True, tree="hash")
     named = {f"tests/{part.rpartition('/')[2]}" for part in tests.command if part.endswith(".py")}
     for entry in registry.ENTRIES:
         if "cuda" in entry.seconds:
