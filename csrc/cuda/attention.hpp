@@ -27,6 +27,16 @@ struct StreamForward : Stream {
   void* kept;    // [B, P, H, D]: slots before the shared update; none where there is no such update
 };
 
+struct StreamBackward : Stream {
+  const void *out, *kept;  // of the forward
+  const float* stats;
+  void* dout;  // [B, S, H, D]
+  int64_t dout_stride_batch, dout_stride_row, dout_stride_head;
+  const float* dlse;  // [B, H, S], or none
+  float* workspace;   // backward_workspace() floats
+  void* dqkv;         // [B, S, 3, H, D], contiguous
+};
+
 // What all streams have in common.
 struct Call {
   bool is_half;                      // float16, or else bfloat16
@@ -38,6 +48,14 @@ struct Call {
 // Raises std::invalid_argument for what the kernels cannot run, before anything is launched, and
 // std::runtime_error for what CUDA says.
 void attention_forward(const Call& call, const std::vector<StreamForward>& streams);
+
+// How many floats of memory a stream of `rows` rows needs.
+int64_t backward_workspace(const Call& call, int64_t rows, bool is_deterministic);
+
+// Raises as the forward does. `dslots` is room for [B, P, H, D] where there is a shared update, else
+// none. Deterministic results are the same at every repetition, bit by bit.
+void attention_backward(const Call& call, const std::vector<StreamBackward>& streams, void* dslots,
+                        bool is_deterministic);
 
 // Bytes of shared memory that a launch asks for, by the kernel's name and its head dimension.
 std::map<std::string, uint32_t> shared_memory_of_kernels();

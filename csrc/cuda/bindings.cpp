@@ -42,6 +42,22 @@ StreamForward stream_forward(Pointer qkv, const std::array<int64_t, 4>& strides,
   return {stream, to<void>(out), to<float>(lse), to<float>(stats), to<void>(kept)};
 }
 
+StreamBackward stream_backward(Pointer qkv, const std::array<int64_t, 4>& strides, int64_t rows,
+                               Pointer lengths, Pointer out, Pointer kept, Pointer stats,
+                               Pointer dout, const std::array<int64_t, 3>& dout_strides,
+                               Pointer dlse, Pointer workspace, Pointer dqkv) {
+  const Stream stream = {to<void>(qkv), strides[0], strides[1], strides[2], strides[3],
+                         rows,          to<int32_t>(lengths)};
+  return {stream,           to<void>(out),   to<void>(kept),  to<float>(stats),    to<void>(dout),
+          dout_strides[0],  dout_strides[1], dout_strides[2], to<float>(dlse), to<float>(workspace),
+          to<void>(dqkv)};
+}
+
+void backward(const Call& call, const std::vector<StreamBackward>& streams, Pointer dslots,
+              bool is_deterministic) {
+  attention_backward(call, streams, to<void>(dslots), is_deterministic);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -64,6 +80,14 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<StreamForward>(m, "StreamForward", local)
       .def(py::init(&stream_forward), py::arg("qkv"), py::arg("strides"), py::arg("rows"),
            py::arg("lengths"), py::arg("out"), py::arg("lse"), py::arg("stats"), py::arg("kept"));
+  py::class_<StreamBackward>(m, "StreamBackward", local)
+      .def(py::init(&stream_backward), py::arg("qkv"), py::arg("strides"), py::arg("rows"),
+           py::arg("lengths"), py::arg("out"), py::arg("kept"), py::arg("stats"), py::arg("dout"),
+           py::arg("dout_strides"), py::arg("dlse"), py::arg("workspace"), py::arg("dqkv"));
   m.def("bottleneck_attention_fwd", &attention_forward, py::arg("call"), py::arg("streams"),
         no_gil);
+  m.def("bottleneck_attention_bwd", &backward, py::arg("call"), py::arg("streams"),
+        py::arg("dslots"), py::arg("is_deterministic"), no_gil);
+  m.def("backward_workspace", &backward_workspace, py::arg("call"), py::arg("rows"),
+        py::arg("is_deterministic"));
 }

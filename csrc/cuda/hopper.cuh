@@ -17,6 +17,13 @@ struct alignas(16) Words {
   uint32_t x, y, z, w;
 };
 
+struct alignas(16) Floats {
+  float x, y, z, w;
+};
+struct alignas(8) Pair {
+  float x, y;
+};
+
 // The elements of matrices. Only their bits are stored.
 struct Bfloat16 {};
 struct Float16 {};

@@ -24,6 +24,19 @@ MBT_DEVICE void store_shared(SharedAddress to, const Words& value) {
                "r"(value.z), "r"(value.w)
                : "memory");
 }
+MBT_DEVICE void store_shared(SharedAddress to, const Floats& value) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(value.x), "f"(value.y),
+               "f"(value.z), "f"(value.w)
+               : "memory");
+}
+MBT_DEVICE Pair load_shared_pair(SharedAddress from) {
+  Pair value;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+               : "=f"(value.x), "=f"(value.y)
+               : "r"(from)
+               : "memory");
+  return value;
+}
 MBT_DEVICE float load_shared_float(SharedAddress from) {
   float value;
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
@@ -53,6 +66,12 @@ MBT_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffff,
 
 // A value that all threads of the warp share: the compiler learns that branches do not diverge.
 MBT_DEVICE int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
+// The same value, of which the compiler keeps nothing in registers that it computed before.
+MBT_DEVICE int computed_here(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 MBT_DEVICE void barrier_init(SharedAddress barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -92,6 +111,15 @@ MBT_DEVICE void tensor_load(SharedAddress to, const TensorMap& map, SharedAddres
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to),
       "l"(&map), "r"(barrier), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
+      : "memory");
+}
+// `bytes` of contiguous memory; addresses and sizes are multiples of 16.
+MBT_DEVICE void bulk_load(SharedAddress to, const float* from, uint32_t bytes,
+                          SharedAddress barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          to),
+      "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
 MBT_DEVICE void tensor_store(const TensorMap& map, SharedAddress from, int x0, int x1, int x2,

@@ -80,6 +80,8 @@ inline int uniform(int value) {
   return value;
 }
 
+inline int computed_here(int value) { return value; }
+
 // setmaxnreg: all warps of a group, to a multiple of 8.
 template <int kRegisters>
 void take_registers() {

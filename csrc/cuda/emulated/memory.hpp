@@ -132,6 +132,7 @@ T load_shared(SharedAddress from) {
   return value;
 }
 inline float load_shared_float(SharedAddress from) { return load_shared<float>(from); }
+inline Pair load_shared_pair(SharedAddress from) { return load_shared<Pair>(from); }
 inline Words load_shared_words(SharedAddress from) { return load_shared<Words>(from); }
 inline void fence_async_proxy() { emulated::Block::current().fence_stores(); }
 
@@ -185,6 +186,20 @@ inline void tensor_load(SharedAddress to, const TensorMap& map, SharedAddress at
       else
         std::memset(place + offset, 0, size);
     });
+    barrier.bytes -= bytes;
+    barrier.advance();
+  });
+}
+inline void bulk_load(SharedAddress to, const float* from, uint32_t bytes, SharedAddress at) {
+  emulated::Block& block = emulated::Block::current();
+  emulated::Barrier& barrier = emulated::barrier(at);
+  block.require(barrier.is_fenced, "the copy engine is given an mbarrier without a fence");
+  block.require(to % 16 == 0 && bytes % 16 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0,
+                "a bulk copy is not in units of 16 bytes");
+  uint8_t* place = block.asynchronous_bytes(to, bytes);
+  std::memset(place, 0xff, bytes);
+  block.start_copy([=, &barrier] {
+    std::memcpy(place, from, bytes);
     barrier.bytes -= bytes;
     barrier.advance();
   });

@@ -1,0 +1,3 @@
+#include "backward_launch.cuh"
+
+template void mbt_fast::cuda::launch_backward<mbt_fast::cuda::Float16, 128>(const BackwardParameters&, void*);
