@@ -1,4 +1,7 @@
-"""The CUDA kernels on emulated instructions: ``mbt_fast._cuda`` built by the C++ compiler alone."""
+"""The CUDA kernels in tests: on a GPU, or else on emulated instructions.
+
+The latter is ``mbt_fast._cuda`` built by the C++ compiler alone.
+"""
 
 import importlib.util
 import os
@@ -10,6 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
+from attention_cases import DEVICE, Case
+
 from mbt_fast import dispatch, native
 from mbt_fast.cuda import arguments
 
@@ -18,7 +25,45 @@ COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 WARNINGS = ["-Wno-unknown-pragmas", "-Wno-psabi"]
 FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, "-x", "c++", "-c"]
 SEEDS = (0, 1, 2)  # copies complete at once, as late as can be, and in any order
-HAS_COMPILER = shutil.which(COMPILER[0]) is not None
+ON_GPU = DEVICE.type == "cuda"
+
+
+def why_not():
+    """Reasons why the kernels cannot run here."""
+    if not ON_GPU:
+        return [] if shutil.which(COMPILER[0]) else ["no C++ compiler"]
+    if torch.cuda.get_device_capability()[0] != 9:
+        return ["the GPU is no Hopper"]
+    return native.why_no_cuda_kernels()
+
+
+skip_without = pytest.mark.skipif(bool(why_not()), reason="; ".join(why_not()) or "-")
+
+CASES = {
+    "one-row": Case(1, (1,), 0, 1, 64),
+    "two-heads-of-70": Case(1, (66,), 4, 2, 64),  # a second warp group with 6 rows
+    "whole-tiles": Case(1, (128,), 0, 1, 64),
+    "64-rows-in-the-last-tile": Case(1, (188,), 4, 1, 64),
+    "three-streams": Case(2, (29, 61, 5), 4, 2, 64),
+    "only-slots": Case(1, (0, 6), 4, 1, 64),
+    "no-rows-in-one": Case(1, (0, 30), 0, 1, 64),
+    "padding": Case(3, (401, 60), 4, 1, 64, ((401, 5, 200), (2, 60, 9))),
+    "absent-stream": Case(3, (140, 60), 4, 1, 64, ((0, 140, 4), (60, 0, 3))),
+    "all-absent": Case(2, (50, 40), 2, 1, 64, ((0, 50), (0, 40))),
+    "absent-without-slots": Case(2, (60, 80), 0, 1, 64, ((0, 60), (3, 0))),
+    "slots-across-two-tiles": Case(2, (170,), 20, 1, 64, ((170, 3),)),
+    "small-wide": Case(1, (50, 108), 4, 1, 128),
+    "padding-wide": Case(2, (300, 60), 4, 2, 128, ((20, 300), (60, 0))),
+}
+
+
+def poison_padding(case, qkv):
+    """NaN, which any use of padding would spread."""
+    for stream, own, lengths in zip(qkv, case.own, case.lengths, strict=True):
+        for example, length in enumerate(lengths):
+            stream[example, length:own] = torch.nan
+            if length == 0:
+                stream[example] = torch.nan
 
 
 def build(folder):
@@ -44,7 +89,12 @@ def build(folder):
 
 
 def install(module, monkeypatch):
-    """Let backend 'cuda' run on CPU tensors, by the emulation."""
+    """Let backend 'cuda' run on CPU tensors, by the emulation; on a GPU there is nothing to do.
+
+    Returns a function that sets when copies complete, and the number of multiprocessors.
+    """
+    if ON_GPU:
+        return lambda seed, multiprocessors: None
     rows = [
         replace(row, device_type="cpu") if row.name == "cuda" else row for row in dispatch.BACKENDS
     ]
@@ -52,3 +102,5 @@ def install(module, monkeypatch):
     monkeypatch.setattr(arguments, "DEVICE", "cpu")
     monkeypatch.setattr(native, "cuda_module", lambda: module)
     monkeypatch.setitem(dispatch._MISSING, native.CUDA_MODULE, [])
+    module.emulate(1, 2)
+    return module.emulate

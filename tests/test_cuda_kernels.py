@@ -7,54 +7,21 @@ import hopper
 import pytest
 import torch
 from attention_cases import DEVICE, Case, make_lengths, make_qkv
+from hopper import CASES, ON_GPU, poison_padding
 
 from mbt_fast import bottleneck_attention, native
 from mbt_fast.cuda.bottleneck_attention import bottleneck_attention_fwd
 from mbt_fast.dispatch import BackendError
 from mbt_fast.testing import assert_close_to_exact
 
-ON_GPU = DEVICE.type == "cuda"
-WHY_NOT = native.why_no_cuda_kernels() if ON_GPU else []
-if not ON_GPU and not hopper.HAS_COMPILER:
-    WHY_NOT = ["no C++ compiler"]
-elif ON_GPU and torch.cuda.get_device_capability()[0] != 9:
-    WHY_NOT = ["the GPU is no Hopper"]
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason="; ".join(WHY_NOT) or "-")
+pytestmark = hopper.skip_without
 DTYPES = [torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
-CASES = {
-    "one-row": Case(1, (1,), 0, 1, 64),
-    "two-heads-of-70": Case(1, (66,), 4, 2, 64),  # a second warp group with 6 rows
-    "whole-tiles": Case(1, (128,), 0, 1, 64),
-    "64-rows-in-the-last-tile": Case(1, (188,), 4, 1, 64),
-    "three-streams": Case(2, (29, 61, 5), 4, 2, 64),
-    "only-slots": Case(1, (0, 6), 4, 1, 64),
-    "no-rows-in-one": Case(1, (0, 30), 0, 1, 64),
-    "padding": Case(3, (401, 60), 4, 1, 64, ((401, 5, 200), (2, 60, 9))),
-    "absent-stream": Case(3, (140, 60), 4, 1, 64, ((0, 140, 4), (60, 0, 3))),
-    "all-absent": Case(2, (50, 40), 2, 1, 64, ((0, 50), (0, 40))),
-    "absent-without-slots": Case(2, (60, 80), 0, 1, 64, ((0, 60), (3, 0))),
-    "slots-across-two-tiles": Case(2, (170,), 20, 1, 64, ((170, 3),)),
-    "small-wide": Case(1, (50, 108), 4, 1, 128),
-    "padding-wide": Case(2, (300, 60), 4, 2, 128, ((20, 300), (60, 0))),
-}
-
-
-@pytest.fixture(scope="module")
-def module(tmp_path_factory):
-    """What is tested: the extension, or its sources built for the emulation."""
-    return native.cuda_module() if ON_GPU else hopper.build(tmp_path_factory.mktemp("cuda"))
-
 
 @pytest.fixture(autouse=True)
-def emulate(module, monkeypatch):
-    """Sets when copies complete, and the number of multiprocessors; on a GPU, nothing."""
-    if ON_GPU:
-        return lambda seed, multiprocessors: None
-    hopper.install(module, monkeypatch)
-    module.emulate(1, 2)
-    return module.emulate
+def emulate(hopper_module, monkeypatch):
+    return hopper.install(hopper_module, monkeypatch)
 
 
 def assert_within_tolerance(case, dtype, update=None, scale=None, poison=False):
@@ -69,15 +36,6 @@ def assert_within_tolerance(case, dtype, update=None, scale=None, poison=False):
         results.append([*outs, *lses])
     for eager, exact, actual in zip(*results, strict=True):
         assert_close_to_exact(actual, eager.to(actual.dtype), exact)
-
-
-def poison_padding(case, qkv):
-    """NaN, which any use of padding would spread."""
-    for stream, own, lengths in zip(qkv, case.own, case.lengths, strict=True):
-        for example, length in enumerate(lengths):
-            stream[example, length:own] = torch.nan
-            if length == 0:
-                stream[example] = torch.nan
 
 
 @dtypes
@@ -207,13 +165,6 @@ def test_more_streams_than_a_kernel_takes_are_refused():
         bottleneck_attention(qkv, 1, backend="cuda")
 
 
-def test_gradients_are_refused():
-    (stream,) = make_qkv(CASES["one-row"], torch.bfloat16, requires_grad=True)
-    (out,) = bottleneck_attention([stream], 0, backend="cuda")
-    with pytest.raises(NotImplementedError, match="no backward yet"):
-        out.sum().backward()
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -223,14 +174,14 @@ def test_gradients_are_refused():
         ({"dtype": "float32"}, "dtype must be bfloat16 or float16, got 'float32'"),
     ],
 )
-def test_launcher_refuses_before_it_launches(module, changes, message):
+def test_launcher_refuses_before_it_launches(hopper_module, changes, message):
     memory = torch.zeros(4096, dtype=torch.bfloat16, device=DEVICE)
     dim = changes.get("dim", 64)
     with pytest.raises(ValueError, match=message):
-        module.bottleneck_attention_fwd(
-            module.Call(changes.get("dtype", "bfloat16"), (1, 1, 0, dim), 1.0, 0),
+        hopper_module.bottleneck_attention_fwd(
+            hopper_module.Call(changes.get("dtype", "bfloat16"), (1, 1, 0, dim), 1.0, 0),
             [
-                module.StreamForward(
+                hopper_module.StreamForward(
                     memory.data_ptr() + changes.get("address", 0),
                     (2 * 3 * dim, 3 * dim + changes.get("row", 0), dim, dim),
                     2, 0, memory.data_ptr(), memory.data_ptr(), memory.data_ptr(), 0,

@@ -25,20 +25,19 @@
 
 #include "attention.hpp"
 #include "launch.cuh"
+#include "pipeline.cuh"
 #include "tiles.cuh"
 
 namespace mbt_fast::cuda {
 
-constexpr float kLog2E = 1.44269504f;
 constexpr int kBackwardTile = 128;  // rows of an item
-constexpr int kBoxRows = 64;        // rows that the copy engine brings at a time, and of a warp group
 
 // Queries of a step along the queries. Registers allow no more.
 template <int kDim>
 constexpr int kQueryTileOf = kDim > 64 ? 64 : 128;
 
 struct BackwardStream {
-  TensorMap qkv, douts;  // boxes of kBoxRows rows
+  TensorMap qkv, douts;  // boxes of kGroupRows rows
   const void *out, *kept, *dout;
   int64_t dout_batch, dout_row, dout_head;  // strides in elements
   const float *stats, *dlse;
@@ -54,7 +53,7 @@ struct BackwardParameters {
   void* dslots;  // [B, P, H, D]: gradient of the slots before the shared update; none without it
   int stream_count, items;
   int batch, heads, slots;
-  float scale;
+  float scale, log2_scale;  // and times log2(e)
 };
 
 struct BackwardItem {

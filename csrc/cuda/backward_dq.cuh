@@ -37,7 +37,7 @@ attention_backward_dq_kernel(MBT_PARAMETERS BackwardParameters parameters) {
   const BackwardItem item = backward_item(parameters, block_index());
   for (int i = thread_index(); i < kBackwardTile / 2 * kChunks; i += kDqThreads) {
     const int chunk = i % kChunks, row = i / kChunks % kRows, warp = i / kChunks / kRows;
-    store_dq<Element, kDim>(parameters, item, item.first_row + warp / 4 * kBoxRows, warp % 4, row,
+    store_dq<Element, kDim>(parameters, item, item.first_row + warp / 4 * kGroupRows, warp % 4, row,
                             chunk);
   }
 }

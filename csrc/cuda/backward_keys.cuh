@@ -26,7 +26,7 @@ struct KeysMemory {
   static constexpr uint32_t kStageBytes = kTileBytes<kDim, kQueryRows>;
   static constexpr uint32_t kStateBytes = 3 * kQueryRows * 4;
   static constexpr uint32_t kDsBytes = kBackwardTile * kQueryRows * 2;
-  static constexpr uint32_t kDqBytes = kBoxRows * 64 * 4;  // of a group
+  static constexpr uint32_t kDqBytes = kGroupRows * 64 * 4;  // of a group
   static constexpr uint32_t kKeys = 1024;
   static constexpr uint32_t kValues = kKeys + kKeyBytes;
   static constexpr uint32_t kQueries = kValues + kKeyBytes;
@@ -56,7 +56,6 @@ struct KeysMemory {
   MBT_DEVICE SharedAddress dq(int group) const { return base + kDq + group * kDqBytes; }
 
   MBT_DEVICE void init_barriers() const {
-    constexpr int kConsumerWarps = kConsumerThreads / kWarp;
     for (const SharedAddress full : {keys_full(), values_full()}) {
       barrier_init(full, 1);
       barrier_init(full + 8, kConsumerWarps);
@@ -123,7 +122,7 @@ template <class Element, int kDim, bool kAddsDq>
 struct KeysConsumer {
   using Memory = KeysMemory<kDim>;
   static constexpr int kQueryRows = Memory::kQueryRows;
-  static constexpr uint32_t kGroupBytes = kBoxRows * kPanelRowBytes;  // between rows of the groups
+  static constexpr uint32_t kGroupBytes = kGroupRows * kPanelRowBytes;  // between rows of the groups
   static constexpr uint32_t kPanelBytes = kBackwardTile * kPanelRowBytes;
 
   const BackwardParameters& parameters;
@@ -198,7 +197,7 @@ struct KeysConsumer {
   }
 
   MBT_DEVICE void to_probabilities() {
-    const float scale = parameters.scale * kLog2E;
+    const float scale = parameters.log2_scale;
     const SharedAddress own = memory.state(progress.stage()) + thread_index() % 4 * 8;
 #pragma unroll
     for (int chunk = 0; chunk < kQueryRows / 8; ++chunk) {
@@ -261,9 +260,9 @@ struct KeysConsumer {
                    Floats{dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]});
     fence_async_proxy();
     named_barrier_sync(1 + group, kWarpGroup);
-    const int first = steps.first_row(number) + (kDim > 64 ? 0 : group * kBoxRows);
+    const int first = steps.first_row(number) + (kDim > 64 ? 0 : group * kGroupRows);
     if (!is_first_of_group() || first >= item.rows.count) return;
-    float* to = sums + int64_t{kDim} * first + (kDim > 64 ? group * kBoxRows * 64 : 0);
+    float* to = sums + int64_t{kDim} * first + (kDim > 64 ? group * kGroupRows * 64 : 0);
     bulk_add(to, from, Memory::kDqBytes);
     bulk_commit();
   }
@@ -382,8 +381,9 @@ MBT_DEVICE void consume_keys_item(const BackwardParameters& parameters,
 }
 
 template <class Element, int kDim, bool kAddsDq>
-MBT_KERNEL(kBackwardThreads)
+MBT_KERNEL(kPipelineThreads)
 attention_backward_keys_kernel(MBT_PARAMETERS BackwardParameters parameters) {
+#if MBT_HAS_HOPPER
   const KeysMemory<kDim> memory = {shared_memory()};
   if (thread_index() == 0) memory.init_barriers();
   sync_threads();
@@ -401,6 +401,7 @@ attention_backward_keys_kernel(MBT_PARAMETERS BackwardParameters parameters) {
           parameters, memory, backward_item(parameters, number), progress, warp_group - 1);
     bulk_wait<0>();
   }
+#endif
 }
 
 }  // namespace mbt_fast::cuda

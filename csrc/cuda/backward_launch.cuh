@@ -17,14 +17,14 @@ void launch_backward(const BackwardParameters& parameters, void* queue) {
   launch(attention_backward_delta_kernel<Element, kDim>, parameters.items, kDeltaThreads, 0, queue,
          parameters);
   if (parameters.streams[0].dq_sums) {
-    launch(attention_backward_keys_kernel<Element, kDim, true>, blocks, kBackwardThreads, kKeysBytes,
+    launch(attention_backward_keys_kernel<Element, kDim, true>, blocks, kPipelineThreads, kKeysBytes,
            queue, parameters);
     launch(attention_backward_dq_kernel<Element, kDim>, parameters.items, kDqThreads, 0, queue,
            parameters);
   } else {
-    launch(attention_backward_keys_kernel<Element, kDim, false>, blocks, kBackwardThreads,
+    launch(attention_backward_keys_kernel<Element, kDim, false>, blocks, kPipelineThreads,
            kKeysBytes, queue, parameters);
-    launch(attention_backward_queries_kernel<Element, kDim>, blocks, kBackwardThreads,
+    launch(attention_backward_queries_kernel<Element, kDim>, blocks, kPipelineThreads,
            QueriesMemory<kDim>::kBytes, queue, parameters);
   }
 }

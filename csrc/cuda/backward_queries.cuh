@@ -32,7 +32,6 @@ struct QueriesMemory {
   MBT_DEVICE SharedAddress values(int stage) const { return base + kValues + stage * kBytesOfTile; }
 
   MBT_DEVICE void init_barriers() const {
-    constexpr int kConsumerWarps = kConsumerThreads / kWarp;
     barrier_init(rows_full(), 1);
     barrier_init(rows_empty(), kConsumerWarps);
     for (int stage = 0; stage < kStages; ++stage) {
@@ -121,7 +120,7 @@ struct QueriesConsumer {
 #pragma unroll
     for (int step = 0; step < kDim / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kK, Major::kK>(
-          d, operand<Major::kK>(queries + group * kBoxRows * kPanelRowBytes, kBackwardTile, step),
+          d, operand<Major::kK>(queries + group * kGroupRows * kPanelRowBytes, kBackwardTile, step),
           operand<Major::kK>(keys, kKeys, step), step > 0);
     wgmma_commit();
   }
@@ -150,7 +149,7 @@ struct QueriesConsumer {
   }
 
   MBT_DEVICE void to_probabilities(int number) {
-    const float scale = parameters.scale * kLog2E;
+    const float scale = parameters.log2_scale;
 #pragma unroll
     for (int i = 0; i < kKeys / 2; ++i)
       scores[i] = exp2_approx(fmaf(scores[i], scale, -shift[i / 2 % 2]) - log2_sum[i / 2 % 2]);
@@ -232,8 +231,9 @@ MBT_DEVICE void consume_queries_item(const BackwardParameters& parameters,
 }
 
 template <class Element, int kDim>
-MBT_KERNEL(kBackwardThreads)
+MBT_KERNEL(kPipelineThreads)
 attention_backward_queries_kernel(MBT_PARAMETERS BackwardParameters parameters) {
+#if MBT_HAS_HOPPER
   const QueriesMemory<kDim> memory = {shared_memory()};
   if (thread_index() == 0) memory.init_barriers();
   sync_threads();
@@ -250,6 +250,7 @@ attention_backward_queries_kernel(MBT_PARAMETERS BackwardParameters parameters) 
       consume_queries_item<Element>(parameters, memory, backward_item(parameters, number), rings,
                                     warp_group - 1);
   }
+#endif
 }
 
 }  // namespace mbt_fast::cuda

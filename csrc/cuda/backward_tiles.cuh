@@ -3,12 +3,9 @@
 #pragma once
 
 #include "backward.cuh"
-#include "forward.cuh"
 
 namespace mbt_fast::cuda {
 
-constexpr int kBackwardThreads = 3 * kWarpGroup;
-constexpr int kConsumerThreads = kConsumers * kWarpGroup;
 constexpr int kTileMended = 3;  // named barriers; 1 and 2 are the groups' own
 constexpr int kDsShared = 4;
 
@@ -20,7 +17,7 @@ template <int kDim, int kRows>
 MBT_DEVICE void load_boxes(SharedAddress to, const TensorMap& map, SharedAddress full, int first,
                            int head, int which, int example) {
   for (int panel = 0; panel < kDim / static_cast<int>(kPanelColumns); ++panel)
-    for (int row = 0; row < kRows; row += kBoxRows)
+    for (int row = 0; row < kRows; row += kGroupRows)
       tensor_load(to + (panel * kRows + row) * kPanelRowBytes, map, full, panel * kPanelColumns,
                   first + row, head, which, example);
 }
@@ -81,7 +78,7 @@ MBT_DEVICE void mend_dout(SharedAddress tile, const KeyTiles<kRows>& tiles,
 // Row of a tile that a register of this thread belongs to; `half` is 0 or 1.
 MBT_DEVICE int fragment_row(int group, int half) {
   const int lane = computed_here(thread_index()) % kWarpGroup;
-  return kBoxRows * group + lane / kWarp * 16 + lane % kWarp / 4 + 8 * half;
+  return kGroupRows * group + lane / kWarp * 16 + lane % kWarp / 4 + 8 * half;
 }
 
 // 64 x kDim registers of a warp group to rows of dqkv, by way of shared memory that is the group's
@@ -107,7 +104,7 @@ MBT_DEVICE void store_rows(const BackwardParameters& parameters, const BackwardI
     }
   }
   sync_warp();
-  const int first = kBoxRows * group + thread % kWarpGroup / kWarp * 16;
+  const int first = kGroupRows * group + thread % kWarpGroup / kWarp * 16;
   for (int i = lane; i < 16 * kChunks; i += kWarp) {
     const int row = first + i / kChunks, chunk = i % kChunks;
     if (item.first_row + row < item.rows.count)

@@ -13,15 +13,6 @@
 
 namespace mbt_fast::cuda {
 
-// A box of `rows` rows of all channels: panel after panel.
-template <int kDim>
-MBT_DEVICE void load_rows(SharedAddress to, const TensorMap& map, SharedAddress full, int rows,
-                          int first, int head, int which, int example) {
-  for (int panel = 0; panel < kDim / static_cast<int>(kPanelColumns); ++panel)
-    tensor_load(to + panel * rows * kPanelRowBytes, map, full, panel * kPanelColumns, first, head,
-                which, example);
-}
-
 template <int kDim, int kTile>
 MBT_DEVICE void produce_item(const ForwardMemory<kDim>& memory, const ForwardItem& item,
                              ForwardRings& rings) {
@@ -50,12 +41,6 @@ MBT_DEVICE void produce_item(const ForwardMemory<kDim>& memory, const ForwardIte
     rings.keys.advance();
     rings.values.advance();
   }
-}
-
-// One of the eight arrivals that make a buffer empty.
-MBT_DEVICE void release(SharedAddress empty) {
-  sync_warp();
-  if (thread_index() % kWarp == 0) barrier_arrive(empty);
 }
 
 // A consumer's state while it walks along the keys.
@@ -95,10 +80,10 @@ struct Consumer {
     const int end = (tiles.end_of_holes(first) - first) * 8;
     for (int panel = 0; panel < ForwardMemory<kDim>::kPanels; ++panel)
       for (int chunk = begin + thread_index() - kWarpGroup; chunk < end;
-           chunk += kConsumers * kWarpGroup)
+           chunk += kConsumerThreads)
         store_shared(values + panel * kTile * kPanelRowBytes + chunk * 16, Words{0, 0, 0, 0});
     fence_async_proxy();
-    named_barrier_sync(kValuesReady, kConsumers * kWarpGroup);
+    named_barrier_sync(kValuesReady, kConsumerThreads);
   }
 
   // out += probabilities values, asynchronously.
@@ -231,7 +216,7 @@ MBT_DEVICE void consume(const ForwardParameters& parameters, const ForwardMemory
 }
 
 template <class Element, int kDim>
-MBT_KERNEL(kForwardThreads)
+MBT_KERNEL(kPipelineThreads)
 attention_forward_kernel(MBT_PARAMETERS ForwardParameters parameters) {
 #if MBT_HAS_HOPPER
   const ForwardMemory<kDim> memory = {shared_memory()};

@@ -3,15 +3,12 @@
 
 #include "attention.hpp"
 #include "launch.cuh"
+#include "pipeline.cuh"
 #include "tiles.cuh"
 
 namespace mbt_fast::cuda {
 
-constexpr int kForwardThreads = 3 * kWarpGroup;
-constexpr int kConsumers = 2;  // warp groups
-constexpr int kGroupRows = 64;
 constexpr int kQueryTile = kConsumers * kGroupRows;
-constexpr int kStages = 2;  // of keys, and of values
 
 struct ForwardStream {
   TensorMap queries, keys;  // of qkv: boxes of 64 rows, and of a key tile
@@ -81,7 +78,6 @@ struct ForwardMemory {
   MBT_DEVICE SharedAddress values(int stage) const { return base + kValues + stage * kStageBytes; }
 
   MBT_DEVICE void init_barriers() const {
-    constexpr int kConsumerWarps = kConsumers * kWarpGroup / kWarp;
     barrier_init(queries_full(), 1);
     barrier_init(queries_empty(), kConsumerWarps);
     for (int stage = 0; stage < kStages; ++stage) {
@@ -91,19 +87,6 @@ struct ForwardMemory {
       barrier_init(values_empty(stage), kConsumerWarps);
     }
     fence_barrier_init();
-  }
-};
-
-// Place in a ring of buffers. A fresh barrier counts as having completed phase 1.
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-
-  MBT_DEVICE void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
   }
 };
 

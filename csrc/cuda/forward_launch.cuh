@@ -13,7 +13,7 @@ namespace mbt_fast::cuda {
 template <class Element, int kDim>
 void launch_forward(const ForwardParameters& parameters, void* queue) {
   const int grid = std::min(parameters.items, multiprocessors());
-  launch(attention_forward_kernel<Element, kDim>, grid, kForwardThreads,
+  launch(attention_forward_kernel<Element, kDim>, grid, kPipelineThreads,
          ForwardMemory<kDim>::kBytes, queue, parameters);
 }
 

@@ -1,7 +1,6 @@
 """Launchers of bottleneck attention on NVIDIA Hopper: all streams of a call at once."""
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -41,10 +40,7 @@ def bottleneck_attention_fwd(
         own_slots = list(slots) if kept else [None] * len(qkv)
         with device_of(qkv[0]):
             module.bottleneck_attention_fwd(
-                module.Call(
-                    str(dtype).removeprefix("torch."), (batch, heads, n_bottlenecks, head_dim),
-                    scale, queue_of(qkv[0]),
-                ),
+                _call(qkv[0], n_bottlenecks, scale),
                 [
                     module.StreamForward(
                         pointer("qkv", s, dtype), s.stride()[:4], s.shape[1],
@@ -59,10 +55,89 @@ def bottleneck_attention_fwd(
     return outs, lses, [*stats, slots]
 
 
-def bottleneck_attention_bwd(*arguments: object) -> NoReturn:
-    """Refuse: there is no backward for Hopper yet.
+def bottleneck_attention_bwd(
+    douts: Sequence[Tensor],
+    dlses: Lengths,
+    outs: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    qkv: Sequence[Tensor],
+    lengths: Lengths,
+    n_bottlenecks: int,
+    update_mean: bool,
+    scale: float,
+) -> list[Tensor]:
+    """Launch the backward.
+
+    ``torch.use_deterministic_algorithms(True)`` selects the variant that repeats bit by bit; it
+    needs seven products where the other needs five.
+
+    Args:
+        douts: ``[B, S_m, H, D]`` per stream, of any layout.
+        dlses: float32 ``[B, H, S_m]`` per stream, of any layout, or ``None`` where the
+            log-sum-exp is not used.
+        outs: What the forward returned.
+        kept: Likewise, its last result.
+        qkv: As in the forward, like all that follow.
+        lengths: Likewise.
+        n_bottlenecks: Likewise.
+        update_mean: Likewise.
+        scale: Likewise.
+
+    Returns:
+        Packed gradients ``[B, S_m, 3, H, D]``, contiguous.
 
     Raises:
-        NotImplementedError: Always.
+        ValueError: The kernels cannot run the call; nothing was launched.
     """
-    raise NotImplementedError("backend 'cuda' has no backward yet; use 'triton' or 'sdpa'")
+    batch, _, _, heads, head_dim = qkv[0].shape
+    qkv = [copy_engine_readable(stream) for stream in qkv]
+    douts = [copy_engine_readable(dout) for dout in douts]
+    dlses = [None if entry is None else entry.contiguous() for entry in dlses]
+    lengths = [None if entry is None else entry.contiguous() for entry in lengths]
+    outs, (*stats, slots) = ([entry.contiguous() for entry in given] for given in (outs, kept))
+    dqkv = [s.new_empty(s.shape) for s in qkv]
+    if not any(entry.numel() for entry in dqkv):
+        return dqkv
+    module, dtype = native.cuda_module(), qkv[0].dtype
+    update_mean = update_mean and n_bottlenecks > 0
+    own_slots = list(slots) if update_mean else [None] * len(qkv)
+    dslots = qkv[0].new_empty(batch, n_bottlenecks, heads, head_dim) if update_mean else None
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    with device_of(qkv[0]):
+        call = _call(qkv[0], n_bottlenecks, scale)
+        workspaces = [
+            s.new_empty(
+                module.backward_workspace(call, s.shape[1], is_deterministic), dtype=torch.float32
+            )
+            for s in qkv
+        ]
+        streams = zip(
+            qkv, lengths, outs, own_slots, stats, douts, dlses, workspaces, dqkv, strict=True
+        )
+        module.bottleneck_attention_bwd(
+            call,
+            [
+                module.StreamBackward(
+                    pointer("qkv", s, dtype), s.stride()[:4], s.shape[1],
+                    pointer("lengths", length, torch.int32), pointer("outs", out, dtype),
+                    pointer("slots", own, dtype), pointer("stats", stat, torch.float32),
+                    pointer("douts", dout, dtype), dout.stride()[:3],
+                    pointer("dlses", dlse, torch.float32), workspace.data_ptr(),
+                    dstream.data_ptr(),
+                )
+                for s, length, out, own, stat, dout, dlse, workspace, dstream in streams
+            ],
+            pointer("dslots", dslots, dtype),
+            is_deterministic,
+        )  # fmt: skip
+    return dqkv
+
+
+def _call(stream: Tensor, n_bottlenecks: int, scale: float) -> object:
+    batch, _, _, heads, head_dim = stream.shape
+    return native.cuda_module().Call(
+        str(stream.dtype).removeprefix("torch."),
+        (batch, heads, n_bottlenecks, head_dim),
+        scale,
+        queue_of(stream),
+    )
