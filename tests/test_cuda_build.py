@@ -15,9 +15,11 @@ WHY_NOT = native.why_no_cuda_kernels()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason="; ".join(WHY_NOT) or "-")
 
 REGISTERS = 65536 // 384 // 8 * 8  # of a thread at entry, three warp groups in a block
-FORWARD = {
-    f"attention_forward {element} {dim}" for element in ("bfloat16", "float16") for dim in (64, 128)
-}
+INSTANCES = [f"{element} {dim}" for element in ("bfloat16", "float16") for dim in (64, 128)]
+FORWARD = {f"attention_forward {instance}" for instance in INSTANCES}
+KEYS = {f"attention_backward_keys {instance} {adds}" for instance in INSTANCES for adds in (0, 1)}
+QUERIES = {f"attention_backward_queries {instance}" for instance in INSTANCES}
+SMALL = {f"attention_backward_{name} {i}" for name in ("delta", "dq") for i in INSTANCES}
 MEAN = {f"slots_mean {element}" for element in ("bfloat16", "float16")}
 
 
@@ -30,7 +32,7 @@ def test_build_names_compiler_architectures_and_sources():
 
 def test_every_kernel_is_in_the_report_and_none_spills():
     report = native.cuda_module().ptxas
-    assert set(report) >= FORWARD | MEAN
+    assert set(report) >= FORWARD | KEYS | QUERIES | SMALL | MEAN
     for name, (registers, stack, spilled) in report.items():
         assert registers <= REGISTERS, name
         assert (stack, spilled) == (0, 0), name
@@ -43,7 +45,8 @@ def test_ptxas_serialises_no_wgmma():
 
 def test_shared_memory_fits_a_block():
     needed = native.cuda_module().shared_memory
-    assert set(needed) == {"attention_forward 64", "attention_forward 128"}
+    kernels = ("forward", "backward_keys", "backward_queries")
+    assert set(needed) == {f"attention_{name} {dim}" for name in kernels for dim in (64, 128)}
     assert all(0 < size <= 227 * 1024 for size in needed.values())
 
 
@@ -70,7 +73,7 @@ needs_cuobjdump = pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump")
 
 @needs_cuobjdump
 def test_no_kernel_uses_local_memory():
-    assert len(machine_code()) >= len(FORWARD | MEAN)
+    assert len(machine_code()) >= len(FORWARD | KEYS | QUERIES | SMALL | MEAN)
     for name, code in machine_code().items():
         assert not re.search(r"\b(LDL|STL)\b", code), name
 
@@ -98,6 +101,34 @@ def test_forward_has_hoppers_instructions(instruction):
 
 
 @needs_cuobjdump
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "HGMMA.64x128x16",
+        "HGMMA.64x64x16",
+        "UTMALDG.5D",
+        "UBLKCP",  # the copy engine, without a tensor map
+        "SYNCS.ARRIVE.TRANS64",
+        "SYNCS.PHASECHK.TRANS64.TRYWAIT",
+        "USETMAXREG",
+        "MUFU.EX2",
+    ],
+)
+def test_backward_has_hoppers_instructions(instruction):
+    keys = [code for name, code in machine_code().items() if "backward_keys" in name]
+    assert len(keys) == len(KEYS)
+    assert all(instruction in code for code in keys)
+
+
+@needs_cuobjdump
+def test_dq_is_added_by_the_copy_engine_but_in_the_deterministic_variant():
+    keys = {name: code for name, code in machine_code().items() if "backward_keys" in name}
+    for name, code in keys.items():
+        assert ("UBLKRED.G.S.ADD.F32" in code) == ("ELb1" in name), name
+    assert not any("RED" in code for name, code in machine_code().items() if "queries" in name)
+
+
+@needs_cuobjdump
 def test_products_run_side_by_side_with_the_softmax():
     """A wait behind every product would mean that the compiler put it there."""
     for name, code in machine_code().items():
@@ -108,9 +139,9 @@ def test_products_run_side_by_side_with_the_softmax():
 @needs_cuobjdump
 def test_the_producer_keeps_to_the_registers_that_it_has_left():
     """What lies behind its last exit are slow paths of the consumers."""
-    for name, code in machine_code().items():
-        if "attention_forward" not in name:
-            continue
+    pipelines = {name: code for name, code in machine_code().items() if "USETMAXREG" in code}
+    assert len(pipelines) == len(FORWARD | KEYS | QUERIES)
+    for name, code in pipelines.items():
         assert "USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0" in code  # 240
         producer = code.split("USETMAXREG.DEALLOC.CTAPOOL 0x18", 1)[1]  # 24
         producer = producer[: producer.rindex("EXIT")]

@@ -56,6 +56,8 @@ struct BackwardParameters {
   float scale, log2_scale;  // and times log2(e)
 };
 
+static_assert(sizeof(BackwardParameters) <= 4096, "what every driver takes as arguments");
+
 struct BackwardItem {
   int number;
   const BackwardStream& stream;

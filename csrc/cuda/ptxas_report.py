@@ -18,7 +18,7 @@ def kernels(log: str) -> dict[str, tuple[int, int, int]]:
     """Registers at entry, stack bytes and spilled bytes per kernel, by name and arguments."""
     found = {}
     for name, arguments, stack, stores, loads, registers in KERNEL.findall(log):
-        given = re.findall(r"Bfloat16|Float16|(?<=Li)\d+", arguments.partition("EEEv")[0])
+        given = re.findall(r"Bfloat16|Float16|(?<=L[ib])\d+", arguments.partition("EEEv")[0])
         key = " ".join([name.removesuffix("_kernel"), *map(str.lower, given)])
         found[key] = (int(registers), int(stack), int(stores) + int(loads))
     return found
