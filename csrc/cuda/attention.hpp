@@ -52,7 +52,7 @@ void attention_forward(const Call& call, const std::vector<StreamForward>& strea
 // How many floats of memory a stream of `rows` rows needs.
 int64_t backward_workspace(const Call& call, int64_t rows, bool is_deterministic);
 
-// Raises as the forward does. `dslots` is room for [B, P, H, D] where there is a shared update, else
+// Raises as the forward does. `dslots` is room for [B, P, H, D] where there is a shared update, or
 // none. Deterministic results are the same at every repetition, bit by bit.
 void attention_backward(const Call& call, const std::vector<StreamBackward>& streams, void* dslots,
                         bool is_deterministic);

@@ -17,9 +17,9 @@ BackwardStream stream_of(const std::string& number, const Call& call, const Stre
   float* sums = stream.workspace + 3 * call.batch * call.heads * tiles * kBackwardTile;
   BackwardStream made = {};
   made.qkv = qkv_map("qkv[" + number, call, stream, kGroupRows);
-  made.douts = map_of("douts[" + number, call, stream.dout, stream.rows, 1,
-                      {stream.dout_stride_batch, stream.dout_stride_row, 0, stream.dout_stride_head},
-                      kGroupRows);
+  made.douts = map_of(
+      "douts[" + number, call, stream.dout, stream.rows, 1,
+      {stream.dout_stride_batch, stream.dout_stride_row, 0, stream.dout_stride_head}, kGroupRows);
   made.out = stream.out;
   made.kept = stream.kept;
   made.dout = stream.dout;

@@ -1,6 +1,6 @@
 // Backward of bottleneck attention: what its kernels share.
 //
-// Notation, as in kernels/bottleneck_attention_bwd.py; p = softmax(s), s = scale q k^T, dp = dout v^T:
+// Notation as in kernels/bottleneck_attention_bwd.py. With p = softmax(scale q k^T), dp = dout v^T:
 //
 //   delta = rowsum(dout * out) - dlse
 //   dv = p^T dout        ds = p * (dp - delta)        dq = scale * ds k        dk = scale * ds^T q
@@ -12,10 +12,11 @@
 //   dq      rounds the sums to the elements of dqkv
 //
 // Sums of float32 depend on their order. Where results must repeat, `keys` leaves dq alone, and the
-// third launch is `queries` instead: 128 queries walk along the keys (seven products instead of five).
+// third launch is `queries` instead: 128 queries walk along the keys. That is seven products, not
+// five.
 //
 // Invariants.
-// - Every element of dqkv is written by exactly one block. Rows of padding, and absent streams, get 0.
+// - Every element of dqkv is written by exactly one block; padding and absent streams get 0.
 // - Padding may hold NaN: whatever is summed over is replaced by zeros in shared memory first.
 // - Queries that do not count have an infinite sum, hence p = 0. Keys that do not are masked.
 // - Where there is one key, softmax is constant: dp and delta are multiplied by 0 there.

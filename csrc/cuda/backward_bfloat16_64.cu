@@ -1,3 +1,7 @@
 #include "backward_launch.cuh"
 
-template void mbt_fast::cuda::launch_backward<mbt_fast::cuda::Bfloat16, 64>(const BackwardParameters&, void*);
+namespace mbt_fast::cuda {
+
+template void launch_backward<Bfloat16, 64>(const BackwardParameters&, void*);
+
+}  // namespace mbt_fast::cuda

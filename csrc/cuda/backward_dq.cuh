@@ -1,7 +1,7 @@
 // Backward, last launch where dq was added up: scaled, rounded, and put in order.
 //
-// The sums lie as a product leaves them in registers: four threads of a quad hold two columns each of
-// rows r and r + 8. A thread here takes 8 columns of both.
+// Sums lie as a product leaves them in registers: the four threads of a quad hold two columns each
+// of rows r and r + 8. A thread here takes 8 columns of both.
 #pragma once
 
 #include "backward.cuh"

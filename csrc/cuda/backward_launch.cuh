@@ -1,4 +1,4 @@
-// The backward's launches for one element and one head dimension, in a translation unit of their own.
+// The backward's launches for one element and one head dimension, as in forward_launch.cuh.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@ void launch_backward(const BackwardParameters& parameters, void* queue) {
   launch(attention_backward_delta_kernel<Element, kDim>, parameters.items, kDeltaThreads, 0, queue,
          parameters);
   if (parameters.streams[0].dq_sums) {
-    launch(attention_backward_keys_kernel<Element, kDim, true>, blocks, kPipelineThreads, kKeysBytes,
-           queue, parameters);
+    launch(attention_backward_keys_kernel<Element, kDim, true>, blocks, kPipelineThreads,
+           kKeysBytes, queue, parameters);
     launch(attention_backward_dq_kernel<Element, kDim>, parameters.items, kDqThreads, 0, queue,
            parameters);
   } else {

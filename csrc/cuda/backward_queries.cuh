@@ -101,7 +101,12 @@ struct QueriesConsumer {
   MBT_DEVICE QueriesConsumer(const BackwardParameters& parameters, const Memory& memory,
                              const BackwardItem& item, QueriesRings& rings, int group,
                              const KeyTiles<kKeys>& tiles)
-      : parameters(parameters), memory(memory), item(item), rings(rings), group(group), tiles(tiles) {
+      : parameters(parameters),
+        memory(memory),
+        item(item),
+        rings(rings),
+        group(group),
+        tiles(tiles) {
     constexpr int kRows = kQueryTileOf<kDim>;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

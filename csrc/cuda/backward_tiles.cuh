@@ -27,7 +27,8 @@ MBT_DEVICE int consumer_thread() { return computed_here(thread_index()) - kWarpG
 // Zeros for the padding in a tile. All consumers share the work.
 template <int kDim, int kRows>
 MBT_DEVICE void clear_padding(SharedAddress tile, const KeyTiles<kRows>& tiles, int first) {
-  const int begin = (tiles.first_hole(first) - first) * 8, end = (tiles.end_of_holes(first) - first) * 8;
+  const int begin = (tiles.first_hole(first) - first) * 8;
+  const int end = (tiles.end_of_holes(first) - first) * 8;
 #pragma unroll 1
   for (int panel = 0; panel < kDim / static_cast<int>(kPanelColumns); ++panel)
 #pragma unroll 1

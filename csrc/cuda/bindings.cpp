@@ -48,8 +48,8 @@ StreamBackward stream_backward(Pointer qkv, const std::array<int64_t, 4>& stride
                                Pointer dlse, Pointer workspace, Pointer dqkv) {
   const Stream stream = {to<void>(qkv), strides[0], strides[1], strides[2], strides[3],
                          rows,          to<int32_t>(lengths)};
-  return {stream,           to<void>(out),   to<void>(kept),  to<float>(stats),    to<void>(dout),
-          dout_strides[0],  dout_strides[1], dout_strides[2], to<float>(dlse), to<float>(workspace),
+  return {stream,          to<void>(out),   to<void>(kept),  to<float>(stats), to<void>(dout),
+          dout_strides[0], dout_strides[1], dout_strides[2], to<float>(dlse),  to<float>(workspace),
           to<void>(dqkv)};
 }
 
