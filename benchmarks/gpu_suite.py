@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = (
     "tests/test_triton_kernels.py",
     "tests/test_cuda_kernels.py",
+    "tests/test_cuda_backward.py",
     "tests/test_bottleneck_attention.py",
     "tests/test_tracing.py",
     "tests/test_random_calls.py",
@@ -60,7 +61,7 @@ def steps(out: Path, gpu: bool, tree: str = "") -> list[Step]:
     tests = [str(ROOT / file) for file in dict.fromkeys([*TESTS, *GUARDS])]
     report = ["-o", f"junit_suite_name={tree}", f"--junitxml={out}/logs/tests-{{shard}}.xml"]
     reports = [f"{out}/logs/tests-{shard}.xml" for shard in range(SHARDS)]
-    small = [*pytest, *tests[1:3], "-k", f"(triton or cuda) and tolerance and ({SANITIZED})"]
+    small = [*pytest, *tests[1:4], "-k", f"(triton or cuda) and tolerance and ({SANITIZED})"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "1"]
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or the allocator hides overruns
     benchmarks = [sys.executable, "-P", "-m", "benchmarks.run", "--out", str(out)]
