@@ -114,6 +114,15 @@ def test_copies_may_complete_at_any_time(emulate, use, name, seed, deterministic
     assert_gradients_within_tolerance(CASES[name], torch.bfloat16, update="mean")
 
 
+@pytest.mark.parametrize("seed", [3, 4, 5, 6])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_groups_may_get_ahead_of_one_another(emulate, use, head_dim, seed):
+    """With one buffer for dS instead of two this fails."""
+    emulate(seed, 1)
+    use(False)
+    assert_gradients_within_tolerance(Case(1, (296,), 4, 1, head_dim), torch.bfloat16)
+
+
 @variants
 @pytest.mark.parametrize("name", ["padding", "absent-stream", "all-absent", "padding-wide"])
 def test_padding_may_hold_nan(use, name, deterministic):

@@ -42,6 +42,7 @@ enum class CopyTiming { kAtOnce, kAtLast, kAnyTime };
 class Block {
  public:
   static constexpr size_t kStackBytes = 256 * 1024;
+  static constexpr int kNap = 32;  // rounds, on average
   static constexpr uint32_t kFirstAddress = 1024;  // so that no pointer is 0
 
   Block(int index, int grid, int threads, uint32_t shared_bytes, uint32_t seed)
@@ -69,7 +70,10 @@ class Block {
     std::vector<int> order(fibers_.size());
     std::iota(order.begin(), order.end(), 0);
     while (true) {
-      if (timing_ == CopyTiming::kAnyTime) std::shuffle(order.begin(), order.end(), random_);
+      if (timing_ == CopyTiming::kAnyTime) {
+        std::shuffle(order.begin(), order.end(), random_);
+        if (random_() % kNap == 0) choose_sleepers();
+      }
       if (!run_round(order)) break;
     }
     if (!copies_.empty()) throw ProtocolError("a copy outlives its block");
@@ -159,6 +163,7 @@ class Block {
       Fiber& fiber = fibers_[index];
       if (fiber.is_done) continue;
       is_alive = true;
+      if (index >= first_sleeper_ && index < end_of_sleepers_) continue;
       if (fiber.ready && !fiber.ready()) continue;
       fiber.ready = nullptr;
       self_ = &fiber;
@@ -171,10 +176,19 @@ class Block {
     const bool lucky = timing_ == CopyTiming::kAnyTime && random_() % 2 == 0;
     if (!copies_.empty() && (lucky || !has_run)) {
       complete_one();
+    } else if (!has_run && end_of_sleepers_ > 0) {
+      end_of_sleepers_ = 0;
     } else if (!has_run) {
       throw ProtocolError(deadlock());
     }
     return true;
+  }
+
+  // A warp group, or a warp, that does not run for a while: others get as far ahead as they can.
+  void choose_sleepers() {
+    const int size = random_() % 2 == 0 ? 128 : 32;
+    first_sleeper_ = static_cast<int>(random_() % fibers_.size()) / size * size;
+    end_of_sleepers_ = first_sleeper_ + size;
   }
 
   void complete_one() {
@@ -202,6 +216,7 @@ class Block {
   int index_, grid_;
   std::mt19937 random_;
   CopyTiming timing_ = CopyTiming::kAnyTime;
+  int first_sleeper_ = 0, end_of_sleepers_ = 0;
   std::vector<uint8_t> shared_;     // all bits set: NaN in every type
   std::vector<uint16_t> unfenced_;  // per word: 1 + the thread that stored it
   std::set<int> stored_;            // threads with stores behind which no fence is yet
