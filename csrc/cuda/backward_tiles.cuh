@@ -1,5 +1,5 @@
-// Tiles of the backward's two walks: brought by the copy engine, mended where that is not enough,
-// and turned into probabilities and their gradients; results back to rows in global memory.
+// Tiles of the backward's two walks: brought by the copy engine, mended where they hold padding or
+// shared slots; and results on their way back to rows in global memory.
 #pragma once
 
 #include "backward.cuh"
