@@ -120,17 +120,20 @@ TokenRows token_rows(const Tokens& tokens) {
 }
 
 NormForward norm_forward_stream(const Tokens& stream, const Tokens& branch, const Tokens& sums,
-                                const Tokens& out, int64_t rows, Pointer lengths, Pointer weight,
-                                Pointer bias, Pointer stats) {
+                                const Tokens& out, int64_t rows, Pointer keep, Pointer lengths,
+                                Pointer weight, Pointer bias, Pointer stats) {
   return {token_rows(stream), token_rows(branch), token_rows(sums), token_rows(out), rows,
-          to<int32_t>(lengths), to<float>(weight), to<float>(bias), to<float>(stats)};
+          to<bool>(keep), to<int32_t>(lengths), to<float>(weight), to<float>(bias),
+          to<float>(stats)};
 }
 
 NormBackward norm_backward_stream(const Tokens& sums, const Tokens& dsums, const Tokens& dout,
-                                  const Tokens& dx, int64_t rows, Pointer lengths, Pointer weight,
-                                  Pointer stats, Pointer dparameters) {
-  return {token_rows(sums), token_rows(dsums), token_rows(dout), token_rows(dx), rows,
-          to<int32_t>(lengths), to<float>(weight), to<float>(stats), to<float>(dparameters)};
+                                  const Tokens& dx, const Tokens& dbranch, int64_t rows,
+                                  Pointer keep, Pointer lengths, Pointer weight, Pointer stats,
+                                  Pointer dparameters) {
+  return {token_rows(sums), token_rows(dsums), token_rows(dout), token_rows(dx),
+          token_rows(dbranch), rows, to<bool>(keep), to<int32_t>(lengths), to<float>(weight),
+          to<float>(stats), to<float>(dparameters)};
 }
 
 }  // namespace
@@ -187,12 +190,12 @@ PYBIND11_MODULE(_C, m) {
            py::arg("eps"), py::arg("threads"));
   py::class_<NormForward>(m, "NormForward")
       .def(py::init(&norm_forward_stream), py::arg("stream"), py::arg("branch"), py::arg("sums"),
-           py::arg("out"), py::arg("rows"), py::arg("lengths"), py::arg("weight"),
-           py::arg("bias"), py::arg("stats"));
+           py::arg("out"), py::arg("rows"), py::arg("keep"), py::arg("lengths"),
+           py::arg("weight"), py::arg("bias"), py::arg("stats"));
   py::class_<NormBackward>(m, "NormBackward")
       .def(py::init(&norm_backward_stream), py::arg("sums"), py::arg("dsums"), py::arg("dout"),
-           py::arg("dx"), py::arg("rows"), py::arg("lengths"), py::arg("weight"),
-           py::arg("stats"), py::arg("dparameters"));
+           py::arg("dx"), py::arg("dbranch"), py::arg("rows"), py::arg("keep"),
+           py::arg("lengths"), py::arg("weight"), py::arg("stats"), py::arg("dparameters"));
   m.def("add_layer_norm_fwd", &norm_forward, py::arg("call"), py::arg("streams"), no_gil);
   m.def("add_layer_norm_bwd", &norm_backward, py::arg("call"), py::arg("streams"), no_gil);
 }

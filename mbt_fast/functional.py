@@ -240,6 +240,7 @@ def add_layer_norm(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     *,
+    keep: Sequence[Tensor | None] | None = None,
     eps: float = 1e-6,
     n_bottlenecks: int = 0,
     lengths: Lengths | None = None,
@@ -249,7 +250,7 @@ def add_layer_norm(
 
     Equal, for every stream, to::
 
-        total = stream + branch                                           # [B, S, C]
+        total = stream + torch.where(keep[:, None, None], branch, 0)      # [B, S, C]
         total[:, -P:] = mean over the present streams of total[:, -P:]    # Eq. 9, if P > 0
         normed = torch.nn.functional.layer_norm(total, (C,), weight, bias, eps)
 
@@ -260,6 +261,8 @@ def add_layer_norm(
             no branch at all. Under autocast a branch is cast to its stream's dtype.
         weights: ``M`` tensors ``[C]``, in the dtype of the streams or, for 16-bit types, float32.
         biases: ``M`` tensors like ``weights``.
+        keep: ``M`` entries, each ``None`` (for all) or bool ``[B]``: the examples that the branch
+            is added for, unscaled. That of the others is not read; its gradient is zero.
         eps: Added to the variance.
         n_bottlenecks: ``P >= 0``, the last ``P`` rows of each stream, which become their mean over
             the streams; 0 leaves the streams to themselves.
@@ -285,13 +288,13 @@ def add_layer_norm(
         Eq. 9 of "Attention Bottlenecks for Multimodal Fusion" (Nagrani et al., 2021), and Ba et
         al., "Layer Normalization", arXiv 1607.06450.
     """
-    branches, lengths = check_add_layer_norm(
-        streams, branches, weights, biases, eps, n_bottlenecks, lengths
+    branches, keep, lengths = check_add_layer_norm(
+        streams, branches, weights, biases, keep, eps, n_bottlenecks, lengths
     )
     pairs = zip(streams, branches, strict=True)
     branches = [branch if branch is None else branch.to(s.dtype) for s, branch in pairs]
     name = dispatch.select(dispatch.Call.of_layer("add_layer_norm", streams), backend)
-    call = (streams, branches, weights, biases, lengths, n_bottlenecks, float(eps))
+    call = (streams, branches, weights, biases, keep, lengths, n_bottlenecks, float(eps))
     if name == "reference":
         return reference.add_layer_norm(*call)
     return norm_kernel.add_layer_norm(*call, name)

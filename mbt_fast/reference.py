@@ -141,6 +141,7 @@ def add_layer_norm(
     branches: Sequence[Tensor | None],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    keep: Sequence[Tensor | None],
     lengths: Sequence[Tensor | None],
     n_bottlenecks: int,
     eps: float,
@@ -153,15 +154,21 @@ def add_layer_norm(
         ``[B, S_m, C]`` per stream: the sums, whose slots are shared as by ``share_slots``, and
         their LayerNorm.
     """
-    pairs = list(zip(streams, branches, strict=True))
-    sums = [stream if branch is None else stream + branch for stream, branch in pairs]
+    sums = [add_branch(*terms) for terms in zip(streams, branches, keep, strict=True)]
     if n_bottlenecks:
         slots = shared_slots(sums, n_bottlenecks, lengths)
-        sums = [s.clone() if b is None else s for s, (_, b) in zip(sums, pairs, strict=True)]
+        sums = [s.clone() if b is None else s for s, b in zip(sums, branches, strict=True)]
         for total, shared in zip(sums, slots, strict=True):  # in place, which saves a copy
             total[:, total.shape[1] - n_bottlenecks :] = shared
     rows = zip(sums, weights, biases, strict=True)
     return sums, [norm_rows(total, weight, bias, eps) for total, weight, bias in rows]
+
+
+def add_branch(stream: Tensor, branch: Tensor | None, keep: Tensor | None) -> Tensor:
+    """The residual sum; a branch is left out where ``keep`` is false, NaN and all."""
+    if branch is None:
+        return stream
+    return stream + (branch if keep is None else torch.where(expand(keep, branch), branch, 0))
 
 
 def norm_rows(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -100,20 +100,24 @@ def check_add_layer_norm(
     branches: Sequence[Tensor | None] | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    keep: Sequence[Tensor | None] | None,
     eps: float,
     n_bottlenecks: int,
     lengths: Sequence[Tensor | None] | None,
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Check the arguments of ``functional.add_layer_norm``; return branches and lengths."""
+) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
+    """Check the arguments of ``functional.add_layer_norm``; return branches, keep and lengths."""
     lengths = check_share_slots(streams, n_bottlenecks, lengths)
     if streams[0].shape[2] == 0:
         raise ValueError(f"streams must have at least 1 channel, got {list(streams[0].shape)}")
     branches = [None] * len(streams) if branches is None else branches
-    for name, entries in (("branches", branches), ("weights", weights), ("biases", biases)):
+    keep = [None] * len(streams) if keep is None else keep
+    kinds = {"branches": branches, "weights": weights, "biases": biases, "keep": keep}
+    for name, entries in kinds.items():
         _check_per_stream(name, entries, streams)
     for index, stream in enumerate(streams):
         _check_same_dtype(f"streams[{index}]", stream, "streams[0]", streams[0])
         _check_branch(f"branches[{index}]", branches[index], f"streams[{index}]", stream)
+        _check_keep(f"keep[{index}]", keep[index], f"branches[{index}]", branches[index])
         weight, bias = f"weights[{index}]", f"biases[{index}]"
         _check_parameter(weight, weights[index], f"streams[{index}]", stream)
         _check_parameter(bias, biases[index], f"streams[{index}]", stream)
@@ -122,7 +126,7 @@ def check_add_layer_norm(
         raise TypeError(f"eps must be a number, got {_kind(eps)}")
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
-    return list(branches), lengths
+    return list(branches), list(keep), lengths
 
 
 def _check_same_dtype(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
@@ -142,6 +146,20 @@ def _check_branch(name: str, branch: Any, stream_name: str, stream: Tensor) -> N
             f"{name} must have shape {list(stream.shape)} like {stream_name}, "
             f"got {list(branch.shape)}"
         )
+
+
+def _check_keep(name: str, keep: Any, branch_name: str, branch: Tensor | None) -> None:
+    """One truth value per example of a branch."""
+    if keep is None:
+        return
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor or None, got {_kind(keep)}")
+    if branch is None:
+        raise ValueError(f"{name} must be None like {branch_name}, got {_kind(keep)}")
+    if tuple(keep.shape) != (branch.shape[0],):
+        raise ValueError(f"{name} must have shape [{branch.shape[0]}], got {list(keep.shape)}")
+    if keep.device != branch.device:
+        raise ValueError(f"{name} must be on {branch.device} like {branch_name}, got {keep.device}")
 
 
 def _check_parameter(name: str, parameter: Any, like_name: str, like: Tensor) -> None:

@@ -5,18 +5,64 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from mbt_fast import native
+from mbt_fast import dispatch, native
 
-# Every instruction set of this machine, chosen as a user would, by MBT_FAST_CPU.
-INSTRUCTION_SETS = [] if native.why_no_cpu_kernels() else native.module().instruction_sets()
-BACKENDS = ["reference", *(["cpu"] if INSTRUCTION_SETS else [])]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-needs_kernels = pytest.mark.skipif(
-    not INSTRUCTION_SETS, reason=f"no CPU kernels: {'; '.join(native.why_no_cpu_kernels())}"
-)
+
+def runs(backend, op="add_layer_norm", dtype=torch.float32):
+    """Whether a backend can run an op here in this dtype."""
+    (row,) = (row for row in dispatch.BACKENDS if row.name == backend)
+    return not row.reasons(dispatch.Call(op, DEVICE, dtype))
+
+
+# Under TRITON_INTERPRET=1, or on a GPU, this includes "triton".
+BACKENDS = [row.name for row in dispatch.BACKENDS if runs(row.name)]
 backends = pytest.mark.parametrize("backend", BACKENDS)
+kernel_backends = pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
 approximations = pytest.mark.parametrize("approximate", ["tanh", "none"])
+needs_cpu_kernels = pytest.mark.skipif(
+    "cpu" not in BACKENDS, reason=f"no CPU kernels: {'; '.join(native.why_no_cpu_kernels())}"
+)
+
+
+class Kernel(NamedTuple):
+    """A backend; that of the CPU once for every instruction set, chosen by MBT_FAST_CPU."""
+
+    backend: str
+    instruction_set: str | None = None
+
+    def __str__(self):
+        return "-".join(filter(None, self))
+
+
+KERNELS = [Kernel("triton")] if "triton" in BACKENDS else []
+if "cpu" in BACKENDS:
+    KERNELS += [Kernel("cpu", name) for name in native.module().instruction_sets()]
+
+
+def norm_kernels(*dtypes):
+    """Every kernel of LayerNorm in every one of these dtypes that it has."""
+    tested = [
+        pytest.param(kernel, dtype, id=f"{kernel}-{dtype}")
+        for kernel in KERNELS
+        for dtype in dtypes
+        if runs(kernel.backend, "add_layer_norm", dtype)
+    ]
+    return pytest.mark.parametrize(("kernel", "dtype"), tested)
+
+
+def gelu_kernels(*dtypes):
+    """Every kernel of GELU in every one of these dtypes that it has."""
+    tested = [
+        pytest.param(kernel, dtype, approximate, id=f"{kernel}-{dtype}-{approximate}")
+        for kernel in KERNELS
+        for dtype in dtypes
+        for approximate, op in dispatch.GELU.items()
+        if runs(kernel.backend, op, dtype)
+    ]
+    return pytest.mark.parametrize(("kernel", "dtype", "approximate"), tested)
 
 
 class Case(NamedTuple):
@@ -26,6 +72,7 @@ class Case(NamedTuple):
     slots: int = 0
     branches: tuple[bool, ...] = (True, True, True)  # which streams have one
     lengths: tuple[tuple[int, ...] | None, ...] | None = None  # per stream, per example
+    keep: tuple[tuple[bool, ...] | None, ...] | None = None  # likewise
 
 
 CASES = {
@@ -38,10 +85,16 @@ CASES = {
     "one-channel": Case(2, (3, 4), 1, 1),  # the variance is 0
     "tails": Case(1, (3, 2), 7 * 16 + 5),  # more than one round of the sums, and a tail
     "many-chunks": Case(2, (700, 3), 65, 2),  # gradients of weights add up over chunks
+    "wide-rows": Case(2, (9, 5), 1100, 3),  # a program takes few rows of several
     "only-slots": Case(2, (2, 4), 16, 2),
     "absent-stream": Case(3, (6, 5), 24, 2, lengths=((0, 4, 2), (3, 0, 1))),
     "absent-without-branch": Case(2, (6, 5), 24, 2, (False, False, False), ((0, 4), None)),
     "all-absent": Case(2, (4, 3), 16, 2, lengths=((0, 2), (0, 1))),
+    "dropped": Case(3, (6, 5), 24, 2, keep=((True, False, False), (False, False, True))),
+    "dropped-in-one": Case(2, (6, 5), 24, keep=(None, (False, True))),
+    "dropped-and-absent": Case(
+        2, (6, 5), 24, 2, lengths=((0, 4), None), keep=((True, False), (False, True))
+    ),
     "no-rows": Case(2, (0, 3), 16),
     "no-batch": Case(0, (4, 3), 16, 2),
 }
@@ -50,26 +103,40 @@ CASES = {
 def make(case, dtype=torch.float32):
     """Streams, branches, weights and biases."""
     streams, branches = (
-        [torch.randn(case.batch, rows, case.channels).to(dtype) for rows in case.rows]
+        [
+            torch.randn(case.batch, rows, case.channels, device=DEVICE).to(dtype)
+            for rows in case.rows
+        ]
         for _ in range(2)
     )
     branches = [b if has else None for b, has in zip(branches, case.branches, strict=False)]
-    weights, biases = ([torch.randn(case.channels).to(dtype) for _ in case.rows] for _ in range(2))
+    weights, biases = (
+        [torch.randn(case.channels, device=DEVICE).to(dtype) for _ in case.rows] for _ in range(2)
+    )
     return streams, branches, weights, biases
 
 
 def make_lengths(case):
-    if case.lengths is None:
+    return per_example(case.lengths, torch.int32)
+
+
+def make_keep(case):
+    return per_example(case.keep, torch.bool)
+
+
+def per_example(entries, dtype):
+    if entries is None:
         return None
-    return [None if n is None else torch.tensor(n, dtype=torch.int32) for n in case.lengths]
+    return [None if e is None else torch.tensor(e, dtype=dtype, device=DEVICE) for e in entries]
 
 
 def stated_independently(case, streams, branches, weights, biases, eps):
     """Row by row, in float64, without any of the library's code or torch's LayerNorm."""
-    sums = [
-        stream.double() if branch is None else stream.double() + branch.double()
-        for stream, branch in zip(streams, branches, strict=True)
-    ]
+    sums = [stream.double().clone() for stream in streams]
+    for m, branch in enumerate(branches):
+        for b in range(case.batch if branch is not None else 0):
+            if case.keep is None or case.keep[m] is None or case.keep[m][b]:
+                sums[m][b] += branch[b].double()
     for b in range(case.batch if case.slots else 0):
         here = [
             m for m in range(len(sums))

@@ -5,15 +5,19 @@ import math
 import pytest
 import torch
 from layer_cases import (
-    BACKENDS,
     CASES,
+    DEVICE,
     DTYPES,
-    INSTRUCTION_SETS,
     approximations,
     backends,
+    gelu_kernels,
+    kernel_backends,
     make,
+    make_keep,
     make_lengths,
-    needs_kernels,
+    needs_cpu_kernels,
+    norm_kernels,
+    runs,
     stated_independently,
 )
 
@@ -21,13 +25,14 @@ from mbt_fast.functional import add_layer_norm, bias_gelu
 from mbt_fast.testing import assert_close_to_exact
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 NAN, INF = math.nan, math.inf
 
 
-@pytest.fixture(params=INSTRUCTION_SETS or ["none"])
+@pytest.fixture(autouse=True)
 def instruction_set(request, monkeypatch):
-    monkeypatch.setenv("MBT_FAST_CPU", request.param)
+    """Choose that of the kernel under test."""
+    if "kernel" in request.fixturenames:
+        monkeypatch.setenv("MBT_FAST_CPU", request.getfixturevalue("kernel").instruction_set or "")
 
 
 def gelu_results(x, bias, dout, cast, approximate, backend):
@@ -44,7 +49,11 @@ def norm_results(case, tensors, douts, cast, backend):
         for kind in tensors
     ]
     sums, normed = add_layer_norm(
-        *leaves, n_bottlenecks=case.slots, lengths=make_lengths(case), backend=backend
+        *leaves,
+        keep=make_keep(case),
+        n_bottlenecks=case.slots,
+        lengths=make_lengths(case),
+        backend=backend,
     )
     flat = [leaf for kind in leaves for leaf in kind if leaf is not None]
     grads = torch.autograd.grad([*sums, *normed], flat, [d.to(cast) for d in douts])
@@ -56,10 +65,7 @@ def assert_all_close(actual, eager, exact):
         assert_close_to_exact(*results, name=f"result {index}")
 
 
-@needs_kernels
-@pytest.mark.usefixtures("instruction_set")
-@dtypes
-@approximations
+@gelu_kernels(*DTYPES)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(
     "shape",
@@ -74,41 +80,37 @@ def assert_all_close(actual, eager, exact):
         pytest.param((3, 0), id="no channels"),
     ],
 )
-def test_gelu_within_tolerance(shape, dtype, approximate, with_bias):
-    x, dout = (2 * torch.randn(shape).to(dtype) for _ in range(2))
-    bias = torch.randn(shape[-1]).to(dtype) if with_bias else None
+def test_gelu_within_tolerance(shape, kernel, dtype, approximate, with_bias):
+    x, dout = (2 * torch.randn(shape, device=DEVICE).to(dtype) for _ in range(2))
+    bias = torch.randn(shape[-1], device=DEVICE).to(dtype) if with_bias else None
     call = (x, bias, dout)
     assert_all_close(
-        gelu_results(*call, dtype, approximate, "cpu"),
+        gelu_results(*call, dtype, approximate, kernel.backend),
         gelu_results(*call, dtype, approximate, "reference"),
         gelu_results(*call, torch.float64, approximate, "reference"),
     )
 
 
-@needs_kernels
-@pytest.mark.usefixtures("instruction_set")
-@approximations
-def test_gelu_keeps_relative_precision_in_the_left_tail(approximate):
+@gelu_kernels(torch.float32)
+def test_gelu_keeps_relative_precision_in_the_left_tail(kernel, dtype, approximate):
     """Where 1 + tanh and 1 + erf cancel, and an absolute tolerance sees nothing."""
-    x = -torch.linspace(0.001, 8, 4001, dtype=torch.float64)
+    x = -torch.linspace(0.001, 8, 4001, dtype=torch.float64, device=DEVICE)
     u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
     cdf = torch.sigmoid(2 * u) if approximate == "tanh" else torch.erfc(-x / math.sqrt(2)) / 2
-    x32 = x.float()
-    actual = bias_gelu(x32, approximate=approximate, backend="cpu").double()
+    x32 = x.to(dtype)
+    actual = bias_gelu(x32, approximate=approximate, backend=kernel.backend).double()
     rounding = (x32.double() / x - 1).abs() + torch.finfo(torch.float32).eps
     condition = 1 + 2 * u.abs() if approximate == "tanh" else 1 + x**2  # of the exponential
     assert ((actual / (x * cdf) - 1).abs() <= 4 * condition * rounding).all()
 
 
-@needs_kernels
-@pytest.mark.usefixtures("instruction_set")
-@dtypes
-@approximations
-def test_gelu_of_special_values(dtype, approximate):
+@gelu_kernels(*DTYPES)
+def test_gelu_of_special_values(kernel, dtype, approximate):
     """As torch's in float64; its erf-GELU of infinity is NaN in the narrower ones."""
-    values = torch.tensor([NAN, INF, -INF, 0.0, -0.0, 30.0, -30.0, 6e4, -6e4]).to(dtype)
+    values = torch.tensor([NAN, INF, -INF, 0.0, -0.0, 30.0, -30.0, 6e4, -6e4], device=DEVICE)
+    values = values.to(dtype)
     call = (values, None, torch.ones_like(values))
-    actual = gelu_results(*call, dtype, approximate, "cpu")
+    actual = gelu_results(*call, dtype, approximate, kernel.backend)
     exact = gelu_results(*call, torch.float64, approximate, "reference")
     for result, expected in zip(actual, exact, strict=True):
         torch.testing.assert_close(result, expected.to(dtype), equal_nan=True)
@@ -118,61 +120,60 @@ def test_gelu_of_special_values(dtype, approximate):
 @cases
 @backends
 def test_layer_norm_means_what_it_should(case, backend):
-    tensors = make(case, torch.float32 if backend == "cpu" else torch.float64)
+    tensors = make(case, torch.float64 if backend == "reference" else torch.float32)
     options = {"n_bottlenecks": case.slots, "lengths": make_lengths(case), "backend": backend}
-    sums, normed = add_layer_norm(*tensors, eps=0.1, **options)
+    sums, normed = add_layer_norm(*tensors, keep=make_keep(case), eps=0.1, **options)
     expected_sums, expected_normed = stated_independently(case, *tensors, eps=0.1)
     expected = [t.to(tensors[0][0].dtype) for t in [*expected_sums, *expected_normed]]
     torch.testing.assert_close([*sums, *normed], expected)
 
 
-@needs_kernels
-@pytest.mark.usefixtures("instruction_set")
+@norm_kernels(*DTYPES)
 @cases
-@dtypes
-def test_layer_norm_within_tolerance(case, dtype):
+def test_layer_norm_within_tolerance(case, kernel, dtype):
     tensors = make(case, dtype)
-    douts = [torch.randn(s.shape).to(dtype) for s in 2 * tensors[0]]
+    douts = [torch.randn_like(s) for s in 2 * tensors[0]]
     assert_all_close(
-        norm_results(case, tensors, douts, dtype, "cpu"),
+        norm_results(case, tensors, douts, dtype, kernel.backend),
         norm_results(case, tensors, douts, dtype, "reference"),
         norm_results(case, tensors, douts, torch.float64, "reference"),
     )
 
 
-@needs_kernels
-@pytest.mark.usefixtures("instruction_set")
-def test_variance_does_not_cancel():
+@norm_kernels(torch.float32)
+def test_variance_does_not_cancel(kernel, dtype):
     """E[x^2] - E[x]^2 would be all rounding here."""
     case = CASES["no-branch"]
-    streams, branches, weights, biases = make(case)
+    streams, branches, weights, biases = make(case, dtype)
     tensors = ([stream + 3000 for stream in streams], branches, weights, biases)
-    douts = [torch.randn(s.shape) for s in 2 * streams]
+    douts = [torch.randn_like(s) for s in 2 * streams]
     assert_all_close(
-        norm_results(case, tensors, douts, torch.float32, "cpu"),
-        norm_results(case, tensors, douts, torch.float32, "reference"),
+        norm_results(case, tensors, douts, dtype, kernel.backend),
+        norm_results(case, tensors, douts, dtype, "reference"),
         norm_results(case, tensors, douts, torch.float64, "reference"),
     )
 
 
-@needs_kernels
+@kernel_backends
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_float32_parameters_with_16_bit_rows(dtype):
+def test_float32_parameters_with_16_bit_rows(backend, dtype):
     """As under autocast: parameters stay float32, and so do their gradients."""
+    if not runs(backend, dtype=dtype):
+        pytest.skip(f"{backend} does not run in {dtype} here")
     case = CASES["two-streams"]
     streams, branches, weights, biases = make(case)
     streams, branches = ([t.to(dtype) for t in kind] for kind in (streams, branches))
     results = {}
-    for backend in ("cpu", "reference"):
+    for name in (backend, "reference"):
         parameters = [w.clone().requires_grad_() for w in (*weights, *biases)]
         sums, normed = add_layer_norm(
-            streams, branches, parameters[:2], parameters[2:], backend=backend
+            streams, branches, parameters[:2], parameters[2:], backend=name
         )
         bias = weights[0].clone().requires_grad_()
-        out = bias_gelu(streams[0], bias, backend=backend)
+        out = bias_gelu(streams[0], bias, backend=name)
         assert {t.dtype for t in (*sums, *normed, out)} == {dtype}
         loss = sum(t.float().square().sum() for t in (*normed, out))
-        results[backend] = torch.autograd.grad(loss, [*parameters, bias])
+        results[name] = torch.autograd.grad(loss, [*parameters, bias])
     for actual, expected in zip(*results.values(), strict=True):
         assert actual.dtype == torch.float32
         exactness = torch.finfo(dtype).eps * expected.abs().max()
@@ -183,15 +184,15 @@ def test_float32_parameters_with_16_bit_rows(dtype):
 def test_autocast_casts_the_branch_to_its_stream(backend):
     streams, branches, weights, biases = make(CASES["two-streams"])
     branches = [branch.bfloat16() for branch in branches]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         sums, normed = add_layer_norm(streams, branches, weights, biases, backend=backend)
     assert {t.dtype for t in (*sums, *normed)} == {torch.float32}
     with pytest.raises(TypeError, match=r"branches\[0\] must have dtype torch.float32"):
         add_layer_norm(streams, branches, weights, biases, backend=backend)
 
 
-@needs_kernels
-@dtypes
+@needs_cpu_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_do_not_depend_on_threads_or_runs(dtype):
     case = CASES["many-chunks"]
     tensors = make(case, dtype)
@@ -210,12 +211,29 @@ def test_bits_do_not_depend_on_threads_or_runs(dtype):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@norm_kernels(*DTYPES)
+def test_bits_are_the_same_in_every_run(kernel, dtype):
+    case = CASES["many-chunks"]
+    tensors = make(case, dtype)
+    douts = [torch.randn_like(s) for s in 2 * tensors[0]]
+    x, dout = (torch.randn(300, 70, device=DEVICE).to(dtype) for _ in range(2))
+    bias = torch.randn(70, device=DEVICE).to(dtype)
+    first, second = (
+        [
+            *norm_results(case, tensors, douts, dtype, kernel.backend),
+            *gelu_results(x, bias, dout, dtype, "tanh", kernel.backend),
+        ]
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 @backends
 @pytest.mark.parametrize("poison", [NAN, INF])
 def test_absent_slots_do_not_leak(backend, poison):
     case = CASES["absent-stream"]
     clean = make(case)
-    douts = [torch.randn(s.shape) for s in 2 * clean[0]]
+    douts = [torch.randn_like(s) for s in 2 * clean[0]]
     dirty = [[t.clone() for t in kind] for kind in clean]
     for stream, branch, length in zip(*dirty[:2], make_lengths(case), strict=True):
         stream[length == 0, -case.slots :] = poison
@@ -224,6 +242,25 @@ def test_absent_slots_do_not_leak(backend, poison):
         norm_results(case, tensors, douts, torch.float32, backend) for tensors in (clean, dirty)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@backends
+@pytest.mark.parametrize("poison", [NAN, INF])
+def test_a_dropped_branch_does_not_leak(backend, poison):
+    case = CASES["dropped"]
+    clean = make(case)
+    douts = [torch.randn_like(s) for s in 2 * clean[0]]
+    dirty = [[t.clone() for t in kind] for kind in clean]
+    for branch, kept in zip(dirty[1], make_keep(case), strict=True):
+        branch[~kept] = poison
+    results = [
+        norm_results(case, tensors, douts, torch.float32, backend) for tensors in (clean, dirty)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    dbranches = results[0][6:8]
+    for dbranch, kept in zip(dbranches, make_keep(case), strict=True):
+        assert dbranch[~kept].eq(0).all()
+        assert dbranch[kept].ne(0).any()
 
 
 @backends
@@ -246,43 +283,43 @@ LAYOUTS = {
 }
 
 
-@needs_kernels
+@kernel_backends
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_strides(layout):
+def test_any_strides(layout, backend):
     case = CASES["two-streams"]
     streams, branches, weights, biases = make(case)
     strided = [[LAYOUTS[layout](t) for t in kind] for kind in (streams, branches)]
     assert not strided[0][0].is_contiguous()
     dense = [[t.contiguous() for t in kind] for kind in strided]
-    douts = [LAYOUTS[layout](torch.randn(s.shape)) for s in 2 * streams]
+    douts = [LAYOUTS[layout](torch.randn_like(s)) for s in 2 * streams]
     results = []
     for (xs, bs), cast in ((strided, douts), (dense, [d.contiguous() for d in douts])):
         leaves = [t.detach().requires_grad_() for t in (*xs, *bs)]
         sums, normed = add_layer_norm(
-            leaves[:2], leaves[2:], weights, biases, n_bottlenecks=case.slots, backend="cpu"
+            leaves[:2], leaves[2:], weights, biases, n_bottlenecks=case.slots, backend=backend
         )
         grads = torch.autograd.grad([*sums, *normed], leaves, cast)
-        out = bias_gelu(xs[0], weights[0], backend="cpu")
+        out = bias_gelu(xs[0], weights[0], backend=backend)
         results.append([*sums, *normed, *grads, out])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_sums_are_the_streams_where_nothing_is_added():
+@backends
+def test_sums_are_the_streams_where_nothing_is_added(backend):
     streams, _, weights, biases = make(CASES["no-branch"])
-    for backend in BACKENDS:
-        sums, _ = add_layer_norm(streams, None, weights, biases, backend=backend)
-        assert all(total is stream for total, stream in zip(sums, streams, strict=True))
+    sums, _ = add_layer_norm(streams, None, weights, biases, backend=backend)
+    assert all(total is stream for total, stream in zip(sums, streams, strict=True))
 
 
-@needs_kernels
+@kernel_backends
 @pytest.mark.parametrize("unused", ["sums", "normed"])
-def test_one_of_the_results_may_be_unused(unused):
+def test_one_of_the_results_may_be_unused(unused, backend):
     case = CASES["two-streams"]
     grads = []
-    for backend in BACKENDS:
+    for name in (backend, "reference"):
         torch.manual_seed(1)
         leaves = [[t.requires_grad_() for t in kind] for kind in make(case)]
-        sums, normed = add_layer_norm(*leaves, n_bottlenecks=case.slots, backend=backend)
+        sums, normed = add_layer_norm(*leaves, n_bottlenecks=case.slots, backend=name)
         used = normed if unused == "sums" else sums
         grads.append(
             torch.autograd.grad(sum(t.square().sum() for t in used), [*leaves[0], *leaves[1]])
@@ -290,7 +327,7 @@ def test_one_of_the_results_may_be_unused(unused):
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("name", ["two-streams", "absent-stream", "branch-of-one"])
+@pytest.mark.parametrize("name", ["two-streams", "absent-stream", "branch-of-one", "dropped"])
 def test_gradcheck_of_the_reference(name):
     case = CASES[name]._replace(channels=3)
     tensors = make(case, torch.float64)
@@ -301,7 +338,11 @@ def test_gradcheck_of_the_reference(name):
         for kind in tensors:
             kinds.append([None if t is None else rest.pop(0) for t in kind])
         sums, normed = add_layer_norm(
-            *kinds, n_bottlenecks=case.slots, lengths=make_lengths(case), backend="reference"
+            *kinds,
+            keep=make_keep(case),
+            n_bottlenecks=case.slots,
+            lengths=make_lengths(case),
+            backend="reference",
         )
         return (*sums, *normed)
 
@@ -315,14 +356,14 @@ def test_gradcheck_of_the_reference_of_gelu(approximate):
     assert torch.autograd.gradcheck(lambda *t: bias_gelu(*t, approximate=approximate), leaves)
 
 
-@needs_kernels
-def test_second_derivative_names_the_reference():
-    x = torch.randn(4, 16, requires_grad=True)
-    streams = torch.randn(1, 4, 16, requires_grad=True)
-    one = [torch.ones(16)]
+@kernel_backends
+def test_second_derivative_names_the_reference(backend):
+    x = torch.randn(4, 16, requires_grad=True, device=DEVICE)
+    streams = torch.randn(1, 4, 16, requires_grad=True, device=DEVICE)
+    one = [torch.ones(16, device=DEVICE)]
     outs = (
-        bias_gelu(x, backend="cpu"),
-        add_layer_norm([streams], [streams], one, one, backend="cpu")[1][0],
+        bias_gelu(x, backend=backend),
+        add_layer_norm([streams], [streams], one, one, backend=backend)[1][0],
     )
     for out, leaf in zip(outs, (x, streams), strict=True):
         (grad,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)

@@ -6,12 +6,16 @@ import pytest
 import torch
 from layer_cases import (
     CASES,
+    DEVICE,
     DTYPES,
     approximations,
     backends,
+    kernel_backends,
     make,
+    make_keep,
     make_lengths,
-    needs_kernels,
+    needs_cpu_kernels,
+    runs,
 )
 from torch.nn.functional import gelu
 
@@ -22,13 +26,11 @@ from mbt_fast.functional import add_layer_norm, bias_gelu
 
 def layer(case, backend):
     """Both ops as a function of flat tensors: streams, branches, weights, biases."""
-    lengths = make_lengths(case)
+    marks = {"keep": make_keep(case), "lengths": make_lengths(case)}
 
     def run(*tensors):
         kinds = [list(tensors[first : first + 2]) for first in range(0, 8, 2)]
-        sums, normed = add_layer_norm(
-            *kinds, n_bottlenecks=case.slots, lengths=lengths, backend=backend
-        )
+        sums, normed = add_layer_norm(*kinds, **marks, n_bottlenecks=case.slots, backend=backend)
         return (*sums, *(bias_gelu(n, kinds[3][0], backend=backend) for n in normed))
 
     return run
@@ -38,7 +40,7 @@ def layer(case, backend):
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compile_fullgraph_equals_eager(backend, dynamic):
-    case = CASES["absent-stream"]
+    case = CASES["dropped-and-absent"]
     run = layer(case, backend)
     leaves = [t.requires_grad_() for kind in make(case) for t in kind]
     expected, actual = (
@@ -63,7 +65,7 @@ def test_export_equals_eager(backend):
 @backends
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch's, on the CPU
 def test_vmap_and_func_grad(backend):
-    case = CASES["absent-stream"]
+    case = CASES["dropped-and-absent"]
     run = layer(case, backend)
     examples = [[t for kind in make(case) for t in kind] for _ in range(3)]
     batches = [torch.stack(parts) for parts in zip(*examples, strict=True)]
@@ -84,31 +86,34 @@ def test_vmap_and_func_grad(backend):
     )
 
 
-@needs_kernels
-@pytest.mark.parametrize("name", ["two-streams", "no-branch", "absent-stream"])
-def test_opcheck_of_layer_norm(name):
+@kernel_backends
+@pytest.mark.parametrize("name", ["two-streams", "no-branch", "dropped-and-absent"])
+def test_opcheck_of_layer_norm(name, backend):
     case = CASES[name]
     streams, branches, weights, biases = make(case)
-    lengths = make_lengths(case) or [None, None]
-    call = (streams, branches, weights, biases, lengths, case.slots, 1e-6, "cpu")
+    marks = [entries or [None, None] for entries in (make_keep(case), make_lengths(case))]
+    call = (streams, branches, weights, biases, *marks, case.slots, 1e-6, backend)
     torch.library.opcheck(ops.add_layer_norm_fwd, call)
     results = ops.add_layer_norm_fwd(*call)
-    dnormed = [torch.randn(s.shape) for s in streams]
-    rest = (dnormed, streams, results[4:], weights, lengths, case.slots, "cpu")
+    dnormed = [torch.randn_like(s) for s in streams]
+    rest = (dnormed, streams, results[4:], weights, *marks, case.slots, backend)
     torch.library.opcheck(ops.add_layer_norm_bwd, ([None, dnormed[1]], *rest))
 
 
-@needs_kernels
+@kernel_backends
 @approximations
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_opcheck_of_gelu(approximate, with_bias):
-    x = torch.randn(4, 5, 16).transpose(0, 1)
-    bias = torch.randn(16) if with_bias else None
-    torch.library.opcheck(ops.bias_gelu_fwd, (x, bias, approximate, "cpu"))
-    torch.library.opcheck(ops.bias_gelu_bwd, (torch.randn(5, 4, 16), x, bias, approximate, "cpu"))
+def test_opcheck_of_gelu(approximate, with_bias, backend):
+    if not runs(backend, dispatch.GELU[approximate]):
+        pytest.skip(f"{backend} has no GELU {approximate!r}")
+    x, dout = torch.randn(4, 5, 16, device=DEVICE).transpose(0, 1), torch.randn(5, 4, 16)
+    bias = torch.randn(16, device=DEVICE) if with_bias else None
+    torch.library.opcheck(ops.bias_gelu_fwd, (x, bias, approximate, backend))
+    call = (dout.to(DEVICE), x, bias, approximate, backend)
+    torch.library.opcheck(ops.bias_gelu_bwd, call)
 
 
-@needs_kernels
+@needs_cpu_kernels
 def test_auto_takes_the_kernels_where_they_win():
     def taken(op, dtype, elements):
         return dispatch.select(dispatch.Call(op, torch.device("cpu"), dtype, elements=elements))
@@ -150,7 +155,7 @@ def test_auto_is_torchs_own_gelu_where_the_kernels_do_not_run():
         bias_gelu(x, backend="sdpa")
 
 
-X, W = torch.zeros(2, 4, 3), torch.zeros(3)
+X, W, K = torch.zeros(2, 4, 3), torch.zeros(3), torch.ones(2, dtype=torch.bool)
 BAD_GELU = {
     "not a tensor": ((1,), {}, TypeError, "x must be a tensor, got 1"),
     "integers": ((X.int(),), {}, TypeError, "x must be float16"),
@@ -186,6 +191,20 @@ BAD_NORM = {
     "bias dtype": (
         ([X.half()], None, [W.half()], [W]), {}, TypeError,
         r"biases\[0\] must have dtype torch.float16 like weights\[0\], got torch.float32",
+    ),
+    "keep type": (([X], [X], [W], [W]), {"keep": [1]}, TypeError, r"keep\[0\] must be a bool"),
+    "keep dtype": (([X], [X], [W], [W]), {"keep": [W]}, TypeError, "got a tensor of torch.float32"),
+    "keep shape": (
+        ([X], [X], [W], [W]), {"keep": [K[:1]]}, ValueError,
+        r"keep\[0\] must have shape \[2\], got \[1\]",
+    ),
+    "keep device": (
+        ([X], [X], [W], [W]), {"keep": [K.to("meta")]}, ValueError,
+        r"keep\[0\] must be on cpu like branches\[0\], got meta",
+    ),
+    "keep of nothing": (
+        ([X], None, [W], [W]), {"keep": [K]}, ValueError,
+        r"keep\[0\] must be None like branches\[0\], got a tensor of torch.bool",
     ),
     "eps type": (([X], None, [W], [W]), {"eps": "1"}, TypeError, "eps must be a number, got '1'"),
     "eps": (([X], None, [W], [W]), {"eps": -1.0}, ValueError, r"eps must be at least 0, got -1\.0"),

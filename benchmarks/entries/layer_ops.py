@@ -183,7 +183,7 @@ def norm_pairs(place: Place, size: Size) -> Mapping[tuple[str, str], Pair]:
 
         def kernel() -> object:
             return ops.add_layer_norm_bwd(
-                dsums, dnormed, streams, stats, weights, none, 0, place.backend
+                dsums, dnormed, streams, stats, weights, none, none, 0, place.backend
             )
 
         return stock, kernel

@@ -61,12 +61,12 @@ void share_all_slots(const NormCall& call, const std::vector<AnyStream>& streams
   for (int64_t b = 0; b < call.batch; ++b) share_slots(call, streams, b, of);
 }
 
-// The sum in its place; where there is nothing to add, a copy, or the stream itself.
+// The sum in its place; where nothing is added, a copy, or the stream itself.
 void* sum_row(const NormCall& call, const NormForward& stream, int64_t b, int64_t s) {
   void* x = row_of(call, stream.stream, b, s);
   if (!stream.sums.data) return x;
   void* sum = row_of(call, stream.sums, b, s);
-  if (stream.branch.data) {
+  if (stream.branch.data && (!stream.keep || stream.keep[b])) {
     call.kernels().add(x, row_of(call, stream.branch, b, s), call.channels, sum);
   } else {
     std::memcpy(sum, x, call.channels * size_of(call.dtype));
@@ -99,6 +99,29 @@ void forward_chunk(const NormCall& call, const NormForward& stream, const Chunk&
   }
 }
 
+// The branch's own gradient: the stream's where the branch was kept, else zero.
+void write_branch_gradient(const NormCall& call, const NormBackward& stream, int64_t b, int64_t s) {
+  if (!stream.keep) return;
+  void* to = row_of(call, stream.dbranch, b, s);
+  const size_t bytes = call.channels * size_of(call.dtype);
+  if (stream.keep[b]) {
+    std::memcpy(to, row_of(call, stream.dx, b, s), bytes);
+  } else {
+    std::memset(to, 0, bytes);
+  }
+}
+
+void write_branch_gradients_of_slots(const NormCall& call,
+                                     const std::vector<NormBackward>& streams) {
+  for (const NormBackward& stream : streams) {
+    for (int64_t b = 0; b < call.batch; ++b) {
+      for (int64_t s = stream.rows - call.slots; s < stream.rows; ++s) {
+        write_branch_gradient(call, stream, b, s);
+      }
+    }
+  }
+}
+
 void backward_chunk(const NormCall& call, const NormBackward& stream, const Chunk& chunk,
                     float* dparameters) {
   NormRowGradient row;
@@ -115,6 +138,7 @@ void backward_chunk(const NormCall& call, const NormBackward& stream, const Chun
     row.rstd = stream.stats[number + call.batch * stream.rows];
     row.dx = row_of(call, stream.dx, b, s);
     call.kernels().normalize_gradient(row);
+    if (s < stream.rows - call.slots) write_branch_gradient(call, stream, b, s);
   }
 }
 
@@ -138,6 +162,7 @@ void norm_backward(const NormCall& call, const std::vector<NormBackward>& stream
     backward_chunk(call, streams[chunks[i].stream], chunks[i], sums.of(i));
   }
   share_all_slots(call, streams, &NormBackward::dx);
+  write_branch_gradients_of_slots(call, streams);
   for (size_t m = 0; m < streams.size(); ++m) {
     const auto is_of = [&](const Chunk& chunk) { return chunk.stream == static_cast<int64_t>(m); };
     const auto first = std::find_if(chunks.begin(), chunks.end(), is_of);

@@ -20,6 +20,7 @@ struct NormForward {
   TokenRows sums;            // written; none where that is the stream itself
   TokenRows out;             // written
   int64_t rows;              // S
+  const bool* keep;          // [B], the examples that the branch is added for; or none, for all
   const int32_t* lengths;    // [B], 0 where the stream is absent; or none
   const float *weight, *bias;  // [C]
   float* stats;                // [2, B, S]: mean, reciprocal standard deviation
@@ -27,8 +28,10 @@ struct NormForward {
 
 struct NormBackward {
   TokenRows sums, dsums, dout;  // dsums may be none
-  TokenRows dx;                 // written: the gradient of stream and branch alike
+  TokenRows dx;                 // written: the gradient of the stream, and of the branch too
+  TokenRows dbranch;            // written: that of the branch, if there is a `keep`
   int64_t rows;
+  const bool* keep;
   const int32_t* lengths;
   const float *weight, *stats;
   float* dparameters;  // [2, C]: weight, bias

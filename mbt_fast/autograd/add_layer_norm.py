@@ -13,9 +13,9 @@ Optional = Sequence[Tensor | None]
 
 
 class AddLayerNorm(torch.autograd.Function):
-    """All streams at once. Arguments: three options, then ``M`` each of five kinds of tensor.
+    """All streams at once. Arguments: three options, then ``M`` each of six kinds of tensor.
 
-    The kinds are streams, branches, weights, biases and lengths.
+    The kinds are streams, branches, weights, biases, keep and lengths.
     """
 
     generate_vmap_rule = True
@@ -23,18 +23,19 @@ class AddLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(n_bottlenecks: int, eps: float, backend: str, *tensors: Any) -> tuple[Tensor, ...]:
         """Run the forward operator: ``M`` sums, ``M`` normalised, what the backward needs."""
-        return tuple(ops.add_layer_norm_fwd(*_parts(tensors, 5), n_bottlenecks, eps, backend))
+        return tuple(ops.add_layer_norm_fwd(*_parts(tensors, 6), n_bottlenecks, eps, backend))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what was normalised, statistics, weights and lengths."""
+        """Save what was normalised, statistics, weights, ``keep`` and lengths."""
         ctx.n_bottlenecks, _, ctx.backend, *tensors = inputs
-        streams, branches, weights, _, lengths = _parts(tensors, 5)
+        streams, branches, weights, _, keep, lengths = _parts(tensors, 6)
         sums, _, stats = _parts(output, 3)
         ctx.has_branch = [branch is not None for branch in branches]
+        ctx.has_keep = [kept is not None for kept in keep]
         written = [ctx.n_bottlenecks > 0 or has for has in ctx.has_branch]
         normalised = [s if w else x for s, w, x in zip(sums, written, streams, strict=True)]
-        ctx.save_for_backward(*normalised, *stats, *weights, *lengths)
+        ctx.save_for_backward(*normalised, *stats, *weights, *keep, *lengths)
         unwritten = [s for s, w in zip(sums, written, strict=True) if not w]
         ctx.mark_non_differentiable(*unwritten, *stats)
         ctx.set_materialize_grads(False)
@@ -54,9 +55,10 @@ class AddLayerNorm(torch.autograd.Function):
             results = AddLayerNormBwd.apply(ctx.n_bottlenecks, ctx.backend, *tensors)
         else:
             results = _backward(ctx.n_bottlenecks, ctx.backend, *tensors)
-        dx, dweights, dbiases = _parts(results, 3)
-        dbranches = [d if has else None for d, has in zip(dx, ctx.has_branch, strict=True)]
-        return (None, None, None, *dx, *dbranches, *dweights, *dbiases, *[None] * len(dx))
+        dx, own, dweights, dbiases = _parts(results, 4)
+        alike = [d if has else None for d, has in zip(dx, ctx.has_branch, strict=True)]
+        dbranches = [o if has else d for o, d, has in zip(own, alike, ctx.has_keep, strict=True)]
+        return (None, None, None, *dx, *dbranches, *dweights, *dbiases, *[None] * 2 * len(dx))
 
 
 class AddLayerNormBwd(torch.autograd.Function):
@@ -85,18 +87,19 @@ def add_layer_norm(
     branches: Optional,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    keep: Optional,
     lengths: Optional,
     n_bottlenecks: int,
     eps: float,
     backend: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``reference.add_layer_norm`` on a kernel backend, by its name."""
-    tensors = (*streams, *branches, *weights, *biases, *lengths)
+    tensors = (*streams, *branches, *weights, *biases, *keep, *lengths)
     refuse_forward_mode(backend, tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         results = AddLayerNorm.apply(n_bottlenecks, eps, backend, *tensors)
     else:  # quicker; and Dynamo cannot trace a Function of any number of tensors without gradients
-        results = ops.add_layer_norm_fwd(*_parts(tensors, 5), n_bottlenecks, eps, backend)
+        results = ops.add_layer_norm_fwd(*_parts(tensors, 6), n_bottlenecks, eps, backend)
     sums, normed, _ = _parts(results, 3)
     if n_bottlenecks == 0:
         pairs = zip(streams, branches, sums, strict=True)
@@ -111,5 +114,5 @@ def _parts(tensors: Sequence[Any], count: int) -> list[list[Any]]:
 
 
 def _backward(n_bottlenecks: int, backend: str, *tensors: Any) -> tuple[Tensor, ...]:
-    """The backward operator: ``M`` each of its six kinds of tensor, then the options."""
-    return tuple(ops.add_layer_norm_bwd(*_parts(tensors, 6), n_bottlenecks, backend))
+    """The backward operator: ``M`` each of its seven kinds of tensor, then the options."""
+    return tuple(ops.add_layer_norm_bwd(*_parts(tensors, 7), n_bottlenecks, backend))

@@ -17,6 +17,7 @@ def add_layer_norm_fwd(
     branches: Optional,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    keep: Optional,
     lengths: Optional,
     n_bottlenecks: int,
     eps: float,
@@ -39,7 +40,7 @@ def add_layer_norm_fwd(
     normed = [stream.new_empty(stream.shape) for stream in streams]
     stats = [s.new_empty(2, *s.shape[:2], dtype=torch.float32) for s in streams]
     parameters = [[_float32(entry) for entry in entries] for entries in (weights, biases)]
-    lengths = [None if entry is None else entry.contiguous() for entry in lengths]
+    keep, lengths = ([_contiguous(entry) for entry in entries] for entries in (keep, lengths))
     if any(stream.numel() for stream in streams):
         module, dtype = native.module(), streams[0].dtype
         module.add_layer_norm_fwd(
@@ -49,11 +50,11 @@ def add_layer_norm_fwd(
                     _tokens("streams", stream, dtype), _tokens("branches", branch, dtype),
                     _tokens("sums", total if total.numel() else None, dtype),
                     _tokens("normed", out, dtype), stream.shape[1],
-                    pointer("lengths", length, torch.int32), weight.data_ptr(), bias.data_ptr(),
-                    stat.data_ptr(),
+                    pointer("keep", kept, torch.bool), pointer("lengths", length, torch.int32),
+                    weight.data_ptr(), bias.data_ptr(), stat.data_ptr(),
                 )
-                for stream, branch, total, out, length, weight, bias, stat in zip(
-                    streams, branches, sums, normed, lengths, *parameters, stats, strict=True
+                for stream, branch, total, out, kept, length, weight, bias, stat in zip(
+                    streams, branches, sums, normed, keep, lengths, *parameters, stats, strict=True
                 )
             ],
         )  # fmt: skip
@@ -66,9 +67,10 @@ def add_layer_norm_bwd(
     sums: Sequence[Tensor],
     stats: Sequence[Tensor],
     weights: Sequence[Tensor],
+    keep: Optional,
     lengths: Optional,
     n_bottlenecks: int,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Run the backward.
 
     Args:
@@ -77,18 +79,24 @@ def add_layer_norm_bwd(
         sums: What was normalised.
         stats: What the forward returned last.
         weights: As in the forward, like all that follow.
+        keep: Likewise.
         lengths: Likewise.
         n_bottlenecks: Likewise.
 
     Returns:
-        Per stream the gradient of stream and branch alike, contiguous; of the weight; of the bias.
+        Per stream the gradient of the stream, contiguous; of the branch, empty without ``keep``,
+        where it is the stream's; of the weight; of the bias.
     """
     sums, dnormed = ([unit_last_stride(t) for t in entries] for entries in (sums, dnormed))
     dsums = [None if entry is None else unit_last_stride(entry) for entry in dsums]
-    lengths = [None if entry is None else entry.contiguous() for entry in lengths]
+    keep, lengths = ([_contiguous(entry) for entry in entries] for entries in (keep, lengths))
     stats = [stat.contiguous() for stat in stats]
     wide = [_float32(weight) for weight in weights]
     dx = [total.new_empty(total.shape) for total in sums]
+    dbranches = [
+        total.new_empty(0 if kept is None else total.shape)
+        for total, kept in zip(sums, keep, strict=True)
+    ]
     dparameters = [weight.new_zeros(2, *weight.shape) for weight in wide]
     if any(entry.numel() for entry in dx):
         module, dtype = native.module(), sums[0].dtype
@@ -97,12 +105,15 @@ def add_layer_norm_bwd(
             [
                 module.NormBackward(
                     _tokens("sums", total, dtype), _tokens("dsums", dsum, dtype),
-                    _tokens("dnormed", dout, dtype), _tokens("dx", grad, dtype), total.shape[1],
+                    _tokens("dnormed", dout, dtype), _tokens("dx", grad, dtype),
+                    _tokens("dbranches", dbranch if dbranch.numel() else None, dtype),
+                    total.shape[1], pointer("keep", kept, torch.bool),
                     pointer("lengths", length, torch.int32), weight.data_ptr(),
                     pointer("stats", stat, torch.float32), dparameter.data_ptr(),
                 )
-                for total, dsum, dout, grad, length, weight, stat, dparameter in zip(
-                    sums, dsums, dnormed, dx, lengths, wide, stats, dparameters, strict=True
+                for total, dsum, dout, grad, dbranch, kept, length, weight, stat, dparameter in zip(
+                    sums, dsums, dnormed, dx, dbranches, keep, lengths, wide, stats, dparameters,
+                    strict=True,
                 )
             ],
         )  # fmt: skip
@@ -110,7 +121,7 @@ def add_layer_norm_bwd(
         [both[part].to(w.dtype, copy=True) for both, w in zip(dparameters, weights, strict=True)]
         for part in range(2)
     )
-    return dx, dweights, dbiases
+    return dx, dbranches, dweights, dbiases
 
 
 def _call(stream: Tensor, n_bottlenecks: int, eps: float) -> object:
@@ -128,6 +139,10 @@ def _tokens(name: str, tensor: Tensor | None, dtype: torch.dtype) -> tuple[int, 
     if tensor is None:
         return NONE
     return pointer(name, tensor, dtype), tensor.stride(0), tensor.stride(1)
+
+
+def _contiguous(entry: Tensor | None) -> Tensor | None:
+    return None if entry is None else entry.contiguous()
 
 
 def _float32(parameter: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 ``add_layer_norm_fwd`` returns, in one list, ``M`` sums ``[B, S_m, C]``, empty where nothing is
 added and no slot is shared, ``M`` normalised sums, and ``M`` times mean and reciprocal standard
 deviation of the rows, float32 ``[2, B, S_m]``. ``add_layer_norm_bwd`` returns ``M`` gradients of
-stream and branch alike, ``M`` of the weights, and ``M`` of the biases.
+the streams, ``M`` of the branches, empty without ``keep``, where they are those of the streams,
+``M`` of the weights, and ``M`` of the biases.
 """
 
 import importlib
@@ -19,11 +20,12 @@ LAUNCHERS = {"cpu": "mbt_fast.cpu.add_layer_norm"}
 
 LIBRARY.define(
     "add_layer_norm_fwd(Tensor[] streams, Tensor?[] branches, Tensor[] weights, Tensor[] biases, "
-    "Tensor?[] lengths, int n_bottlenecks, float eps, str backend) -> Tensor[]"
+    "Tensor?[] keep, Tensor?[] lengths, int n_bottlenecks, float eps, str backend) -> Tensor[]"
 )
 LIBRARY.define(
     "add_layer_norm_bwd(Tensor?[] dsums, Tensor[] dnormed, Tensor[] sums, Tensor[] stats, "
-    "Tensor[] weights, Tensor?[] lengths, int n_bottlenecks, str backend) -> Tensor[]"
+    "Tensor[] weights, Tensor?[] keep, Tensor?[] lengths, int n_bottlenecks, str backend) "
+    "-> Tensor[]"
 )
 
 Optional = Sequence[Tensor | None]
@@ -35,13 +37,16 @@ def _fwd(
     branches: Optional,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    keep: Optional,
     lengths: Optional,
     n_bottlenecks: int,
     eps: float,
     backend: str,
 ) -> list[Tensor]:
     launcher = importlib.import_module(LAUNCHERS[backend]).add_layer_norm_fwd
-    sums, normed, stats = launcher(streams, branches, weights, biases, lengths, n_bottlenecks, eps)
+    sums, normed, stats = launcher(
+        streams, branches, weights, biases, keep, lengths, n_bottlenecks, eps
+    )
     return [*sums, *normed, *stats]
 
 
@@ -52,13 +57,14 @@ def _bwd(
     sums: Sequence[Tensor],
     stats: Sequence[Tensor],
     weights: Sequence[Tensor],
+    keep: Optional,
     lengths: Optional,
     n_bottlenecks: int,
     backend: str,
 ) -> list[Tensor]:
     launcher = importlib.import_module(LAUNCHERS[backend]).add_layer_norm_bwd
-    dx, dweights, dbiases = launcher(dsums, dnormed, sums, stats, weights, lengths, n_bottlenecks)
-    return [*dx, *dweights, *dbiases]
+    results = launcher(dsums, dnormed, sums, stats, weights, keep, lengths, n_bottlenecks)
+    return [grad for kind in results for grad in kind]
 
 
 @torch.library.register_fake("mbt_fast::add_layer_norm_fwd", lib=LIBRARY)
@@ -67,6 +73,7 @@ def _fwd_fake(
     branches: Optional,
     weights: Any,
     biases: Any,
+    keep: Any,
     lengths: Any,
     n_bottlenecks: int,
     *rest: Any,
@@ -87,10 +94,15 @@ def _bwd_fake(
     sums: Sequence[Tensor],
     stats: Any,
     weights: Sequence[Tensor],
+    keep: Optional,
     *rest: Any,
 ) -> list[Tensor]:
-    parameters = [weight.new_empty(weight.shape) for weight in [*weights, *weights]]
-    return [*(total.new_empty(total.shape) for total in sums), *parameters]
+    dx = [total.new_empty(total.shape) for total in sums]
+    dbranches = [
+        total.new_empty(0 if kept is None else total.shape)
+        for total, kept in zip(sums, keep, strict=True)
+    ]
+    return [*dx, *dbranches, *(weight.new_empty(weight.shape) for weight in [*weights, *weights])]
 
 
 add_layer_norm_fwd = torch.ops.mbt_fast.add_layer_norm_fwd.default
