@@ -22,20 +22,43 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from mbt_fast.kernels import bottleneck_attention_bwd as bwd
+from mbt_fast.kernels.add_layer_norm_bwd import add_layer_norm_bwd_kernel
+from mbt_fast.kernels.add_layer_norm_fwd import add_layer_norm_fwd_kernel
+from mbt_fast.kernels.bias_gelu_bwd import bias_gelu_bwd_kernel
+from mbt_fast.kernels.bias_gelu_fwd import bias_gelu_fwd_kernel
 from mbt_fast.kernels.bottleneck_attention_fwd import bottleneck_attention_fwd_kernel
-from mbt_fast.kernels.table import ARCHS, HALF, KERNELS, SINGLE, Tiles, lookup
+from mbt_fast.kernels.column_sums import SUM_TILE, column_sums_kernel
+from mbt_fast.kernels.table import (
+    ARCHS,
+    GELU_CHANNELS,
+    HALF,
+    KERNELS,
+    NORM_CHANNELS,
+    SINGLE,
+    RowTile,
+    Tiles,
+    lookup,
+    row_tile,
+)
 
 RECORD = Path(__file__).parent / "results" / "aot" / "triton.json"
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may have
 ELEMENTS = {"bf16": HALF, "fp32": SINGLE}
-KERNEL = {
+ATTENTION = {
     "fwd": bottleneck_attention_fwd_kernel,
     "fwd_mean": bottleneck_attention_fwd_kernel,
     "delta": bwd.bottleneck_attention_bwd_delta_kernel,
     "dkdv": bwd.bottleneck_attention_bwd_dkdv_kernel,
     "dq": bwd.bottleneck_attention_bwd_dq_kernel,
 }
-STREAMS = 2  # with lengths and all gradients, the heavier case
+LAYER = {
+    "norm_fwd": add_layer_norm_fwd_kernel,
+    "norm_bwd": add_layer_norm_bwd_kernel,
+    "gelu_fwd": bias_gelu_fwd_kernel,
+    "gelu_bwd": bias_gelu_bwd_kernel,
+    "column_sums": column_sums_kernel,
+}
+STREAMS = 2  # with lengths, masks and all gradients, the heavier case
 ALIGNED = [["tt.divisibility", 16]]
 
 
@@ -45,16 +68,21 @@ class Case(NamedTuple):
     kernel: str
     element: str
     arch: int
-    head_dim: int
+    width: int  # head dimension, or channels of the kernels of the layer
 
     @property
-    def tiles(self) -> Tiles:
+    def tiles(self) -> Tiles | RowTile:
         """What the table says."""
-        return lookup(self.kernel, self.arch, ELEMENTS[self.element], self.head_dim)
+        if self.kernel in ATTENTION:
+            return lookup(self.kernel, self.arch, ELEMENTS[self.element], self.width)
+        if self.kernel == "column_sums":
+            return SUM_TILE
+        return row_tile(min(self.width, GELU_CHANNELS) if "gelu" in self.kernel else self.width)
 
     def __str__(self) -> str:
         """Name in the record."""
-        return f"{self.kernel}-{self.element}-d{self.head_dim}-sm_{self.arch}"
+        letter = "d" if self.kernel in ATTENTION else "c"
+        return f"{self.kernel}-{self.element}-{letter}{self.width}-sm_{self.arch}"
 
 
 class Resources(NamedTuple):
@@ -67,18 +95,24 @@ class Resources(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Every entry of the tile table, and a head dimension that is no power of two."""
-    for kernel in KERNELS:
+    """Every entry of the tile table, and widths that are no power of two; MBT-B's channels."""
+    widths: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(KERNELS, (64, 80, 128)),
+        **dict.fromkeys(("norm_fwd", "norm_bwd"), (768, NORM_CHANNELS)),
+        **dict.fromkeys(("gelu_fwd", "gelu_bwd", "column_sums"), (3072,)),
+    }
+    for kernel, sizes in widths.items():
         for element in ELEMENTS:
             for arch in ARCHS:
-                yield from (Case(kernel, element, arch, head_dim) for head_dim in (64, 80, 128))
+                yield from (Case(kernel, element, arch, width) for width in sizes)
 
 
 def compile_case(case: Case) -> Resources:
     """Compile, and ask ptxas what it made of it."""
     source = _source(case)
     target = GPUTarget("cuda", case.arch, 32)
-    options = {"num_warps": case.tiles.num_warps, "num_stages": case.tiles.num_stages}
+    fixed = ("num_warps", "num_stages")
+    options = {name: value for name, value in case.tiles._asdict().items() if name in fixed}
     compiled = triton.compile(source, target=target, options=options)
     ptx = compiled.asm["ptx"]
     registers, spilled = _assemble(ptx, case.arch)
@@ -106,20 +140,24 @@ def _assemble(ptx: str, arch: int) -> tuple[int, int]:
 
 def _source(case: Case) -> ASTSource:
     """The kernel with types, constants and alignments as a launch would give them."""
-    kernel, tiles = KERNEL[case.kernel], case.tiles
+    kernel = (ATTENTION | LAYER)[case.kernel]
     constants: dict[str, Any] = {
         "M": STREAMS,
-        "HAS_LENGTHS": 2**STREAMS - 1,
-        "HAS_DLSE": 2**STREAMS - 1,
+        "K": 2 * STREAMS,
         "UPDATE_MEAN": case.kernel in ("fwd_mean", "delta"),
-        "D": case.head_dim,
-        "BLOCK_D": triton.next_power_of_2(case.head_dim),
-        "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n,
+        "SHARES": True,
+        "WRITES_SUM": 2**STREAMS - 1,
+        "HAS_BIAS": True,
+        "D": case.width,
+        "C": case.width,
+        "BLOCK_D": triton.next_power_of_2(case.width),
         "PRECISION": "ieee" if case.element == "fp32" else "tf32",
     }
+    flags = [name for name in kernel.arg_names if name.startswith("HAS_") and name != "HAS_BIAS"]
+    constants |= dict.fromkeys(flags, 2**STREAMS - 1)
+    constants |= {name.upper(): value for name, value in case.tiles._asdict().items()}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    signature = {name: _type(name, case.element) for name in kernel.arg_names}
+    signature = {name: _type(name, case) for name in kernel.arg_names}
     signature.update(dict.fromkeys(constants, "constexpr"))
     aligned = {
         place: ALIGNED
@@ -130,20 +168,30 @@ def _source(case: Case) -> ASTSource:
     return ASTSource(kernel, signature, constants, aligned)
 
 
-def _type(name: str, element: str) -> Any:
+def _type(name: str, case: Case) -> Any:
+    in_attention = case.kernel in ATTENTION
     types = {
         "lse_ptrs": "*fp32",
         "dlse_ptrs": "*fp32",
         "stats_ptrs": "*fp32",
         "delta_ptrs": "*fp32",
+        "partial_ptr": "*fp32",
         "length_ptrs": "*i32",
-        "strides": ("i64",) * 4,
+        "keep_ptrs": "*u8",
+        "strides": ("i64",) * (4 if in_attention else 2),
         "dout_strides": ("i64",) * 3,
+        "branch_strides": ("i64",) * 2,
+        "dnormed_strides": ("i64",) * 2,
+        "dsum_strides": ("i64",) * 2,
         "scale": "fp32",
         "qk_scale": "fp32",
+        "eps": "fp32",
     }
-    kind = types.get(name, f"*{element}" if name.endswith(("_ptr", "_ptrs")) else "i32")
-    per_stream = name.endswith(("_ptrs", "strides")) or name in ("rows", "tiles")
+    kind = types.get(name, f"*{case.element}" if name.endswith(("_ptr", "_ptrs")) else "i32")
+    if case.kernel == "column_sums":
+        return (kind,) * 2 * STREAMS if name in ("out_ptrs", "firsts", "counts") else kind
+    counts = ("tiles", "chunks") if "gelu" in case.kernel else ("rows", "tiles", "chunks")
+    per_stream = name.endswith(("_ptrs", "strides")) or name in counts
     return (kind,) * STREAMS if per_stream else kind
 
 
@@ -162,8 +210,11 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write the committed record")
     args = parser.parse_args()
     found = {str(case): (case, compile_case(case)) for case in cases()}
-    rows = [(name, *case.tiles, *resources) for name, (case, resources) in found.items()]
-    print(tabulate(rows, headers=["kernel", *Tiles._fields, *Resources._fields]))
+    rows = [
+        {"kernel": name, **resources._asdict(), **case.tiles._asdict()}
+        for name, (case, resources) in found.items()
+    ]
+    print(tabulate(rows, headers="keys"))
     if args.record:
         kernels = {name: resources._asdict() for name, (_, resources) in found.items()}
         RECORD.parent.mkdir(parents=True, exist_ok=True)

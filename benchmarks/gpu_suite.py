@@ -30,6 +30,9 @@ TESTS = (
     "tests/test_cuda_kernels.py",
     "tests/test_cuda_backward.py",
     "tests/test_bottleneck_attention.py",
+    "tests/test_layer_ops.py",
+    "tests/test_layer_ops_calls.py",
+    "tests/test_triton_layer.py",
     "tests/test_tracing.py",
     "tests/test_random_calls.py",
     "tests/test_known_bugs.py",
@@ -40,7 +43,7 @@ TESTS = (
 )
 GUARDS = [file for entry in ENTRIES if "cuda" in entry.seconds for file in entry.guards_on("cuda")]
 SHARDS = max(1, min(8, (os.cpu_count() or 1) // 2))
-SANITIZED = "two-streams or absent-stream or wide-head"
+SANITIZED = "two-streams or absent-stream or wide-head or dropped"
 
 
 class Step(NamedTuple):

@@ -60,7 +60,7 @@ ENTRIES = (
         measures="GELU with bias and LayerNorm around attention, forward and backward",
         baseline="torch",
         guards=("tests/test_layer_ops.py",),
-        seconds={"cpu": 160},
+        seconds={"cpu": 160, "cuda": 30},
     ),
     Entry(
         name="parts",

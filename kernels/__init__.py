@@ -1,4 +1,4 @@
-"""Triton kernels and their launchers, installed as ``mbt_fast.kernels``. None yet."""
+"""Triton kernels and their launchers, installed as ``mbt_fast.kernels``."""
 
 if __name__ == "kernels":
     raise ImportError(

@@ -1,6 +1,6 @@
 """What the launchers share: a call's tensors as kernel arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -21,15 +21,13 @@ class Streams(NamedTuple):
     def of(cls, qkv: Sequence[Tensor], lengths: Sequence[Tensor | None]) -> "Streams":
         """Order the streams; copy those whose last stride is not 1."""
         order = sorted(range(len(qkv)), key=lambda m: -qkv[m].shape[1])
-        given = [lengths[m] for m in order]
-        dummy = next((entry for entry in given if entry is not None), None)
-        if dummy is None:
-            dummy = qkv[0].new_empty(0, dtype=torch.int32)
+        anything = qkv[0].new_empty(0, dtype=torch.int32)
+        valid, bits = given([lengths[m] for m in order], anything, Tensor.contiguous)
         return cls(
             order=order,
             qkv=[unit_last_stride(qkv[m]) for m in order],
-            lengths=[dummy if entry is None else entry.contiguous() for entry in given],
-            has_lengths=sum(1 << m for m, entry in enumerate(given) if entry is not None),
+            lengths=list(valid),
+            has_lengths=bits,
         )
 
     def rows(self) -> tuple[int, ...]:
@@ -43,6 +41,20 @@ class Streams(NamedTuple):
     def arrange(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """From the order of the call to that of the launch."""
         return [tensors[m] for m in self.order]
+
+
+def given(
+    entries: Sequence[Tensor | None], anything: Tensor, ready: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Tensor, ...], int]:
+    """Tensors that may be absent, as kernel arguments: bit m says that the m-th is there.
+
+    Args:
+        entries: A tensor or ``None`` per stream.
+        anything: Stands where there is none; only its dtype, and its rank, matter.
+        ready: Gives a tensor the layout that the kernel reads.
+    """
+    tensors = tuple(anything if entry is None else ready(entry) for entry in entries)
+    return tensors, sum(1 << m for m, entry in enumerate(entries) if entry is not None)
 
 
 def unit_last_stride(tensor: Tensor) -> Tensor:

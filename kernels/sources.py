@@ -8,6 +8,25 @@ from typing import Any
 FOLDER = Path(__file__).parent
 RECORD = FOLDER / "verified.json"
 KERNELS = {
+    "add_layer_norm": (
+        "add_layer_norm.py",
+        "add_layer_norm_bwd.py",
+        "add_layer_norm_fwd.py",
+        "column_sums.py",
+        "launch.py",
+        "rows.py",
+        "table.py",
+        "tiles.py",
+    ),
+    "bias_gelu": (
+        "bias_gelu.py",
+        "bias_gelu_bwd.py",
+        "bias_gelu_fwd.py",
+        "column_sums.py",
+        "launch.py",
+        "table.py",
+        "tiles.py",
+    ),
     "bottleneck_attention": (
         "bottleneck_attention.py",
         "bottleneck_attention_bwd.py",

@@ -71,3 +71,26 @@ def arch_of(tensor: Tensor) -> int:
         return 80
     major, _ = torch.cuda.get_device_capability(tensor.device)
     return {9: 90, 10: 100}.get(major, 80)
+
+
+class RowTile(NamedTuple):
+    """What a kernel of the layer takes at a time: ``block_r`` rows of ``block_c`` channels."""
+
+    block_r: int
+    block_c: int
+    num_warps: int
+
+
+NORM_CHANNELS = 8192  # the most that LayerNorm takes, which holds whole rows
+GELU_CHANNELS = 512  # that GELU takes at a time: with 1024 its backward spills in float32
+TILE_ELEMENTS = 2048
+
+
+def row_tile(channels: int) -> RowTile:
+    """The tile for rows of so many channels, by rule: 16 elements of a tile for each thread.
+
+    Four warps are then as wide as a row of MBT-B, so that its weights need no other layout.
+    """
+    block_c = max(16, 1 << (channels - 1).bit_length())
+    block_r = max(1, TILE_ELEMENTS // block_c)
+    return RowTile(block_r, block_c, num_warps=block_r * block_c // 512)

@@ -1,4 +1,4 @@
-"""What the attention kernels share: how a stream's rows are found, and loaded.
+"""What the kernels share: how a program finds its stream, and attention the rows of one.
 
 A stream has ``S = N + P`` rows: own tokens, then slots. ``length`` of the own tokens are valid. The
 valid rows are numbered ``0 .. count`` without the gap: a loop over keys meets no padding::
@@ -55,7 +55,8 @@ def head_of(ptrs, strides, head_axis: tl.constexpr, b, h, m, M: tl.constexpr):
 def find_stream(pid, tiles, heads, M: tl.constexpr):
     """Which stream a program belongs to, its (b, h) and its tile there.
 
-    Programs are numbered stream by stream, (b, h) by (b, h), tile by tile.
+    Programs are numbered stream by stream, (b, h) by (b, h), tile by tile; where there are no
+    heads, b by b.
     """
     m = 0
     first = tl.cast(0, tl.int64)

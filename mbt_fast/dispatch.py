@@ -37,6 +37,7 @@ class Call:
     rows: int | None = None  # of the longest stream; None where nothing should depend on it
     elements: int | None = None  # of an op of LAYER; likewise
     head_dim: int | None = None  # of packed streams
+    channels: int | None = None  # of an op of LAYER
 
     @classmethod
     def of(cls, op: str, tensors: Sequence[Tensor]) -> "Call":
@@ -59,7 +60,8 @@ class Call:
         """Describe a call of an op of ``LAYER``, whose dtype autocast leaves alone."""
         traced = torch.compiler.is_compiling()
         elements = None if traced else sum(tensor.numel() for tensor in tensors)
-        return cls(op, tensors[0].device, tensors[0].dtype, elements=elements)
+        first = tensors[0]
+        return cls(op, first.device, first.dtype, elements=elements, channels=first.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Backend:
     requires: str | None = None
     major: int | None = None  # of the compute capability: machine code for no other
     head_dims: frozenset[int] | None = None
+    most_channels: Mapping[str, int] = field(default_factory=dict)  # by op
     unmeasured: bool = False
     wins_from: int = 0  # rows of the longest stream
     # Ops that it wins in some dtypes only, and there from a number of elements on.
@@ -104,12 +107,16 @@ class Backend:
         if self.head_dims and call.head_dim is not None and call.head_dim not in self.head_dims:
             need = " or ".join(map(str, sorted(self.head_dims)))
             reasons.append(f"head dimension is {call.head_dim}, needs {need}")
+        most = self.most_channels.get(call.op)
+        if most is not None and call.channels is not None and call.channels > most:
+            reasons.append(f"rows have {call.channels} channels, and it takes at most {most}")
         return reasons
 
     def reserve(self, call: Call | None) -> str | None:
         """Why ``auto`` passes this backend over though it can run the call, if it does."""
         if self.unmeasured:
-            return "no recorded measurement shows that it is not slower than sdpa"
+            stock = "torch's own" if call is not None and call.op in LAYER else "sdpa"
+            return f"no recorded measurement shows that it is not slower than {stock}"
         if self.requires == NATIVE and call is not None and call.op in ATTENTION:
             untried = _untried_in_bfloat16() if call.dtype == torch.bfloat16 else None
             if untried:
@@ -146,6 +153,8 @@ CPU_WINS_IN: dict[str, dict[torch.dtype, int]] = {
     "add_layer_norm": {torch.bfloat16: 2**20},
 }
 CPU_OPS = ATTENTION | LAYER
+TRITON_OPS = ATTENTION | {"bias_gelu", "add_layer_norm"}
+TRITON_MOST = {"add_layer_norm": 8192}  # channels: a program holds a whole row
 NATIVE, CUDA = native.MODULE, native.CUDA_MODULE
 SM_80 = (8, 0)
 CUDA_HEAD_DIMS = frozenset({64, 128})
@@ -157,7 +166,8 @@ BACKENDS = (
     #       name         ops        device     dtypes         compute requires
     Backend("cuda",      ATTENTION, "cuda",    HALF,          None,   CUDA,     major=9,
             head_dims=CUDA_HEAD_DIMS, unmeasured=True),
-    Backend("triton",    ATTENTION, TRITON_ON, TRITON_DTYPES, SM_80,  "triton", unmeasured=True),
+    Backend("triton",    TRITON_OPS, TRITON_ON, TRITON_DTYPES, SM_80, "triton", unmeasured=True,
+            most_channels=TRITON_MOST),
     Backend("cpu",       CPU_OPS,   "cpu",     KERNEL_DTYPES, None,   NATIVE,   wins_from=48,
             wins_in=CPU_WINS_IN),
     Backend("sdpa",      EVERY),

@@ -210,7 +210,7 @@ def bias_gelu(
         bias: ``[C]``, in the dtype of ``x`` or, for 16-bit types, in float32; ``None`` adds
             nothing.
         approximate: ``"tanh"``, as in the official MBT, or ``"none"`` for the error function.
-        backend: ``"auto"``, ``"cpu"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"`` (the tanh form), ``"cpu"`` or ``"reference"``.
 
     Returns:
         A tensor like ``x``. Autocast does not change its dtype.
@@ -221,7 +221,7 @@ def bias_gelu(
         mbt_fast.dispatch.BackendError: The named backend cannot run this call.
 
     Numerics:
-        Sum and GELU in float32 on the CPU kernels, rounded once. The bias' gradient is summed in
+        Sum and GELU in float32 on kernels, rounded once. The bias' gradient is summed in
         float32 in an order that depends on the shape alone.
 
     Source:
@@ -269,7 +269,7 @@ def add_layer_norm(
         lengths: ``M`` entries, each ``None`` or int32 ``[B]``; 0 means that the stream is absent
             for this example: its slots take no part in the mean, and become zero. Own rows are
             normalised whether they are valid or not.
-        backend: ``"auto"``, ``"cpu"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"`` (at most 8192 channels), ``"cpu"`` or ``"reference"``.
 
     Returns:
         ``M`` sums, the stream itself where nothing is added and no slot is shared, and ``M``

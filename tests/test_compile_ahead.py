@@ -23,8 +23,9 @@ def test_compiles_without_spills_and_as_recorded(name):
     found = compile_ahead.compile_case(case)
     assert found.spilled_bytes == 0
     assert found.shared_bytes <= compile_ahead.SHARED_MEMORY[case.arch]
-    products = case.element != "fp32" and case.kernel != "delta"  # on tensor cores
-    assert (found.wgmma > 0) == (case.arch == 90 and products)
+    products = case.kernel in compile_ahead.ATTENTION and case.kernel != "delta"
+    on_tensor_cores = products and case.element != "fp32"
+    assert (found.wgmma > 0) == (case.arch == 90 and on_tensor_cores)
     if triton.__version__ != RECORD["triton"]:
         pytest.skip(f"the record is of Triton {RECORD['triton']}, this is {triton.__version__}")
     message = "run python -m benchmarks.compile_ahead --record, and look at the difference"

@@ -65,6 +65,16 @@ def test_auto_takes_a_row_from_the_length_on_where_it_wins(monkeypatch):
     )
 
 
+def test_a_row_may_have_a_most_of_channels():
+    row = dispatch.Backend("x", frozenset({"wide", "other"}), most_channels={"wide": 16})
+    calls = [
+        dispatch.Call(op, CALL.device, CALL.dtype, channels=channels)
+        for op, channels in (("wide", 16), ("wide", 17), ("wide", None), ("other", 17))
+    ]
+    reason = "rows have 17 channels, and it takes at most 16"
+    assert [row.reasons(call) for call in calls] == [[], [reason], [], []]
+
+
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 RECORDS = [path for path in RESULTS.glob("cpu-*/*.json") if path.stem.endswith("attention")]
 
@@ -145,6 +155,8 @@ def test_explain_sees_autocast():
 
 def test_implements_asks_for_the_op_and_not_for_the_machine():
     assert dispatch.implements("triton", "bottleneck_attention")
+    assert dispatch.implements("triton", "bias_gelu")
+    assert not dispatch.implements("triton", "bias_gelu_erf")
     assert not dispatch.implements("triton", "dense_attention")
     assert dispatch.implements("sdpa", "dense_attention")
     assert dispatch.implements("auto", "dense_attention")

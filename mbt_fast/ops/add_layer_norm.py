@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mbt_fast.ops.library import LIBRARY, one_by_one
 
-LAUNCHERS = {"cpu": "mbt_fast.cpu.add_layer_norm"}
+LAUNCHERS = {"triton": "mbt_fast.kernels.add_layer_norm", "cpu": "mbt_fast.cpu.add_layer_norm"}
 
 LIBRARY.define(
     "add_layer_norm_fwd(Tensor[] streams, Tensor?[] branches, Tensor[] weights, Tensor[] biases, "

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mbt_fast.ops.library import LIBRARY, one_by_one
 
-LAUNCHERS = {"cpu": "mbt_fast.cpu.bias_gelu"}
+LAUNCHERS = {"triton": "mbt_fast.kernels.bias_gelu", "cpu": "mbt_fast.cpu.bias_gelu"}
 
 LIBRARY.define("bias_gelu_fwd(Tensor x, Tensor? bias, str approximate, str backend) -> Tensor")
 LIBRARY.define(
