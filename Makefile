@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton_kernels triton_layer known_bugs \
-	bottleneck_attention layer_ops layer_ops_calls tracing random_calls))
+	bottleneck_attention layer_ops layer_ops_calls all_streams tracing random_calls))
 INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 .PHONY: profile test setup lint types unit interpret regression sanitize clean

@@ -23,14 +23,14 @@ class AddLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(n_bottlenecks: int, eps: float, backend: str, *tensors: Any) -> tuple[Tensor, ...]:
         """Run the forward operator: ``M`` sums, ``M`` normalised, what the backward needs."""
-        return tuple(ops.add_layer_norm_fwd(*_parts(tensors, 6), n_bottlenecks, eps, backend))
+        return tuple(ops.add_layer_norm_fwd(*in_parts(tensors, 6), n_bottlenecks, eps, backend))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Save what was normalised, statistics, weights, ``keep`` and lengths."""
         ctx.n_bottlenecks, _, ctx.backend, *tensors = inputs
-        streams, branches, weights, _, keep, lengths = _parts(tensors, 6)
-        sums, _, stats = _parts(output, 3)
+        streams, branches, weights, _, keep, lengths = in_parts(tensors, 6)
+        sums, _, stats = in_parts(output, 3)
         ctx.has_branch = [branch is not None for branch in branches]
         ctx.has_keep = [kept is not None for kept in keep]
         written = [ctx.n_bottlenecks > 0 or has for has in ctx.has_branch]
@@ -43,7 +43,7 @@ class AddLayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of streams, branches, weights and biases."""
-        dsums, dnormed, _ = _parts(grads, 3)
+        dsums, dnormed, _ = in_parts(grads, 3)
         saved = ctx.saved_tensors  # read once: activation checkpointing forbids a second time
         sums = saved[: len(dsums)]
         filled = [
@@ -55,7 +55,7 @@ class AddLayerNorm(torch.autograd.Function):
             results = AddLayerNormBwd.apply(ctx.n_bottlenecks, ctx.backend, *tensors)
         else:
             results = _backward(ctx.n_bottlenecks, ctx.backend, *tensors)
-        dx, own, dweights, dbiases = _parts(results, 4)
+        dx, own, dweights, dbiases = in_parts(results, 4)
         alike = [d if has else None for d, has in zip(dx, ctx.has_branch, strict=True)]
         dbranches = [o if has else d for o, d, has in zip(own, alike, ctx.has_keep, strict=True)]
         return (None, None, None, *dx, *dbranches, *dweights, *dbiases, *[None] * 2 * len(dx))
@@ -99,15 +99,15 @@ def add_layer_norm(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         results = AddLayerNorm.apply(n_bottlenecks, eps, backend, *tensors)
     else:  # quicker; and Dynamo cannot trace a Function of any number of tensors without gradients
-        results = ops.add_layer_norm_fwd(*_parts(tensors, 6), n_bottlenecks, eps, backend)
-    sums, normed, _ = _parts(results, 3)
+        results = ops.add_layer_norm_fwd(*in_parts(tensors, 6), n_bottlenecks, eps, backend)
+    sums, normed, _ = in_parts(results, 3)
     if n_bottlenecks == 0:
         pairs = zip(streams, branches, sums, strict=True)
         sums = [stream if branch is None else total for stream, branch, total in pairs]
     return sums, normed
 
 
-def _parts(tensors: Sequence[Any], count: int) -> list[list[Any]]:
+def in_parts(tensors: Sequence[Any], count: int) -> list[list[Any]]:
     """``count`` lists of equal length, one after the other."""
     size = len(tensors) // count
     return [list(tensors[first : first + size]) for first in range(0, count * size, size)]
@@ -115,4 +115,4 @@ def _parts(tensors: Sequence[Any], count: int) -> list[list[Any]]:
 
 def _backward(n_bottlenecks: int, backend: str, *tensors: Any) -> tuple[Tensor, ...]:
     """The backward operator: ``M`` each of its seven kinds of tensor, then the options."""
-    return tuple(ops.add_layer_norm_bwd(*_parts(tensors, 7), n_bottlenecks, backend))
+    return tuple(ops.add_layer_norm_bwd(*in_parts(tensors, 7), n_bottlenecks, backend))

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import gelu, layer_norm, linear
 
 from mbt_fast import dispatch
 from mbt_fast.autograd.bias_gelu import bias_gelu, bias_gelu_backward
@@ -18,20 +18,23 @@ def gelu_linear(
     bias: Tensor | None,
     approximate: str,
     backend: str = "auto",
+    *,
+    first_bias: Tensor | None = None,
 ) -> Tensor:
     """``linear(gelu(preactivation, approximate=approximate), weight, bias)``, saving its input.
 
     Args:
-        preactivation: ``[B, S, K]``.
+        preactivation: ``[B, S, K]``; without the first Linear's bias, if that is given.
         weight: ``[C, K]``.
         bias: ``[C]`` or ``None``.
         approximate: ``"tanh"`` or ``"none"``.
         backend: Of GELU: ``"auto"`` or a name of ``dispatch.BACKENDS``.
+        first_bias: ``[K]``, added to ``preactivation`` within GELU.
 
     Returns:
         ``[B, S, C]`` in the dtype of ``weight`` (under autocast, its dtype).
     """
-    return GeluLinear.apply(preactivation, *cast(weight, bias), approximate, backend)
+    return GeluLinear.apply(preactivation, first_bias, *cast(weight, bias), approximate, backend)
 
 
 def norm_mlp(
@@ -67,44 +70,55 @@ class GeluLinear(Recomputing):
 
     @staticmethod
     def forward(
-        preactivation: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, backend: str
+        preactivation: Tensor,
+        first_bias: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        approximate: str,
+        backend: str,
     ) -> Tensor:
         """GELU, then product."""
-        return linear(_gelu(preactivation, approximate, backend), weight, bias)
+        return linear(_gelu(preactivation, first_bias, approximate, backend), weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the input and the weight."""
-        preactivation, weight, _, *ctx.activation = inputs
-        ctx.save_for_backward(preactivation, weight)
+        """Keep the input, its bias and the weight."""
+        preactivation, first_bias, weight, _, *ctx.activation = inputs
+        ctx.save_for_backward(preactivation, first_bias, weight)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Grads:
         """GELU again, then both backwards."""
-        preactivation, weight = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        return (
-            *gelu_linear_backward(dout, preactivation, weight, needs, *ctx.activation),
-            None,
-            None,
+        preactivation, first_bias, weight = ctx.saved_tensors
+        of_input, of_bias, *of_linear = ctx.needs_input_grad[:4]
+        grads = gelu_linear_backward(
+            dout,
+            preactivation,
+            first_bias,
+            weight,
+            (of_input or of_bias, *of_linear),
+            *ctx.activation,
         )
+        return *grads, None, None
 
 
 def gelu_linear_backward(
     dout: Tensor,
     preactivation: Tensor,
+    first_bias: Tensor | None,
     weight: Tensor,
     needs: tuple[bool, ...],
     approximate: str,
     backend: str,
 ) -> Grads:
-    """Gradients of ``preactivation``, ``weight`` and ``bias``, where needed."""
-    hidden = _gelu(preactivation, approximate, backend)
+    """Gradients of ``preactivation`` and ``first_bias``, ``weight``, ``bias``, where needed."""
+    hidden = _gelu(preactivation, first_bias, approximate, backend)
     dhidden, dweight, dbias = linear_backward(dout, hidden, weight, needs)
     if dhidden is None:
-        return None, dweight, dbias
+        return None, None, dweight, dbias
     dhidden = dhidden.to(preactivation.dtype)  # autocast may be on here and not in the forward
-    return _gelu_backward(dhidden, preactivation, approximate, backend), dweight, dbias
+    of_gelu = _gelu_backward(dhidden, preactivation, first_bias, approximate, backend)
+    return *of_gelu, dweight, dbias
 
 
 class NormMlp(Recomputing):
@@ -125,7 +139,7 @@ class NormMlp(Recomputing):
     ) -> Tensor:
         """Norm, product, GELU, product."""
         hidden = _preactivation(x, norm_weight, norm_bias, eps, weight1, bias1)
-        return linear(_gelu(hidden, approximate, backend), weight2, bias2)
+        return linear(_gelu(hidden, None, approximate, backend), weight2, bias2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,8 +154,8 @@ class NormMlp(Recomputing):
         needs = ctx.needs_input_grad
         first, second = (*needs[:3], *needs[4:6]), needs[6:8]
         preactivation = _preactivation(x, norm_weight, norm_bias, ctx.eps, weight1, bias1)
-        dpreactivation, *of_second = gelu_linear_backward(
-            dout, preactivation, weight2, (any(first), *second), *ctx.activation
+        dpreactivation, _, *of_second = gelu_linear_backward(
+            dout, preactivation, None, weight2, (any(first), *second), *ctx.activation
         )
         of_first: Grads = (None,) * 5
         if dpreactivation is not None:
@@ -163,18 +177,27 @@ def _preactivation(
     return linear(normed.to(weight.dtype), weight, bias)
 
 
-def _gelu(x: Tensor, approximate: str, backend: str) -> Tensor:
+def _gelu(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Tensor:
     name = _runner(x, approximate, backend)
     if name == "reference":
-        return torch.nn.functional.gelu(x, approximate=approximate)
-    return bias_gelu(x, None, approximate, name)
+        return gelu(_sum(x, bias), approximate=approximate)
+    return bias_gelu(x, bias, approximate, name)
 
 
-def _gelu_backward(dout: Tensor, x: Tensor, approximate: str, backend: str) -> Tensor:
+def _gelu_backward(
+    dout: Tensor, x: Tensor, bias: Tensor | None, approximate: str, backend: str
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of ``x``, and of ``bias`` if there is one."""
     name = _runner(x, approximate, backend)
     if name == "reference":
-        return torch.ops.aten.gelu_backward(dout, x, approximate=approximate)
-    return bias_gelu_backward(dout, x, None, approximate, name)[0]
+        dx = torch.ops.aten.gelu_backward(dout, _sum(x, bias), approximate=approximate)
+        return dx, None if bias is None else dx.flatten(0, -2).sum(dim=0).to(bias.dtype)
+    dx, dbias = bias_gelu_backward(dout, x, bias, approximate, name)
+    return dx, None if bias is None else dbias
+
+
+def _sum(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias.to(x.dtype)
 
 
 def _runner(x: Tensor, approximate: str, backend: str) -> str:

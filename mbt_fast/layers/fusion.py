@@ -1,6 +1,7 @@
 """One layer of all modalities, and the ways in which their streams may pass through it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn.functional import pad
 
 from mbt_fast import dispatch
 from mbt_fast.functional import bottleneck_attention, dense_attention, share_slots_
+from mbt_fast.layers.all_streams import choose_norms, pass_streams
 from mbt_fast.layers.block import Block
 from mbt_fast.layers.rows import Rows, joint_valid, row_ranges, take_rows
 from mbt_fast.layers.savings import Savings
@@ -18,6 +20,7 @@ from mbt_fast.validation import MIN_HEAD_DIM
 
 SHARED = "shared"  # the name of the one block of a shared encoder
 
+Pair = tuple[Survivors, Survivors]  # who keeps the attention branch, who the MLP's
 Streams = dict[str, Tensor]  # modality -> [B, S_m, C]
 Lengths = Mapping[str, Tensor]  # modality -> int32 [B]; a modality without padding has no entry
 
@@ -32,15 +35,18 @@ class FusionLayer(nn.ModuleDict):
     def __init__(self, blocks: Mapping[str, Block]) -> None:
         """Keep the blocks."""
         super().__init__(blocks)
-        self._backend = "auto"
+        self._backend = self._norms = "auto"
 
     def set_backend(self, backend: str) -> None:
-        """Choose the backend of the layer's attention, and of its GELU where it has one.
+        """Choose the backend of the layer's attention, and of its norms and GELU where it has them.
 
-        A backend without GELU leaves it to stock PyTorch, whose is the reference's.
+        A backend without them leaves them to stock PyTorch, whose are the reference's.
         """
         self._backend = backend
-        gelu = backend if dispatch.implements(backend, "bias_gelu") else "reference"
+        gelu, self._norms = (
+            backend if dispatch.implements(backend, op) else "reference"
+            for op in ("bias_gelu", "add_layer_norm")
+        )
         for block in self.values():
             cast(Block, block).set_backend(gelu)
 
@@ -82,42 +88,64 @@ class FusionLayer(nn.ModuleDict):
         """
         survivors = {m: self.block_of(m).draw_survivors(x) for m, x in streams.items()}
         kept = {modality: attention for modality, (attention, _) in survivors.items()}
-        if pairwise:
-            heads = self._attend_to_all(streams, lengths, kept, rows)
-        elif valid is None and rows is None:
-            heads = self._attend_within(streams, lengths, kept, n_slots)
+        if not pairwise and valid is None and rows is None:
+            fused = self._pass_within(streams, lengths, survivors, n_slots)
         else:
-            masks = {SHARED: valid} if SHARED in streams else _masks(streams, lengths, n_slots)
-            heads = {
-                m: self._attend_densely(m, x, masks[m], kept[m], rows) for m, x in streams.items()
-            }
-        fused = {
-            m: self.block_of(m).finish(take_rows(x, rows), heads[m], survivors[m])
-            for m, x in streams.items()
-        }
+            if pairwise:
+                heads = self._attend_to_all(streams, lengths, kept, rows)
+            else:
+                masks = {SHARED: valid} if SHARED in streams else _masks(streams, lengths, n_slots)
+                heads = {
+                    m: self._attend_densely(m, x, masks[m], kept[m], rows)
+                    for m, x in streams.items()
+                }
+            fused = self._finish(streams, heads, survivors, rows)
         if rows is None:
             padding = [lengths.get(modality) for modality in streams]
             share_slots_(list(fused.values()), n_slots, lengths=padding)
         return fused
 
-    def _attend_within(
-        self, streams: Streams, lengths: Lengths, kept: Mapping[str, Survivors], n_slots: int
+    def _finish(
+        self, streams: Streams, heads: Streams, survivors: Mapping[str, Pair], rows: Rows
     ) -> Streams:
+        """Both residual branches, block by block."""
+        return {
+            m: self.block_of(m).finish(take_rows(x, rows), heads[m], survivors[m])
+            for m, x in streams.items()
+        }
+
+    def _pass_within(
+        self, streams: Streams, lengths: Lengths, survivors: Mapping[str, Pair], n_slots: int
+    ) -> Streams:
+        """All of a layer with self-attention inside each stream, but for the shared slots."""
+        blocks = [self.block_of(modality) for modality in streams]
+        kept = [survivors[modality][0] for modality in streams]
+        padding = [k.take(lengths.get(m)) for m, k in zip(streams, kept, strict=True)]
+        call = (blocks, list(streams.values()), [survivors[m] for m in streams])
+        norms = choose_norms(*call, self._norms)
+        if norms != "reference":
+            outs = pass_streams(*call, partial(self._attend_within, padding, n_slots), norms)
+            return dict(zip(streams, outs, strict=True))
+        taken = zip(blocks, kept, streams.values(), strict=True)
+        heads = self._attend_within(padding, n_slots, [b.packed(k.take(x)) for b, k, x in taken])
+        return self._finish(streams, dict(zip(streams, heads, strict=True)), survivors, None)
+
+    def _attend_within(
+        self, padding: Sequence[Tensor | None], n_slots: int, packed: list[Tensor]
+    ) -> list[Tensor]:
         """Self-attention of each stream, slots included, all in one call of the op.
 
         A call takes one batch size; if not as many examples of each stream are kept, each stream
         has a call of its own. Heads below the op's smallest size are padded with zeros, which
         changes nothing.
         """
-        packed = [self.block_of(m).packed(kept[m].take(x)) for m, x in streams.items()]
-        padding = [kept[modality].take(lengths.get(modality)) for modality in streams]
         head_dim = packed[0].shape[-1]
         missing = max(MIN_HEAD_DIM - head_dim, 0)
         if missing:
             packed = [pad(stream, (0, missing)) for stream in packed]
         alike = all(stream.shape[0] == packed[0].shape[0] for stream in packed)
         calls = [slice(None)] if alike else [slice(m, m + 1) for m in range(len(packed))]
-        heads = [
+        return [
             out[..., :head_dim]
             for part in calls
             for out in bottleneck_attention(
@@ -128,7 +156,6 @@ class FusionLayer(nn.ModuleDict):
                 backend=self._backend,
             )
         ]
-        return dict(zip(streams, heads, strict=True))
 
     def _attend_to_all(
         self,
