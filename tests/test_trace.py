@@ -67,6 +67,19 @@ def test_the_usual_fusion_layer_is_traced_if_it_is_compared(tmp_path, capsys):
     assert "one call of bottleneck fusion at layer 2, B = 4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mode", ["forward", "train"])
+@pytest.mark.parametrize("fusions", ["bottleneck", "vanilla-shared"])
+def test_what_a_kernel_backend_does_for_all_streams_has_a_range(fusions, mode, tmp_path):
+    pytest.importorskip("mbt_fast._C", reason="the C++ kernels are not built")
+    call = ("--backend", "cpu", "--fusions", fusions, "--fusion-layers", "2", "--mode", mode)
+    names = set(traced_names(tmp_path / "t.json", *call))
+    of_each = ("shared",) if fusions == "vanilla-shared" else ("rgb", "spectrogram")
+    expected = {"layer 1 / qkv", "layer 1 / attention", "layer 1 / mlp"}
+    assert expected | {f"layer 1 / {m} / proj" for m in of_each} <= names
+    if mode == "train":
+        assert {f"backward: {name}" for name in expected} <= names
+
+
 @pytest.mark.gpu
 def test_kernels_are_traced_on_a_gpu(tmp_path):
     path = tmp_path / "t.json"

@@ -52,22 +52,40 @@ def pass_streams(
         attend: Maps packed ``[B, S_m, 3, H, D]`` of all streams to ``[B, S_m, H, D]``.
         norms: A kernel backend.
     """
-    nothing = [None] * len(streams)
-    first, second = ([(n.weight, n.bias) for n in norm] for norm in _norms(blocks))
-    qkv = [(b.attn.qkv.weight, b.attn.qkv.bias) for b in blocks]
-    eps = blocks[0].norm1.eps, blocks[0].norm2.eps
-    _, products = add_norm_linear(streams, nothing, nothing, first, qkv, eps[0], norms)
-    heads = attend([b.attn.split(product) for b, product in zip(blocks, products, strict=True)])
+    attention = [of_attention for of_attention, _ in survivors]
+    heads = attend(project(blocks, streams, norms))
     branches = [b.attn.output(out) for b, out in zip(blocks, heads, strict=True)]
-    keep = [attention.mask for attention, _ in survivors]
+    sums, outs = add_and_pass_mlps(blocks, streams, branches, attention, norms)
+    each = zip(sums, outs, survivors, strict=True)
+    return [of_mlp.add(y, out) for y, out, (_, of_mlp) in each]
+
+
+def project(blocks: Sequence[Block], streams: Sequence[Tensor], norms: str) -> list[Tensor]:
+    """``Block.packed`` of all streams."""
+    nothing = [None] * len(streams)
+    affine = [(b.norm1.weight, b.norm1.bias) for b in blocks]
+    qkv = [(b.attn.qkv.weight, b.attn.qkv.bias) for b in blocks]
+    _, products = add_norm_linear(
+        streams, nothing, nothing, affine, qkv, blocks[0].norm1.eps, norms
+    )
+    return [b.attn.split(product) for b, product in zip(blocks, products, strict=True)]
+
+
+def add_and_pass_mlps(
+    blocks: Sequence[Block],
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor],
+    survivors: Sequence[Survivors],
+    norms: str,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Streams with their attention branches added, and what their MLPs make of these."""
+    keep = [of_attention.mask for of_attention in survivors]
+    affine = [(b.norm2.weight, b.norm2.bias) for b in blocks]
     unbiased = [(b.mlp.fc1.weight, None) for b in blocks]
-    sums, hidden = add_norm_linear(streams, branches, keep, second, unbiased, eps[1], norms)
-    each = zip(blocks, sums, hidden, survivors, strict=True)
-    return [mlp.add(y, _activated(b.mlp, x)) for b, y, x, (_, mlp) in each]
-
-
-def _norms(blocks: Sequence[Block]) -> tuple[list[nn.LayerNorm], list[nn.LayerNorm]]:
-    return [b.norm1 for b in blocks], [b.norm2 for b in blocks]
+    sums, products = add_norm_linear(
+        streams, branches, keep, affine, unbiased, blocks[0].norm2.eps, norms
+    )
+    return sums, [_activated(b.mlp, x) for b, x in zip(blocks, products, strict=True)]
 
 
 def _activated(mlp: Mlp, product: Tensor) -> Tensor:

@@ -126,8 +126,11 @@ class FusionLayer(nn.ModuleDict):
         if norms != "reference":
             outs = pass_streams(*call, partial(self._attend_within, padding, n_slots), norms)
             return dict(zip(streams, outs, strict=True))
-        taken = zip(blocks, kept, streams.values(), strict=True)
-        heads = self._attend_within(padding, n_slots, [b.packed(k.take(x)) for b, k, x in taken])
+        packed = [
+            self.block_of(m).packed(k.take(x))
+            for (m, x), k in zip(streams.items(), kept, strict=True)
+        ]
+        heads = self._attend_within(padding, n_slots, packed)
         return self._finish(streams, dict(zip(streams, heads, strict=True)), survivors, None)
 
     def _attend_within(

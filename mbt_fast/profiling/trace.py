@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from mbt_fast.layers import Block, FusionLayer, fusion
-from mbt_fast.layers.fusion import Streams
+from mbt_fast.layers import Block, FusionLayer, all_streams, fusion
+from mbt_fast.layers.fusion import SHARED, Streams
 from mbt_fast.models import MBT, MBTConfig
 from mbt_fast.profiling.measure import Setting, build_models, random_inputs, step_of
 from mbt_fast.profiling.trace_backward import name_the_backward
 
 PARTS = {"packed": "qkv", "query_key_value": "qkv", "_mlp": "mlp"}  # methods of a block
+OF_ALL_STREAMS = {"project": "qkv", "add_and_pass_mlps": "mlp"}  # where a kernel backend norms them
 
 
 def write_trace(path: Path, config: MBTConfig, setting: Setting) -> None:
@@ -64,6 +65,8 @@ def named_ranges(model: MBT) -> Iterator[None]:
             ("share_slots_", place.of_streams("shared slots")),
         ):
             _wrap(stack, fusion, op, name)
+        for function, part in OF_ALL_STREAMS.items():
+            _wrap(stack, all_streams, function, place.of_all_streams(part))
         for part in ("norm", "head"):
             _wrap(stack, getattr(model, part), "forward", _always(part))
         yield
@@ -87,9 +90,18 @@ class _Place:
         """The name of what a layer does for all its streams at once."""
         return lambda: f"{self.streams} / {part}"
 
-    def of_stream(self, part: str) -> Name:
+    def of_all_streams(self, part: str) -> Name:
+        """Likewise, where a block is not asked for before it is used."""
+
+        def name() -> str:
+            self.modality = SHARED
+            return f"{self.streams} / {part}"
+
+        return name
+
+    def of_stream(self, part: str, modality: str = "") -> Name:
         """The name of what it does for one stream; a shared block is not told for which."""
-        return lambda: f"{self.layer} / {self.modality} / {part}"
+        return lambda: f"{self.layer} / {modality or self.modality} / {part}"
 
 
 def _name_layer(stack: ExitStack, layer: FusionLayer, name: str, place: _Place) -> None:
@@ -105,10 +117,11 @@ def _name_layer(stack: ExitStack, layer: FusionLayer, name: str, place: _Place) 
 
     _set(stack, layer, "forward", enter)
     _set(stack, layer, "block_of", find)
-    for block in layer.values():
+    for key, block in layer.items():
+        own = "" if key == SHARED else key
         for method, part in PARTS.items():
-            _wrap(stack, block, method, place.of_stream(part))
-        _wrap(stack, block.attn, "output", place.of_stream("proj"))
+            _wrap(stack, block, method, place.of_stream(part, own))
+        _wrap(stack, block.attn, "output", place.of_stream("proj", own))
 
 
 def _always(name: str) -> Name:
