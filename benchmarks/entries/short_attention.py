@@ -11,7 +11,7 @@ import torch
 from benchmarks.case import Case, Scope
 from benchmarks.entries.attention import Problem, both_modes
 
-ROWS = (1, 4, 8, 16, 24, 32, 48, 64, 128, 256)
+ROWS = (4, 8, 16, 24, 32, 48, 64, 128, 256)
 
 
 def cases(scope: Scope) -> Iterator[Case]:
