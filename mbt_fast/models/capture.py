@@ -55,18 +55,24 @@ class CapturedMBT:
         if self._model.training:
             raise RuntimeError("the model must be in evaluation mode, got training mode")
         lengths = self._model.check_inputs(inputs, lengths)
-        if not has_graphs(self._model.norm.weight.device):
+        device = self._model.norm.weight.device
+        if not has_graphs(device):
             return self._model(inputs, lengths)
-        key = self._key(inputs, lengths)
-        if key not in self._graphs:
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._graphs[key] = Graph(self._model, inputs, lengths, self._pool)
-        return self._graphs[key](inputs, lengths)
+        with torch.cuda.device(device):  # streams and graphs are the current device's
+            return self._graph(inputs, lengths)(inputs, lengths)
 
     def __repr__(self) -> str:
         """Say how many graphs there are."""
         where = "" if self._graphs else ", the model itself where there is no GPU"
         return f"CapturedMBT({len(self._graphs)} CUDA graphs{where})"
+
+    def _graph(self, inputs: Tensors, lengths: Tensors) -> "Graph":
+        """The graph of this shape, recorded if it is new."""
+        key = self._key(inputs, lengths)
+        if key not in self._graphs:
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._graphs[key] = Graph(self._model, inputs, lengths, self._pool)
+        return self._graphs[key]
 
     def _key(self, inputs: Tensors, lengths: Tensors) -> Any:
         """What a graph depends on besides the model."""
