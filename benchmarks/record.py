@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any, NamedTuple, TypeVar, get_origin, get_type_hints
+
+from mbt_fast.testing.timing import median_and_tails
 
 ENVIRONMENT = ("device", "python", "torch", "mbt_fast", "commit", "tree", "sources", "date")
 CONDITIONS = ("threads", "instruction_set", "load_average")
@@ -31,8 +32,7 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: list[float]) -> "Spread":
         """Median, 20 % and 80 % quantile of what was measured."""
-        tails = quantiles(values, n=5, method="inclusive") if len(values) > 1 else values * 4
-        return cls(*(significant(value) for value in (median(values), tails[0], tails[3])))
+        return cls(*map(significant, median_and_tails(values)))
 
 
 def significant(value: float) -> float:

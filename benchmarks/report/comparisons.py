@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 from benchmarks import registry
 from benchmarks.record import Document, Record
 from benchmarks.report.results import Results, spread_text
+from mbt_fast.profiling.measure import MIB
 from mbt_fast.report.bars import Bar, bar_chart
 from mbt_fast.report.charts import Chart
 from mbt_fast.report.page import figures, section, table
 from mbt_fast.report.table import amount, milliseconds
 
-MIB = 2**20
 MODES = {
     "forward": "forward",
     "backward": "backward alone",

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
 from typing import Any, NamedTuple
 
-MIB = 2**20
+from mbt_fast.profiling.measure import MIB
+from mbt_fast.testing.timing import median_and_tails
 
 
 class Spread(NamedTuple):
@@ -18,10 +18,7 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
         """Of at least one value."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        tails = quantiles(values, n=5, method="inclusive")
-        return cls(median(values), tails[0], tails[3])
+        return cls(*median_and_tails(values))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mbt_fast.models import MBT, MBTConfig
 from mbt_fast.testing import interleaved_times, peak_memory
+from mbt_fast.testing.timing import median_and_tails
 
 MIB = 2**20
 
@@ -39,12 +39,11 @@ class Measurement:
         memory = {"peak_memory_mb": self.peak_bytes / MIB, "rounds": len(self.seconds)}
         if not self.seconds:
             return memory
-        middle = median(self.seconds)
-        tails = quantiles(self.seconds, n=5, method="inclusive") if len(self.seconds) > 1 else None
+        middle, low, high = median_and_tails(self.seconds)
         return {
             "latency_ms_median": 1e3 * middle,
-            "latency_ms_p20": 1e3 * (tails[0] if tails else middle),
-            "latency_ms_p80": 1e3 * (tails[3] if tails else middle),
+            "latency_ms_p20": 1e3 * low,
+            "latency_ms_p80": 1e3 * high,
             "clips_per_second": batch_size / middle,
             **memory,
         }

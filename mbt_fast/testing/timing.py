@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median, quantiles
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,14 @@ class Times(NamedTuple):
 
     seconds: dict[str, list[float]]
     interrupted: bool
+
+
+def median_and_tails(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, 20 % and 80 % quantile of at least one value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    tails = quantiles(values, n=5, method="inclusive")
+    return median(values), tails[0], tails[3]
 
 
 def timed(
