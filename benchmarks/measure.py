@@ -1,42 +1,53 @@
 """From cases to records: warm-up, memory, operators, then times in interleaved rounds.
 
 Every round calls each variant once, in another order, so that a drift of the machine hits all of
-them alike; a ratio is the median over the rounds of that round's ratio. On a GPU CUDA events
-measure, and where launches may be what costs, each variant is replayed from a CUDA graph too.
+them alike; a ratio is the median over the rounds of that round's ratio. The rounds of a case come
+in several passes over all cases (``benchmarks.sample``). On a GPU CUDA events measure, and where
+launches may be what costs, each variant is replayed from a CUDA graph too.
 """
 
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from benchmarks.case import Case, Run, Variant
 from benchmarks.launches import count_launches
-from benchmarks.record import Ceilings, Record, Spread, significant
+from benchmarks.record import Ceilings, Record
+from benchmarks.sample import Sample, Seconds
 from mbt_fast.testing import interleaved_times, peak_memory, saved_bytes
 
 READING = 5e-3  # seconds that one reading of the clock should last at least
 MAX_CALLS = 2000
 OUT_OF_TIME = "out of time"
-NO_CALL = Variant(run=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     """How long to measure, where, and by which clock on a CPU.
 
-    ``time.process_time`` counts this process's own work. With one thread its ratios hold while
-    others are at work on the machine.
+    Attributes:
+        device: Where.
+        seconds: For all passes of all cases together.
+        min_rounds: Of a pass, whatever time it takes.
+        max_rounds: Of a pass.
+        passes: That every case has if time allows.
+        most_passes: That a case has if its ratios stay unsure.
+        uncertainty: Relative standard error at which a ratio is sure.
+        clock: ``time.process_time`` counts this process's own work. With one thread its ratios hold
+            while others are at work on the machine.
     """
 
     device: torch.device
     seconds: float
     min_rounds: int = 3
     max_rounds: int = 201
+    passes: int = 1
+    most_passes: int = 1
+    uncertainty: float = 0.01
     clock: Callable[[], float] = time.perf_counter
 
     @property
@@ -46,27 +57,54 @@ class Timing:
 
 
 def measure_all(
-    entry: str, cases: Sequence[Case], timing: Timing, ceilings: Ceilings
-) -> Iterator[Record]:
-    """The records of all cases, each given its share of the time that is left."""
+    entry: str,
+    cases: Sequence[Case],
+    timing: Timing,
+    ceilings: Ceilings,
+    on_visit: Callable[[Sample], None] = lambda sample: None,
+) -> list[Record]:
+    """The records of all cases, which are visited in turn, pass after pass, until time is over.
+
+    Cases whose ratios are sure enough after the least number of passes leave their time to others.
+    A case that is not reached at all says so. ``on_visit`` is told of each visit that begins.
+    """
+    samples = [_sample(entry, case, timing) for case in cases]
     end = time.perf_counter() + timing.seconds
-    for index, case in enumerate(cases):
-        left = end - time.perf_counter()
-        if left <= 0 and index > 0:
-            yield _record(entry, case, timing, "all", error=OUT_OF_TIME)
-            continue
-        share = replace(timing, seconds=left / (len(cases) - index))
-        yield from measure_case(entry, case, share, ceilings)
+    visits = len(samples) * (timing.passes + timing.most_passes) // 2  # that time is planned for
+    done = 0
+    for _ in range(timing.most_passes):
+        waiting = [s for s in samples if s.wants_more(timing.passes, timing.uncertainty)]
+        for index, sample in enumerate(waiting):
+            left = end - time.perf_counter()
+            if left <= 0 and done > 0:
+                break
+            share = left / max(visits - done, len(waiting) - index)
+            on_visit(sample)
+            visit(sample, replace(timing, seconds=share))
+            done += 1
+    for sample in samples:
+        if not sample.records:
+            sample.fail(OUT_OF_TIME)
+    return [record for s in samples for record in s.finished(timing.clock_name, ceilings)]
 
 
 def measure_case(entry: str, case: Case, timing: Timing, ceilings: Ceilings) -> list[Record]:
-    """One record per variant; a variant that fails has its reason in place of times."""
-    threads = torch.get_num_threads()
+    """One record per variant, after one pass; one that fails has its reason in place of times."""
+    sample = _sample(entry, case, timing)
+    visit(sample, timing)
+    return sample.finished(timing.clock_name, ceilings)
+
+
+def visit(sample: Sample, timing: Timing) -> None:
+    """One more pass of a case; in the first one memory and operators are counted."""
+    case, threads = sample.case, torch.get_num_threads()
     if case.threads is not None:
         torch.set_num_threads(case.threads)
     try:
         with case.around():
-            return _measure(entry, case, timing, ceilings)
+            _measure(sample, timing)
+    except Exception as error:  # out of memory, say; the other cases go on
+        sample.fail(_one_line(error))
     finally:
         torch.set_num_threads(threads)
         gc.collect()
@@ -74,43 +112,41 @@ def measure_case(entry: str, case: Case, timing: Timing, ceilings: Ceilings) -> 
             torch.cuda.empty_cache()
 
 
-def _measure(entry: str, case: Case, timing: Timing, ceilings: Ceilings) -> list[Record]:
+def _measure(sample: Sample, timing: Timing) -> None:
     start = time.perf_counter()
-    try:
-        variants = dict(case.variants())
-    except Exception as error:  # out of memory, say; the other cases go on
-        return [_record(entry, case, timing, "all", error=_one_line(error))]
-    if case.graph and timing.device.type == "cuda":
-        variants |= {
-            f"{name}, graph": replace(variant, run=_replayed(variant.run))
+    case, first = sample.case, not sample.records
+    variants = _with_graphs(case.variants(), case, timing.device)
+    if first:
+        sample.records = {
+            name: _counted(sample.record(name, variant), variant, case, timing.device)
             for name, variant in variants.items()
-            if variant.run is not None and variant.replayable
         }
-    records = {
-        name: _counted(_record(entry, case, timing, name, v), v, case, timing.device)
-        for name, v in variants.items()
-    }
-    working = {
-        name: run
-        for name, variant in variants.items()
-        if (run := variant.run) is not None and records[name].error is None
-    }
-    if not working or not case.timed:
-        return list(records.values())
+    runs = sample.working(variants)
+    if not runs or not case.timed:
+        return
+    if first:
+        sample.calls = _calls(runs, timing)
+    else:
+        for run in runs.values():
+            run()
     left = timing.seconds - (time.perf_counter() - start)
-    try:
-        calls = _calls(working, timing)
-        times = _times(working, calls, replace(timing, seconds=left))
-    except Exception as error:  # whose it was is not known
-        failed = {name: replace(records[name], error=_one_line(error)) for name in working}
-        return list({**records, **failed}.values())
-    for name in working:
-        timed = _with_times(records[name], name, times, calls, case.baseline)
-        records[name] = _with_shares(replace(timed, clock=timing.clock_name), ceilings)
-    return list(records.values())
+    sample.passes.append(_times(runs, sample.calls, replace(timing, seconds=left)))
 
 
-def _times(runs: Mapping[str, Run], calls: int, timing: Timing) -> dict[str, list[float]]:
+def _with_graphs(
+    variants: Mapping[str, Variant], case: Case, device: torch.device
+) -> dict[str, Variant]:
+    """The variants and, on a GPU, where the case asks for it, each as a CUDA graph."""
+    if not case.graph or device.type != "cuda":
+        return dict(variants)
+    return dict(variants) | {
+        f"{name}, graph": replace(variant, run=_replayed(variant.run))
+        for name, variant in variants.items()
+        if variant.run is not None and variant.replayable
+    }
+
+
+def _times(runs: Mapping[str, Run], calls: int, timing: Timing) -> Seconds:
     """Seconds of so many calls of each, by round."""
     times = interleaved_times(
         {name: _repeat(run, calls) for name, run in runs.items()},
@@ -125,29 +161,20 @@ def _times(runs: Mapping[str, Run], calls: int, timing: Timing) -> dict[str, lis
     return times.seconds
 
 
-def _record(
-    entry: str,
-    case: Case,
-    timing: Timing,
-    name: str,
-    variant: Variant = NO_CALL,
-    error: str | None = None,
-) -> Record:
-    """The record of one variant before it has been measured."""
-    return Record(
+def _sample(entry: str, case: Case, timing: Timing) -> Sample:
+    """The case before its first pass."""
+    on_cpu = timing.device.type == "cpu"
+    blank = Record(
         entry=entry,
         case=case.name,
-        variant=name,
+        variant="",
         mode=case.mode,
         shape=case.shape,
         dtype=str(case.dtype).removeprefix("torch."),
         device=timing.device.type,
-        threads=(case.threads or torch.get_num_threads()) if timing.device.type == "cpu" else None,
-        flops=variant.flops,
-        attention_flops=variant.attention_flops,
-        bytes=variant.bytes,
-        error=error,
+        threads=(case.threads or torch.get_num_threads()) if on_cpu else None,
     )
+    return Sample(case, blank)
 
 
 def _counted(record: Record, variant: Variant, case: Case, device: torch.device) -> Record:
@@ -201,39 +228,6 @@ def _replayed(run: Run) -> Run:
         graphs[0].replay()
 
     return replay
-
-
-def _with_times(
-    record: Record, name: str, times: Mapping[str, list[float]], calls: int, baseline: str | None
-) -> Record:
-    ms = [1e3 * seconds / calls for seconds in times[name]]
-    ratio = None
-    if baseline is not None and baseline in times:
-        pairs = zip(times[baseline], times[name], strict=True)
-        ratio = Spread.of([base / seconds for base, seconds in pairs])
-    return replace(
-        record,
-        baseline=baseline if ratio else None,
-        calls=calls,
-        rounds=len(ms),
-        ms=Spread.of(ms),
-        ratio=ratio,
-    )
-
-
-def _with_shares(record: Record, ceilings: Ceilings) -> Record:
-    """Shares of the ceilings, which are those of one number of threads."""
-    if record.ms is None or record.threads != ceilings.threads:
-        return record
-    matmul = ceilings.matmul_gflops.get(record.dtype)
-    seconds = record.ms.median / 1e3
-    changes: dict[str, Any] = {}
-    if record.flops and matmul:
-        changes["share_of_matmul"] = significant(record.flops / seconds / 1e9 / matmul)
-    if record.bytes and ceilings.copy_gb_per_s:
-        rate = record.bytes / seconds / 1e9
-        changes["share_of_copy"] = significant(rate / ceilings.copy_gb_per_s)
-    return replace(record, **changes)
 
 
 def _one_line(error: Exception) -> str:

@@ -56,9 +56,11 @@ class Record:
         threads: Of torch on the CPU.
         clock: ``"perf_counter"``, ``"process_time"`` or ``"cuda events"``.
         calls: Of the variant to one reading of the clock.
-        rounds: Readings, interleaved with those of the other variants.
+        passes: Visits to the case, each with variants and inputs of its own.
+        rounds: Readings in all passes, interleaved with those of the other variants.
         ms: Milliseconds of one call.
         ratio: Time of the baseline by that of the variant, round by round: above 1 is faster.
+        uncertainty: Relative standard error of the ratio, from its medians in the passes.
         flops: Of one call, two per multiply-add, useful ones only.
         attention_flops: Those of them that are the two products of attention.
         bytes: That one call must read and write at least.
@@ -81,9 +83,11 @@ class Record:
     threads: int | None = None
     clock: str | None = None
     calls: int = 1
+    passes: int = 1
     rounds: int = 0
     ms: Spread | None = None
     ratio: Spread | None = None
+    uncertainty: float | None = None
     flops: int | None = None
     attention_flops: int | None = None
     bytes: int | None = None

@@ -1,7 +1,7 @@
 """Measure, gate and record: ``python -m benchmarks.run --out benchmarks/results/ENVIRONMENT``.
 
 Runs the correctness tests that guard the entries, measures the machine's ceilings, then every entry
-for this device, and writes one document for each. On two CPU cores that takes about 25 minutes.
+for this device, and writes one document for each. On two CPU cores that takes about 35 minutes.
 
     --list               what there is to measure, against whom
     --only layer model   some entries
@@ -29,6 +29,7 @@ from benchmarks.environment import stamp
 from benchmarks.gate import Outcome, gate_of, read_reports, refusals, run_guards
 from benchmarks.measure import Timing, measure_all
 from benchmarks.record import Ceilings, Document, Gate, Record, save
+from benchmarks.sample import Sample
 from mbt_fast import native
 
 
@@ -52,6 +53,8 @@ def main() -> int:
         timing = Timing(device=device, seconds=scale * entry.seconds[device.type])
         if args.smoke:
             timing = replace(timing, seconds=float("inf"), min_rounds=2, max_rounds=2)
+        elif device.type == "cpu":  # others work on the same host; nobody else uses a GPU
+            timing = replace(timing, min_rounds=2, passes=3, most_passes=9)
         document = measure_entry(entry, timing, ceilings, gate, environment, smoke=args.smoke)
         before = earlier(args.compare, entry.name) if args.compare else None
         if args.out:
@@ -108,13 +111,12 @@ def measure_entry(
     *,
     smoke: bool = False,
 ) -> Document:
-    """The document of one entry; prints a line per record."""
+    """The document of one entry; prints a line per visit to a case, then one per record."""
     module = importlib.import_module(entry.module)
     cases = list(module.cases(Scope(timing.device, smoke)))
     load = [os.getloadavg()[0]]
-    records = []
-    for record in measure_all(entry.name, cases, timing, ceilings):
-        records.append(record)
+    records = measure_all(entry.name, cases, timing, ceilings, on_visit=_announce)
+    for record in records:
         print(line(record), flush=True)
     load.append(os.getloadavg()[0])
     return Document(
@@ -132,6 +134,14 @@ def measure_entry(
     )
 
 
+def _announce(sample: Sample) -> None:
+    """What is being measured, for who waits."""
+    of = sample.blank
+    where = f"{of.threads} threads" if of.threads else of.device
+    which = f"{of.entry}, pass {len(sample.passes) + 1}: {of.case}, {of.mode}, {of.dtype}, {where}"
+    print(which, file=sys.stderr, flush=True)
+
+
 def line(record: Record) -> str:
     """One record as text."""
     head = f"{record.entry:<15} {record.case:<29} {record.mode:<8} {record.dtype:<8}"
@@ -143,6 +153,8 @@ def line(record: Record) -> str:
         parts.append(f"{record.ms.median:10.3f} ms")
     if record.ratio:
         parts.append(f"{record.ratio.median:5.2f}x")
+    if record.uncertainty is not None:
+        parts.append(f"+-{record.uncertainty:.1%}")
     if record.flops:
         parts.append(f"{record.flops / 1e9:9.2f} GFLOP")
     if record.share_of_matmul:

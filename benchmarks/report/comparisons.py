@@ -245,7 +245,7 @@ class _Column(NamedTuple):
 
 COLUMNS = (
     _Column("ms\n[p20-p80]", lambda r: _ms(r)),
-    _Column("times as fast\nas the baseline", lambda r: spread_text(r.ratio) if r.ratio else ""),
+    _Column("times as fast\nas the baseline", lambda r: _ratio(r)),
     _Column("GFLOP", lambda r: amount(r.flops / 1e9) if r.flops else ""),
     _Column("of torch's\nmatmul", lambda r: _percent(r.share_of_matmul)),
     _Column("of torch's\ncopy", lambda r: _percent(r.share_of_copy)),
@@ -274,7 +274,7 @@ def _pairs_table(groups: Sequence[Sequence[Record]], label: str) -> str:
         base = next(row for row in rows if row.variant == row.baseline)
         for other in (row for row in rows if row is not base):
             times = (f"{_ms(row)}\n{row.variant}" for row in (base, other))
-            ratio = f"{spread_text(other.ratio)}\n{other.rounds} rounds" if other.ratio else ""
+            ratio = f"{_ratio(other)}\n{other.rounds} rounds" if other.ratio else ""
             body.append([f"{base.case}\n{conditions_of(base)}", *times, other.error or ratio])
     headers = ["", "baseline\nms [p20-p80]", "variant\nms [p20-p80]", "times\nas fast"]
     return table(headers, [body], label)
@@ -295,6 +295,13 @@ def _ms(record: Record) -> str:
     if low is None or high is None:
         return milliseconds(middle)
     return f"{milliseconds(middle)} [{milliseconds(low)}-{milliseconds(high)}]"
+
+
+def _ratio(record: Record) -> str:
+    if record.ratio is None:
+        return ""
+    unsure = "" if record.uncertainty is None else f" \N{PLUS-MINUS SIGN} {record.uncertainty:.1%}"
+    return f"{spread_text(record.ratio)}{unsure}"
 
 
 def _percent(share: float | None) -> str:

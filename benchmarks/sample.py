@@ -1,0 +1,150 @@
+"""What has been measured of a case, pass by pass, and the records that come of it.
+
+A pass is a visit to the case with variants, inputs and weights of its own. Between two visits all
+other cases have theirs, so that what disturbs the machine for a while, or one layout in memory,
+decides over one pass only. How far the ratios of the passes lie apart says how sure they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from math import pi, sqrt
+from statistics import NormalDist, median
+from typing import Any
+
+from benchmarks.case import Case, Run, Variant
+from benchmarks.record import Ceilings, Record, Spread, significant
+
+TO_NORMAL = 1 / NormalDist().inv_cdf(0.75)  # standard deviation by median absolute deviation
+OF_MEDIAN = sqrt(pi / 2)  # standard error of a median by that of a mean
+
+Seconds = dict[str, list[float]]  # of so many calls of each variant, round by round
+
+
+@dataclass
+class Sample:
+    """The passes of one case.
+
+    Attributes:
+        case: What is measured.
+        blank: A record of the case without variant, the pattern of all others.
+        records: One per variant, counted once; times come in at the end.
+        calls: Of each variant to one reading of the clock.
+        passes: Times by variant, of the visits so far.
+    """
+
+    case: Case
+    blank: Record
+    records: dict[str, Record] = field(default_factory=dict)
+    calls: int = 1
+    passes: list[Seconds] = field(default_factory=list)
+
+    def record(self, name: str, variant: Variant) -> Record:
+        """A record of a variant with what is known of it before it runs."""
+        return replace(
+            self.blank,
+            variant=name,
+            flops=variant.flops,
+            attention_flops=variant.attention_flops,
+            bytes=variant.bytes,
+        )
+
+    def fail(self, reason: str) -> None:
+        """Give every variant without a reason of its own this one; there is no further pass."""
+        records = self.records or {"all": replace(self.blank, variant="all")}
+        self.records = {
+            name: record if record.error else replace(record, error=reason)
+            for name, record in records.items()
+        }
+        self.passes.clear()
+
+    def working(self, variants: Mapping[str, Variant]) -> dict[str, Run]:
+        """What can be timed."""
+        return {
+            name: variant.run
+            for name, variant in variants.items()
+            if variant.run is not None and self.records[name].error is None
+        }
+
+    def wants_more(self, passes: int, uncertainty: float) -> bool:
+        """Whether another pass could tell something.
+
+        Args:
+            passes: That are needed in any case.
+            uncertainty: Of the ratios that is small enough.
+        """
+        if not self.passes:
+            return not self.records
+        if len(self.passes) < passes:
+            return True
+        return any((self.uncertainty(name) or 0.0) > uncertainty for name in self.passes[0])
+
+    def uncertainty(self, name: str) -> float | None:
+        """Relative standard error of a variant's ratio, from its medians in the passes.
+
+        From their median absolute deviation: the ratio is a median too, so that a disturbed pass
+        among good ones moves neither.
+        """
+        base = self.case.baseline
+        if name == base or base not in self.passes[0] or len(self.passes) < 2:
+            return None
+        medians = [median(ratios(seconds, base, name)) for seconds in self.passes]
+        middle = median(medians)
+        deviation = TO_NORMAL * median(abs(value - middle) for value in medians)
+        return OF_MEDIAN * deviation / len(medians) ** 0.5 / middle
+
+    def finished(self, clock: str, ceilings: Ceilings) -> list[Record]:
+        """The records, with times where there are any."""
+        if not self.passes:
+            return list(self.records.values())
+        timed = reduce(_pooled, self.passes)
+        return [
+            self._with_times(record, timed, clock, ceilings) if name in timed else record
+            for name, record in self.records.items()
+        ]
+
+    def _with_times(self, record: Record, timed: Seconds, clock: str, ceilings: Ceilings) -> Record:
+        name, base = record.variant, self.case.baseline
+        ms = [1e3 * seconds / self.calls for seconds in timed[name]]
+        changes: dict[str, Any] = {}
+        if base in timed:
+            changes = {"baseline": base, "ratio": Spread.of(ratios(timed, base, name))}
+        uncertainty = self.uncertainty(name)
+        if uncertainty is not None:
+            changes["uncertainty"] = significant(uncertainty)
+        measured = replace(
+            record,
+            clock=clock,
+            calls=self.calls,
+            passes=len(self.passes),
+            rounds=len(ms),
+            ms=Spread.of(ms),
+            **changes,
+        )
+        return _with_shares(measured, ceilings)
+
+
+def ratios(seconds: Seconds, base: str, name: str) -> list[float]:
+    """Time of the baseline by that of the variant, round by round: above 1 is faster."""
+    pairs = zip(seconds[base], seconds[name], strict=True)
+    return [of_base / of_variant for of_base, of_variant in pairs]
+
+
+def _pooled(first: Seconds, second: Seconds) -> Seconds:
+    """The rounds of both."""
+    return {name: first[name] + second[name] for name in first}
+
+
+def _with_shares(record: Record, ceilings: Ceilings) -> Record:
+    """Shares of the ceilings, which are those of one number of threads."""
+    if record.ms is None or record.threads != ceilings.threads:
+        return record
+    matmul = ceilings.matmul_gflops.get(record.dtype)
+    seconds = record.ms.median / 1e3
+    changes: dict[str, Any] = {}
+    if record.flops and matmul:
+        changes["share_of_matmul"] = significant(record.flops / seconds / 1e9 / matmul)
+    if record.bytes and ceilings.copy_gb_per_s:
+        rate = record.bytes / seconds / 1e9
+        changes["share_of_copy"] = significant(rate / ceilings.copy_gb_per_s)
+    return replace(record, **changes)
