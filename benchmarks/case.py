@@ -35,6 +35,9 @@ class Variant:
     replayable: bool = True
 
 
+Variants = Callable[[], Mapping[str, Variant]]  # allocates and builds them
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """Work that all variants do, or pay for; they are timed in interleaved rounds.
@@ -57,7 +60,7 @@ class Case:
     mode: str
     shape: dict[str, Any]
     dtype: torch.dtype
-    variants: Callable[[], Mapping[str, Variant]]
+    variants: Variants
     baseline: str | None = None
     threads: int | None = None
     graph: bool = False

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from benchmarks import eager
+from benchmarks.case import Case, Variants
 from mbt_fast import MBT, MBTConfig
 from mbt_fast.flops import forward_flops, training_flops
 from mbt_fast.models.registry import config_for
@@ -97,6 +98,17 @@ class Task(NamedTuple):
             "fusion_layer": config.fusion_layer,
             "n_bottlenecks": config.n_bottlenecks,
         }
+
+    def case(self, name: str, variants: Variants, **options: Any) -> Case:
+        """Variants of this task, measured under a name; ``options`` are fields of the case."""
+        return Case(
+            name=name,
+            mode=self.mode,
+            shape=self.shape(),
+            dtype=self.dtype,
+            variants=variants,
+            **options,
+        )
 
     def build(
         self, configs: list[MBTConfig], device: torch.device

@@ -23,15 +23,9 @@ ONE = {"num_layers": 1, "fusion_layer": 0}
 def cases(scope: Scope) -> Iterator[Case]:
     """Both modes; on a GPU batch 1, 8 and 64."""
     for task in tasks(scope):
-        yield Case(
-            name="fusion layer",
-            mode=task.mode,
-            shape=task.shape(),
-            dtype=task.dtype,
-            variants=partial(variants, task, scope),
-            baseline="eager",
-            graph=task.mode == "forward" and task.batch <= 8,
-        )
+        graph = task.mode == "forward" and task.batch <= 8
+        built = partial(variants, task, scope)
+        yield task.case("fusion layer", built, baseline="eager", graph=graph)
 
 
 def tasks(scope: Scope) -> Iterator[Task]:

@@ -18,15 +18,9 @@ from mbt_fast import MBT
 def cases(scope: Scope) -> Iterator[Case]:
     """Both modes; on a GPU batch 1, 8 and 64; on a CPU one clip, a step of the small model only."""
     for task in tasks(scope):
-        yield Case(
-            name="model",
-            mode=task.mode,
-            shape=task.shape(),
-            dtype=task.dtype,
-            variants=partial(variants, task, scope),
-            baseline="eager",
-            graph=task.mode == "forward" and task.batch <= 8,
-        )
+        graph = task.mode == "forward" and task.batch <= 8
+        built = partial(variants, task, scope)
+        yield task.case("model", built, baseline="eager", graph=graph)
 
 
 def tasks(scope: Scope) -> Iterator[Task]:

@@ -6,7 +6,8 @@ depth      a step under stochastic depth, by drop rate, dropped branches masked 
 kept       what one fusion layer keeps for its backward: counted, not timed
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -38,35 +39,17 @@ def cases(scope: Scope) -> Iterator[Case]:
     batch = 8 if scope.gpu else 1
     dtypes = (torch.bfloat16,) if scope.gpu else (torch.bfloat16, torch.float32)
     for dtype in dtypes:
-        yield _case("kept", Task(large, "step", 1, dtype, layer.ONE), kept, scope, timed=False)
+        one = Task(large, "step", 1, dtype, layer.ONE)
+        yield one.case("kept", partial(kept, one, scope), baseline="eager", timed=False)
     for dtype in dtypes:
-        yield _case("forward", Task(large, "forward", batch, dtype), on_and_off, scope)
-        yield _case("step", Task(trained, "step", batch, dtype), on_and_off, scope)
+        for name, mode in ((large, "forward"), (trained, "step")):
+            task = Task(name, mode, batch, dtype)
+            yield task.case(mode, partial(on_and_off, task, scope), baseline="eager")
     for rate in DROP_RATES:
         changes = {"stochastic_depth": rate, **({} if scope.smoke else {"input_size": SHORT})}
         task = Task(trained, "step", 8, torch.bfloat16, changes)
-        yield _case("depth", task, depth, scope, baseline="ours, masked")
-
-
-def _case(
-    name: str,
-    task: Task,
-    variants: Callable[[Task, Scope], Mapping[str, Variant]],
-    scope: Scope,
-    *,
-    baseline: str = "eager",
-    timed: bool = True,
-) -> Case:
-    rate = {"stochastic_depth": task.config.stochastic_depth}
-    return Case(
-        name=name,
-        mode=task.mode,
-        shape=task.shape() | (rate if name == "depth" else {}),
-        dtype=task.dtype,
-        variants=partial(variants, task, scope),
-        baseline=baseline,
-        timed=timed,
-    )
+        case = task.case("depth", partial(depth, task, scope), baseline="ours, masked")
+        yield replace(case, shape=case.shape | {"stochastic_depth": rate})
 
 
 def on_and_off(task: Task, scope: Scope) -> Mapping[str, Variant]:

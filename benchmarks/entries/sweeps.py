@@ -121,14 +121,8 @@ def ends_first(points: Sequence[Any]) -> list[Any]:
 
 
 def _case(name: str, task: Task, variants: Any) -> Case:
-    return Case(
-        name=name,
-        mode=task.mode,
-        shape=task.shape(),
-        dtype=task.dtype,
-        variants=variants,
-        baseline=None if name.startswith("n_bottlenecks") else "ours, vanilla own",
-    )
+    baseline = None if name.startswith("n_bottlenecks") else "ours, vanilla own"
+    return task.case(name, variants, baseline=baseline)
 
 
 def ways_of(axis: str) -> tuple[str, ...]:
