@@ -9,7 +9,14 @@ from torch import Tensor
 from mbt_fast.kernels.add_layer_norm_bwd import add_layer_norm_bwd_kernel
 from mbt_fast.kernels.add_layer_norm_fwd import add_layer_norm_fwd_kernel
 from mbt_fast.kernels.column_sums import sum_columns, tiles_per_chunk
-from mbt_fast.kernels.launch import device_of, given, strides_of, unit_last_stride
+from mbt_fast.kernels.launch import (
+    device_of,
+    given,
+    given_lengths,
+    given_masks,
+    strides_of,
+    unit_last_stride,
+)
 from mbt_fast.kernels.table import row_tile
 
 Optional = Sequence[Tensor | None]
@@ -41,8 +48,8 @@ def add_layer_norm_fwd(
     normed = [stream.new_empty(stream.shape) for stream in streams]
     stats = [s.new_empty(2, *s.shape[:2], dtype=torch.float32) for s in streams]
     added, has_branch = given(branches, streams[0], unit_last_stride)
-    masks, has_keep = _masks(keep, streams[0])
-    valid, has_lengths = given(lengths, _int32(streams[0]), Tensor.contiguous)
+    masks, has_keep = given_masks(keep, streams[0])
+    valid, has_lengths = given_lengths(lengths, streams[0])
     rows = tuple(stream.shape[1] for stream in streams)
     tile = row_tile(channels)
     tiles = tuple(triton.cdiv(s - n_bottlenecks, tile.block_r) for s in rows)
@@ -97,8 +104,8 @@ def add_layer_norm_bwd(
     wide = _alike(weights)
     dparameters = [weight.new_empty(weight.shape) for weight in (*wide, *wide)]
     also, has_dsum = given(dsums, sums[0], unit_last_stride)
-    masks, has_keep = _masks(keep, sums[0])
-    valid, has_lengths = given(lengths, _int32(sums[0]), Tensor.contiguous)
+    masks, has_keep = given_masks(keep, sums[0])
+    valid, has_lengths = given_lengths(lengths, sums[0])
     rows = tuple(total.shape[1] for total in sums)
     tile = row_tile(channels)
     tiles = tuple(triton.cdiv(s, tile.block_r) for s in rows)
@@ -120,16 +127,6 @@ def add_layer_norm_bwd(
     both = zip(dparameters, (*weights, *weights), strict=True)
     grads = [grad.to(weight.dtype) for grad, weight in both]
     return dx, dbranches, grads[: len(weights)], grads[len(weights) :]
-
-
-def _masks(keep: Optional, like: Tensor) -> tuple[tuple[Tensor, ...], int]:
-    """Which examples keep their branches, as bytes."""
-    anything = like.new_empty(0, dtype=torch.uint8)
-    return given(keep, anything, lambda mask: mask.contiguous().view(torch.uint8))
-
-
-def _int32(like: Tensor) -> Tensor:
-    return like.new_empty(0, dtype=torch.int32)
 
 
 def _alike(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -22,7 +22,13 @@ Invariants.
 import triton
 import triton.language as tl
 
-from mbt_fast.kernels.rows import is_marked, is_set, load_channels, load_rows
+from mbt_fast.kernels.rows import (
+    is_marked,
+    is_set,
+    load_channels,
+    load_rows,
+    store_branch_gradient,
+)
 from mbt_fast.kernels.tiles import find_stream, pick, pick_int, store_tile
 
 
@@ -56,10 +62,9 @@ def _write(
 ):  # fmt: skip
     """Write the gradient of the stream, and that of the branch where it is another."""
     store_tile(pick(dx_ptrs, m, M) + b * S * C, row, C, dx, inside, C, BLOCK_C)
-    if HAS_KEEP != 0:
-        kept = tl.where(is_marked(keep_ptrs, HAS_KEEP, m, b, M), dx, 0.0)
-        apart = inside & is_set(HAS_KEEP, m, M)
-        store_tile(pick(dbranch_ptrs, m, M) + b * S * C, row, C, kept, apart, C, BLOCK_C)
+    store_branch_gradient(
+        dx, dbranch_ptrs, keep_ptrs, m, b, row, inside, S, M, HAS_KEEP, C, BLOCK_C
+    )
 
 
 @triton.jit

@@ -18,24 +18,8 @@ Invariants.
 import triton
 import triton.language as tl
 
-from mbt_fast.kernels.rows import is_marked, is_set, load_channels, load_rows
+from mbt_fast.kernels.rows import is_marked, is_set, load_channels, load_sum, mean_of_slots
 from mbt_fast.kernels.tiles import find_stream, pick, pick_int, store_tile
-
-
-@triton.jit
-def _sum_of(
-    stream_ptrs, branch_ptrs, keep_ptrs, strides, branch_strides, m, b, row, inside,
-    M: tl.constexpr, HAS_BRANCH: tl.constexpr, HAS_KEEP: tl.constexpr, C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Stream and branch, added up: float32 ``[BLOCK_R, BLOCK_C]``."""
-    x = load_rows(stream_ptrs, strides, m, b, row, inside, M, C, BLOCK_C)
-    if HAS_BRANCH != 0:
-        added = is_set(HAS_BRANCH, m, M)
-        if HAS_KEEP != 0:
-            added = added & is_marked(keep_ptrs, HAS_KEEP, m, b, M)
-        x += load_rows(branch_ptrs, branch_strides, m, b, row, inside & added, M, C, BLOCK_C)
-    return x
 
 
 @triton.jit
@@ -71,17 +55,10 @@ def _slots_of_all(
 ):  # fmt: skip
     """One tile of slots: their mean over the present streams, written and normalised in all."""
     slot = tile * BLOCK_R + tl.arange(0, BLOCK_R)
-    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    count = tl.cast(0.0, tl.float32)
-    for m in tl.static_range(M):
-        present = is_marked(length_ptrs, HAS_LENGTHS, m, b, M)
-        count += present.to(tl.float32)
-        total += _sum_of(
-            stream_ptrs, branch_ptrs, keep_ptrs, strides, branch_strides, m, b,
-            slot + (pick_int(rows, m, M) - P), (slot < P) & present, M, HAS_BRANCH, HAS_KEEP, C,
-            BLOCK_C,
-        )  # fmt: skip
-    mean = total / tl.maximum(count, 1.0)
+    mean = mean_of_slots(
+        stream_ptrs, branch_ptrs, keep_ptrs, length_ptrs, strides, branch_strides, rows, slot, b, P,
+        M, HAS_BRANCH, HAS_KEEP, HAS_LENGTHS, C, BLOCK_R, BLOCK_C,
+    )  # fmt: skip
     for m in tl.static_range(M):
         S = pick_int(rows, m, M)
         shared = tl.where(is_marked(length_ptrs, HAS_LENGTHS, m, b, M), mean, 0.0)
@@ -136,7 +113,7 @@ def add_layer_norm_fwd_kernel(
         S = pick_int(rows, m, M)
         row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
         inside = row < S - P
-        x = _sum_of(
+        x = load_sum(
             stream_ptrs, branch_ptrs, keep_ptrs, strides, branch_strides, m, b, row, inside, M,
             HAS_BRANCH, HAS_KEEP, C, BLOCK_C,
         )  # fmt: skip

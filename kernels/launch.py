@@ -21,8 +21,7 @@ class Streams(NamedTuple):
     def of(cls, qkv: Sequence[Tensor], lengths: Sequence[Tensor | None]) -> "Streams":
         """Order the streams; copy those whose last stride is not 1."""
         order = sorted(range(len(qkv)), key=lambda m: -qkv[m].shape[1])
-        anything = qkv[0].new_empty(0, dtype=torch.int32)
-        valid, bits = given([lengths[m] for m in order], anything, Tensor.contiguous)
+        valid, bits = given_lengths([lengths[m] for m in order], qkv[0])
         return cls(
             order=order,
             qkv=[unit_last_stride(qkv[m]) for m in order],
@@ -55,6 +54,17 @@ def given(
     """
     tensors = tuple(anything if entry is None else ready(entry) for entry in entries)
     return tensors, sum(1 << m for m, entry in enumerate(entries) if entry is not None)
+
+
+def given_lengths(lengths: Sequence[Tensor | None], like: Tensor) -> tuple[tuple[Tensor, ...], int]:
+    """How many own tokens are valid, where a stream has lengths."""
+    return given(lengths, like.new_empty(0, dtype=torch.int32), Tensor.contiguous)
+
+
+def given_masks(keep: Sequence[Tensor | None], like: Tensor) -> tuple[tuple[Tensor, ...], int]:
+    """Which examples keep their branches, as bytes."""
+    anything = like.new_empty(0, dtype=torch.uint8)
+    return given(keep, anything, lambda mask: mask.contiguous().view(torch.uint8))
 
 
 def unit_last_stride(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from mbt_fast.kernels.tiles import load_tile, pick, pick_stride
+from mbt_fast.kernels.tiles import load_tile, pick, pick_int, pick_stride, store_tile
 
 
 @triton.jit
@@ -29,6 +29,54 @@ def load_rows(
     base = pick(ptrs, m, M) + b * pick_stride(strides, 0, m, M)
     stride = pick_stride(strides, 1, m, M)
     return load_tile(base, row, stride, inside, C, BLOCK_C).to(tl.float32)
+
+
+@triton.jit
+def load_sum(
+    stream_ptrs, branch_ptrs, keep_ptrs, strides, branch_strides, m, b, row, inside,
+    M: tl.constexpr, HAS_BRANCH: tl.constexpr, HAS_KEEP: tl.constexpr, C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Stream and branch, added up: float32 ``[rows, BLOCK_C]``, zero where masked."""
+    x = load_rows(stream_ptrs, strides, m, b, row, inside, M, C, BLOCK_C)
+    if HAS_BRANCH != 0:
+        added = is_set(HAS_BRANCH, m, M)
+        if HAS_KEEP != 0:
+            added = added & is_marked(keep_ptrs, HAS_KEEP, m, b, M)
+        x += load_rows(branch_ptrs, branch_strides, m, b, row, inside & added, M, C, BLOCK_C)
+    return x
+
+
+@triton.jit
+def mean_of_slots(
+    stream_ptrs, branch_ptrs, keep_ptrs, length_ptrs, strides, branch_strides, rows, slot, b, P,
+    M: tl.constexpr, HAS_BRANCH: tl.constexpr, HAS_KEEP: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Mean of the sums of BLOCK_R slots over the present streams of example ``b`` (Eq. 9)."""
+    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    count = tl.cast(0.0, tl.float32)
+    for m in tl.static_range(M):
+        present = is_marked(length_ptrs, HAS_LENGTHS, m, b, M)
+        count += present.to(tl.float32)
+        total += load_sum(
+            stream_ptrs, branch_ptrs, keep_ptrs, strides, branch_strides, m, b,
+            slot + (pick_int(rows, m, M) - P), (slot < P) & present, M, HAS_BRANCH, HAS_KEEP, C,
+            BLOCK_C,
+        )  # fmt: skip
+    return total / tl.maximum(count, 1.0)
+
+
+@triton.jit
+def store_branch_gradient(
+    dx, dbranch_ptrs, keep_ptrs, m, b, row, inside, S, M: tl.constexpr, HAS_KEEP: tl.constexpr,
+    C: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of a branch where it is another than ``dx``, that of its stream."""
+    if HAS_KEEP != 0:
+        kept = tl.where(is_marked(keep_ptrs, HAS_KEEP, m, b, M), dx, 0.0)
+        apart = inside & is_set(HAS_KEEP, m, M)
+        store_tile(pick(dbranch_ptrs, m, M) + b * S * C, row, C, kept, apart, C, BLOCK_C)
 
 
 @triton.jit

@@ -12,24 +12,14 @@ namespace mbt_fast::cpu {
 namespace {
 
 void* row_of(const NormCall& call, const TokenRows& rows, int64_t b, int64_t s) {
-  return at(call.dtype, rows.data, b * rows.stride_batch + s * rows.stride_row);
+  return row_of(call.dtype, rows, b, s);
 }
-
-// Rows of one stream, numbered through all examples.
-struct Chunk {
-  int64_t stream, first, last;
-};
 
 template <class AnyStream>
 std::vector<Chunk> chunks_of(const NormCall& call, const std::vector<AnyStream>& streams) {
-  std::vector<Chunk> chunks;
-  for (size_t m = 0; m < streams.size(); ++m) {
-    const int64_t rows = call.batch * streams[m].rows, most = rows_per_chunk(rows, call.channels);
-    for (int64_t first = 0; first < rows; first += most) {
-      chunks.push_back({static_cast<int64_t>(m), first, smaller(rows, first + most)});
-    }
-  }
-  return chunks;
+  std::vector<int64_t> rows;
+  for (const AnyStream& stream : streams) rows.push_back(call.batch * stream.rows);
+  return cpu::chunks_of(rows, call.channels);
 }
 
 // Eq. 9 for every slot of one example: `of(stream)` names the rows; their mean over the present
@@ -47,8 +37,8 @@ void share_slots(const NormCall& call, const std::vector<AnyStream>& streams, in
     }
     for (void* row : absent) std::memset(row, 0, bytes);
     if (present.empty()) continue;
-    call.isa.heads[call.dtype]->mean_of_rows(present.data(), present.size(), call.channels,
-                                             present[0]);
+    call.isa.heads[call.dtype]->divided_sum(present.data(), present.size(), present.size(),
+                                            call.channels, present[0]);
     for (size_t i = 1; i < present.size(); ++i) std::memcpy(present[i], present[0], bytes);
   }
 }

@@ -6,14 +6,9 @@
 
 #include "element.hpp"
 #include "instruction_sets.hpp"
+#include "token_rows.hpp"
 
 namespace mbt_fast::cpu {
-
-// [B, S, C] with C elements side by side; strides in elements. `data` may be none.
-struct TokenRows {
-  void* data = nullptr;
-  int64_t stride_batch = 0, stride_row = 0;
-};
 
 struct NormForward {
   TokenRows stream, branch;  // the branch may be none

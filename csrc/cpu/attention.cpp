@@ -139,7 +139,7 @@ void share_slots(const Call& call, const std::vector<StreamForward>& streams, co
         const int64_t row = (b + 1) * streams[m].rows - call.slots + p;
         outs.push_back(at(call, streams[m].out, row * width));
       }
-      call.kernels().mean_of_rows(rows.data(), rows.size(), width, outs[0]);
+      call.kernels().divided_sum(rows.data(), rows.size(), rows.size(), width, outs[0]);
       for (size_t i = 1; i < outs.size(); ++i) std::memcpy(outs[i], outs[0], call.bytes(width));
     }
   }
@@ -158,8 +158,8 @@ void gradient_of_kept(const Call& call, const std::vector<StreamBackward>& strea
                             (s.rows - call.slots + p) * s.dout_stride_row +
                             task.head * s.dout_stride_head));
     }
-    call.kernels().mean_of_rows(rows.data(), rows.size(), call.dim,
-                                at(call, to, p * call.dim));
+    call.kernels().divided_sum(rows.data(), rows.size(), rows.size(), call.dim,
+                               at(call, to, p * call.dim));
   }
 }
 

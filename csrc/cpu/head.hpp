@@ -57,8 +57,8 @@ struct HeadKernels {
   int64_t (*forward_scratch)(int64_t count, int64_t dim);  // bytes
   int64_t (*backward_scratch)(int64_t count, int64_t dim);
   int64_t query_block;  // a head may be split between queries at its multiples
-  // to[d] = mean of `count` rows of D elements, summed in float32 in their order
-  void (*mean_of_rows)(const void* const* rows, int64_t count, int64_t dim, void* to);
+  // to[d] = sum of `count` rows of D elements, in float32 in their order, over the divisor
+  void (*divided_sum)(const void* const* rows, int64_t count, int64_t divisor, int64_t dim, void* to);
 };
 
 }  // namespace mbt_fast::cpu

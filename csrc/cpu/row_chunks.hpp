@@ -23,6 +23,23 @@ inline int threads_for(int threads, int64_t tasks) {
   return static_cast<int>(std::clamp<int64_t>(tasks, 1, threads));
 }
 
+// Rows of one stream, numbered through all examples.
+struct Chunk {
+  int64_t stream, first, last;
+};
+
+// `rows` has those of each stream.
+inline std::vector<Chunk> chunks_of(const std::vector<int64_t>& rows, int64_t width) {
+  std::vector<Chunk> chunks;
+  for (size_t m = 0; m < rows.size(); ++m) {
+    const int64_t most = rows_per_chunk(rows[m], width);
+    for (int64_t first = 0; first < rows[m]; first += most) {
+      chunks.push_back({static_cast<int64_t>(m), first, smaller(rows[m], first + most)});
+    }
+  }
+  return chunks;
+}
+
 // One row of `width` sums for each chunk.
 class PartialSums {
  public:

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from mbt_fast import native
-from mbt_fast.cpu.arguments import dtype_name, pointer, unit_last_stride
+from mbt_fast.cpu.arguments import contiguous, dtype_name, pointer, tokens, unit_last_stride
 
 Optional = Sequence[Tensor | None]
-NONE = (0, 0, 0)  # a tensor that is not there: address, strides of examples and rows
 
 
 def add_layer_norm_fwd(
@@ -40,16 +39,16 @@ def add_layer_norm_fwd(
     normed = [stream.new_empty(stream.shape) for stream in streams]
     stats = [s.new_empty(2, *s.shape[:2], dtype=torch.float32) for s in streams]
     parameters = [[_float32(entry) for entry in entries] for entries in (weights, biases)]
-    keep, lengths = ([_contiguous(entry) for entry in entries] for entries in (keep, lengths))
+    keep, lengths = contiguous(keep), contiguous(lengths)
     if any(stream.numel() for stream in streams):
         module, dtype = native.module(), streams[0].dtype
         module.add_layer_norm_fwd(
             _call(streams[0], n_bottlenecks, eps),
             [
                 module.NormForward(
-                    _tokens("streams", stream, dtype), _tokens("branches", branch, dtype),
-                    _tokens("sums", total if total.numel() else None, dtype),
-                    _tokens("normed", out, dtype), stream.shape[1],
+                    tokens("streams", stream, dtype), tokens("branches", branch, dtype),
+                    tokens("sums", total if total.numel() else None, dtype),
+                    tokens("normed", out, dtype), stream.shape[1],
                     pointer("keep", kept, torch.bool), pointer("lengths", length, torch.int32),
                     weight.data_ptr(), bias.data_ptr(), stat.data_ptr(),
                 )
@@ -89,7 +88,7 @@ def add_layer_norm_bwd(
     """
     sums, dnormed = ([unit_last_stride(t) for t in entries] for entries in (sums, dnormed))
     dsums = [None if entry is None else unit_last_stride(entry) for entry in dsums]
-    keep, lengths = ([_contiguous(entry) for entry in entries] for entries in (keep, lengths))
+    keep, lengths = contiguous(keep), contiguous(lengths)
     stats = [stat.contiguous() for stat in stats]
     wide = [_float32(weight) for weight in weights]
     dx = [total.new_empty(total.shape) for total in sums]
@@ -104,9 +103,9 @@ def add_layer_norm_bwd(
             _call(sums[0], n_bottlenecks, 0.0),
             [
                 module.NormBackward(
-                    _tokens("sums", total, dtype), _tokens("dsums", dsum, dtype),
-                    _tokens("dnormed", dout, dtype), _tokens("dx", grad, dtype),
-                    _tokens("dbranches", dbranch if dbranch.numel() else None, dtype),
+                    tokens("sums", total, dtype), tokens("dsums", dsum, dtype),
+                    tokens("dnormed", dout, dtype), tokens("dx", grad, dtype),
+                    tokens("dbranches", dbranch if dbranch.numel() else None, dtype),
                     total.shape[1], pointer("keep", kept, torch.bool),
                     pointer("lengths", length, torch.int32), weight.data_ptr(),
                     pointer("stats", stat, torch.float32), dparameter.data_ptr(),
@@ -133,16 +132,6 @@ def _call(stream: Tensor, n_bottlenecks: int, eps: float) -> object:
         eps,
         torch.get_num_threads(),
     )
-
-
-def _tokens(name: str, tensor: Tensor | None, dtype: torch.dtype) -> tuple[int, int, int]:
-    if tensor is None:
-        return NONE
-    return pointer(name, tensor, dtype), tensor.stride(0), tensor.stride(1)
-
-
-def _contiguous(entry: Tensor | None) -> Tensor | None:
-    return None if entry is None else entry.contiguous()
 
 
 def _float32(parameter: Tensor) -> Tensor:

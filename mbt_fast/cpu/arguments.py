@@ -1,5 +1,7 @@
 """Tensors as the C++ kernels take them: addresses, of what was checked to be what they expect."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,18 @@ def pointer(name: str, tensor: Tensor | None, dtype: torch.dtype) -> int:
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
     return tensor.data_ptr()
+
+
+def tokens(name: str, tensor: Tensor | None, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Address of ``[B, S, C]``, strides of examples and rows; zeros for none."""
+    if tensor is None:
+        return 0, 0, 0
+    return pointer(name, tensor, dtype), tensor.stride(0), tensor.stride(1)
+
+
+def contiguous(entries: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Marks of examples, such as lengths, where there are any."""
+    return [None if entry is None else entry.contiguous() for entry in entries]
 
 
 def unit_last_stride(tensor: Tensor) -> Tensor:
