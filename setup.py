@@ -35,6 +35,7 @@ SOURCES = {  # with flags of their own
     "csrc/cpu/attention.cpp": "",
     "csrc/cpu/bias_gelu.cpp": "",
     "csrc/cpu/add_layer_norm.cpp": "",
+    "csrc/cpu/residual_add.cpp": "",
     "csrc/cpu/instruction_sets.cpp": "",
 }
 if platform.machine().lower() in ("x86_64", "amd64"):  # one translation unit per instruction set

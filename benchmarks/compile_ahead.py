@@ -28,6 +28,8 @@ from mbt_fast.kernels.bias_gelu_bwd import bias_gelu_bwd_kernel
 from mbt_fast.kernels.bias_gelu_fwd import bias_gelu_fwd_kernel
 from mbt_fast.kernels.bottleneck_attention_fwd import bottleneck_attention_fwd_kernel
 from mbt_fast.kernels.column_sums import SUM_TILE, column_sums_kernel
+from mbt_fast.kernels.residual_add_bwd import residual_add_bwd_kernel
+from mbt_fast.kernels.residual_add_fwd import residual_add_fwd_kernel
 from mbt_fast.kernels.table import (
     ARCHS,
     GELU_CHANNELS,
@@ -54,6 +56,8 @@ ATTENTION = {
 LAYER = {
     "norm_fwd": add_layer_norm_fwd_kernel,
     "norm_bwd": add_layer_norm_bwd_kernel,
+    "residual_fwd": residual_add_fwd_kernel,
+    "residual_bwd": residual_add_bwd_kernel,
     "gelu_fwd": bias_gelu_fwd_kernel,
     "gelu_bwd": bias_gelu_bwd_kernel,
     "column_sums": column_sums_kernel,
@@ -99,6 +103,7 @@ def cases() -> Iterator[Case]:
     widths: dict[str, tuple[int, ...]] = {
         **dict.fromkeys(KERNELS, (64, 80, 128)),
         **dict.fromkeys(("norm_fwd", "norm_bwd"), (768, NORM_CHANNELS)),
+        **dict.fromkeys(("residual_fwd", "residual_bwd"), (768, NORM_CHANNELS)),
         **dict.fromkeys(("gelu_fwd", "gelu_bwd", "column_sums"), (3072,)),
     }
     for kernel, sizes in widths.items():

@@ -32,6 +32,7 @@ TESTS = (
     "tests/test_bottleneck_attention.py",
     "tests/test_layer_ops.py",
     "tests/test_layer_ops_calls.py",
+    "tests/test_residual_add.py",
     "tests/test_all_streams.py",
     "tests/test_triton_layer.py",
     "tests/test_tracing.py",

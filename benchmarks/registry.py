@@ -57,10 +57,10 @@ ENTRIES = (
     ),
     Entry(
         name="layer_ops",
-        measures="GELU with bias and LayerNorm around attention, forward and backward",
+        measures="GELU with bias, LayerNorm and residual sums around attention, both directions",
         baseline="torch",
-        guards=("tests/test_layer_ops.py",),
-        seconds={"cpu": 170, "cuda": 30},
+        guards=("tests/test_layer_ops.py", "tests/test_residual_add.py"),
+        seconds={"cpu": 220, "cuda": 40},
     ),
     Entry(
         name="parts",
@@ -125,7 +125,7 @@ PEERS = {
     "flex_attention": "torch's FlexAttention, compiled, with a block mask",
     "xformers": "attention of xformers with a block-diagonal mask",
     "vanilla pairwise": "attention over all streams joined: what bottlenecks replace",
-    "torch": "torch's own gelu or layer_norm",
+    "torch": "torch's own gelu, layer_norm or sum",
     "one by one": "torch's Linear, modality after modality",
     "side by side": "the same on a CUDA stream each",
     "grouped, no bias": "torch's grouped_mm over packed rows",

@@ -14,6 +14,7 @@
 #include "cpu/attention.hpp"
 #include "cpu/bias_gelu.hpp"
 #include "cpu/features.hpp"
+#include "cpu/residual_add.hpp"
 
 namespace py = pybind11;
 
@@ -136,6 +137,25 @@ NormBackward norm_backward_stream(const Tokens& sums, const Tokens& dsums, const
           to<float>(stats), to<float>(dparameters)};
 }
 
+ResidualCall residual_call(const std::string& isa, const std::string& dtype,
+                           const std::array<int64_t, 3>& shape, int threads) {
+  return {instruction_set(isa), dtype_named(dtype), shape[0], shape[1], shape[2], threads};
+}
+
+ResidualForward residual_forward_stream(const Tokens& stream, const Tokens& branch,
+                                        const Tokens& sums, int64_t rows, Pointer keep,
+                                        Pointer lengths) {
+  return {token_rows(stream), token_rows(branch), token_rows(sums), rows, to<bool>(keep),
+          to<int32_t>(lengths)};
+}
+
+ResidualBackward residual_backward_stream(const Tokens& dsums, const Tokens& dx,
+                                          const Tokens& dbranch, int64_t rows, Pointer keep,
+                                          Pointer lengths) {
+  return {token_rows(dsums), token_rows(dx), token_rows(dbranch), rows, to<bool>(keep),
+          to<int32_t>(lengths)};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -198,4 +218,16 @@ PYBIND11_MODULE(_C, m) {
            py::arg("lengths"), py::arg("weight"), py::arg("stats"), py::arg("dparameters"));
   m.def("add_layer_norm_fwd", &norm_forward, py::arg("call"), py::arg("streams"), no_gil);
   m.def("add_layer_norm_bwd", &norm_backward, py::arg("call"), py::arg("streams"), no_gil);
+
+  py::class_<ResidualCall>(m, "ResidualCall")
+      .def(py::init(&residual_call), py::arg("isa"), py::arg("dtype"), py::arg("shape"),
+           py::arg("threads"));
+  py::class_<ResidualForward>(m, "ResidualForward")
+      .def(py::init(&residual_forward_stream), py::arg("stream"), py::arg("branch"),
+           py::arg("sums"), py::arg("rows"), py::arg("keep"), py::arg("lengths"));
+  py::class_<ResidualBackward>(m, "ResidualBackward")
+      .def(py::init(&residual_backward_stream), py::arg("dsums"), py::arg("dx"),
+           py::arg("dbranch"), py::arg("rows"), py::arg("keep"), py::arg("lengths"));
+  m.def("residual_add_fwd", &residual_forward, py::arg("call"), py::arg("streams"), no_gil);
+  m.def("residual_add_bwd", &residual_backward, py::arg("call"), py::arg("streams"), no_gil);
 }

@@ -35,6 +35,15 @@ KERNELS = {
         "table.py",
         "tiles.py",
     ),
+    "residual_add": (
+        "launch.py",
+        "residual_add.py",
+        "residual_add_bwd.py",
+        "residual_add_fwd.py",
+        "rows.py",
+        "table.py",
+        "tiles.py",
+    ),
 }
 
 

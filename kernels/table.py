@@ -81,7 +81,7 @@ class RowTile(NamedTuple):
     num_warps: int
 
 
-NORM_CHANNELS = 8192  # the most that LayerNorm takes, which holds whole rows
+NORM_CHANNELS = 8192  # the most that LayerNorm and residual sums take, which hold whole rows
 GELU_CHANNELS = 512  # that GELU takes at a time: with 1024 its backward spills in float32
 TILE_ELEMENTS = 2048
 

@@ -9,12 +9,14 @@ from mbt_fast import dispatch, reference, sdpa
 from mbt_fast.autocast import autocast_dtype
 from mbt_fast.autograd import add_layer_norm as norm_kernel
 from mbt_fast.autograd import bias_gelu as gelu_kernel
+from mbt_fast.autograd import residual_add as residual_kernel
 from mbt_fast.autograd.bottleneck_attention import run_kernel
 from mbt_fast.validation import (
     check_add_layer_norm,
     check_bias_gelu,
     check_bottleneck_attention,
     check_dense_attention,
+    check_residual_add,
     check_share_slots,
 )
 
@@ -189,9 +191,7 @@ def share_slots_(
     lengths = check_share_slots(streams, n_bottlenecks, lengths)
     if n_bottlenecks == 0 or len(streams) == 1:
         return
-    mean = reference.mean_slots(streams, n_bottlenecks, lengths)
-    for stream in streams:
-        stream[:, stream.shape[1] - n_bottlenecks :] = mean.to(stream.dtype)
+    reference.write_mean_slots(streams, n_bottlenecks, lengths)
 
 
 def bias_gelu(
@@ -298,6 +298,65 @@ def add_layer_norm(
     if name == "reference":
         return reference.add_layer_norm(*call)
     return norm_kernel.add_layer_norm(*call, name)
+
+
+def residual_add(
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor],
+    *,
+    keep: Sequence[Tensor | None] | None = None,
+    n_bottlenecks: int = 0,
+    lengths: Lengths | None = None,
+    backend: str = "auto",
+) -> list[Tensor]:
+    """Add residual branches and share the slots: the end of a fusion layer.
+
+    Equal, for every stream, to::
+
+        total = stream + torch.where(keep[:, None, None], branch, 0)      # [B, S, C]
+        total[:, -P:] = mean over the present streams of total[:, -P:]    # Eq. 9, if P > 0, M > 1
+
+    Nothing is kept for the backward but ``keep`` and ``lengths``.
+
+    Args:
+        streams: ``M`` tensors ``[B, S_m, C]``, floating point, any strides; the kernels read them
+            in place if the last stride is 1.
+        branches: ``M`` tensors like ``streams``. Under autocast a branch is cast to its stream's
+            dtype.
+        keep: ``M`` entries, each ``None`` (for all) or bool ``[B]``: the examples that the branch
+            is added for, unscaled. That of the others is not read; its gradient is zero.
+        n_bottlenecks: ``P >= 0``, the last ``P`` rows of each stream, which become their mean over
+            the streams; 0 leaves the streams to themselves.
+        lengths: ``M`` entries, each ``None`` or int32 ``[B]``; 0 means that the stream is absent
+            for this example: its slots take no part in the mean. They receive it all the same, as
+            from ``share_slots_``; ``add_layer_norm`` makes them zero. Where no stream is present
+            the mean is zero.
+        backend: ``"auto"``, ``"triton"`` (at most 8192 channels), ``"cpu"`` or ``"reference"``.
+
+    Returns:
+        ``M`` new tensors ``[B, S_m, C]`` in the dtype of the streams, under autocast too.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value is out of range; the message names it.
+        mbt_fast.dispatch.BackendError: The named backend cannot run this call.
+
+    Numerics:
+        Sums in float32; the mean in float32 and in the order of the streams.
+
+    Source:
+        Eq. 9 of "Attention Bottlenecks for Multimodal Fusion" (Nagrani et al., 2021), and Huang
+        et al., "Deep Networks with Stochastic Depth", arXiv 1603.09382.
+    """
+    keep, lengths = check_residual_add(streams, branches, keep, n_bottlenecks, lengths)
+    branches = [branch.to(s.dtype) for s, branch in zip(streams, branches, strict=True)]
+    shared = n_bottlenecks if len(streams) > 1 else 0
+    fuses = shared != 0 or any(kept is not None for kept in keep)
+    name = dispatch.select(dispatch.Call.of_layer(dispatch.RESIDUAL[fuses], streams), backend)
+    call = (streams, branches, keep, lengths, shared)
+    if name == "reference":
+        return reference.residual_add(*call)
+    return residual_kernel.residual_add(*call, name)
 
 
 def _autocast(tensor: Tensor) -> Tensor:

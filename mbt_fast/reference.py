@@ -125,6 +125,15 @@ def mean_slots(
     return cast(Tensor, total / count)
 
 
+def write_mean_slots(
+    streams: Sequence[Tensor], n_bottlenecks: int, lengths: Sequence[Tensor | None]
+) -> None:
+    """Write ``mean_slots`` into every stream in place, also where it is absent."""
+    mean = mean_slots(streams, n_bottlenecks, lengths)
+    for stream in streams:
+        stream[:, stream.shape[1] - n_bottlenecks :] = mean.to(stream.dtype)
+
+
 def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     """``gelu(x + bias)``, by torch's own function, in the dtype of ``x``.
 
@@ -162,6 +171,23 @@ def add_layer_norm(
             total[:, total.shape[1] - n_bottlenecks :] = shared
     rows = zip(sums, weights, biases, strict=True)
     return sums, [norm_rows(total, weight, bias, eps) for total, weight, bias in rows]
+
+
+def residual_add(
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor],
+    keep: Sequence[Tensor | None],
+    lengths: Sequence[Tensor | None],
+    n_bottlenecks: int,
+) -> list[Tensor]:
+    """Residual sum of each stream; then, if ``n_bottlenecks`` is not 0, ``write_mean_slots``.
+
+    Arguments are those of ``functional.residual_add``, already checked.
+    """
+    sums = [add_branch(*terms) for terms in zip(streams, branches, keep, strict=True)]
+    if n_bottlenecks:
+        write_mean_slots(sums, n_bottlenecks, lengths)
+    return sums
 
 
 def add_branch(stream: Tensor, branch: Tensor | None, keep: Tensor | None) -> Tensor:

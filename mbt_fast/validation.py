@@ -129,6 +129,26 @@ def check_add_layer_norm(
     return list(branches), list(keep), lengths
 
 
+def check_residual_add(
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor],
+    keep: Sequence[Tensor | None] | None,
+    n_bottlenecks: int,
+    lengths: Sequence[Tensor | None] | None,
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Check the arguments of ``functional.residual_add``; return keep and lengths."""
+    lengths = check_share_slots(streams, n_bottlenecks, lengths)
+    keep = [None] * len(streams) if keep is None else keep
+    for name, entries in {"branches": branches, "keep": keep}.items():
+        _check_per_stream(name, entries, streams)
+    for index, stream in enumerate(streams):
+        _check_same_dtype(f"streams[{index}]", stream, "streams[0]", streams[0])
+        _check_tensor(f"branches[{index}]", branches[index])
+        _check_branch(f"branches[{index}]", branches[index], f"streams[{index}]", stream)
+        _check_keep(f"keep[{index}]", keep[index], f"branches[{index}]", branches[index])
+    return list(keep), lengths
+
+
 def _check_same_dtype(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
     if tensor.dtype != first.dtype:
         raise TypeError(

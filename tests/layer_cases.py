@@ -42,13 +42,13 @@ if "cpu" in BACKENDS:
     KERNELS += [Kernel("cpu", name) for name in native.module().instruction_sets()]
 
 
-def norm_kernels(*dtypes):
-    """Every kernel of LayerNorm in every one of these dtypes that it has."""
+def norm_kernels(*dtypes, op="add_layer_norm"):
+    """Every kernel of LayerNorm, or of ``op``, in every one of these dtypes that it has."""
     tested = [
         pytest.param(kernel, dtype, id=f"{kernel}-{dtype}")
         for kernel in KERNELS
         for dtype in dtypes
-        if runs(kernel.backend, "add_layer_norm", dtype)
+        if runs(kernel.backend, op, dtype)
     ]
     return pytest.mark.parametrize(("kernel", "dtype"), tested)
 

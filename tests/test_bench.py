@@ -58,7 +58,9 @@ def test_every_backend_is_timed_or_says_why_not(tmp_path, capsys, mode):
             assert row["ms_p20"] <= row["ms_median"] <= row["ms_p80"]
             assert row["baseline"] == "sdpa"
     assert attention["sdpa"]["times_faster_median"] == 1
-    assert set(document["dispatch"]) == {"bottleneck_attention", "bias_gelu", "add_layer_norm"}
+    assert set(document["dispatch"]) == {
+        "bottleneck_attention", "bias_gelu", "add_layer_norm", "residual_add",
+    }  # fmt: skip
     out = capsys.readouterr().out
     assert "triton: no: device is cpu, needs cuda" in out
     assert "auto takes" in out

@@ -134,7 +134,12 @@ def test_auto_takes_the_kernels_where_they_win():
 
 
 RECORDS = sorted((Path(__file__).parents[1] / "benchmarks/results").glob("*/layer_ops.json"))
-CASES_OF = {"bias_gelu": "gelu tanh", "bias_gelu_erf": "gelu none", "add_layer_norm": "layer_norm"}
+CASES_OF = {
+    "bias_gelu": "gelu tanh",
+    "bias_gelu_erf": "gelu none",
+    "add_layer_norm": "layer_norm",
+    "residual_add": "residual",
+}
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.parent.name)

@@ -8,7 +8,7 @@ import torch
 from layer_cases import BACKENDS, CASES, DEVICE, make, make_keep, make_lengths
 
 from mbt_fast import dispatch
-from mbt_fast.functional import add_layer_norm, bias_gelu
+from mbt_fast.functional import add_layer_norm, bias_gelu, residual_add
 from mbt_fast.testing import assert_close_to_exact
 
 if "triton" not in BACKENDS:
@@ -18,9 +18,12 @@ if "triton" not in BACKENDS:
 from mbt_fast.kernels import add_layer_norm as norm_launchers
 from mbt_fast.kernels import bias_gelu as gelu_launchers
 from mbt_fast.kernels import column_sums, table
+from mbt_fast.kernels import residual_add as residual_launchers
 
 FOLDER = Path(table.__file__).parent
-LAUNCHERS = ["add_layer_norm.py", "bias_gelu.py"]
+# Forward, backward and, where parameters have gradients, its second stage.
+LAUNCHERS = {"add_layer_norm.py": 3, "bias_gelu.py": 3, "residual_add.py": 2}
+MODULES = (norm_launchers, gelu_launchers, residual_launchers, column_sums)
 
 
 def run(case, tensors, backend):
@@ -58,7 +61,7 @@ def launches(monkeypatch):
 
             return launch
 
-    for module in (norm_launchers, gelu_launchers, column_sums):
+    for module in MODULES:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Recorder(name, getattr(module, name)))
     return seen
@@ -75,6 +78,15 @@ def test_all_streams_take_one_launch_forward_and_two_backward(launches):
     ]  # fmt: skip
 
 
+def test_a_residual_sum_takes_one_launch_each_way(launches):
+    streams, branches = ([t.requires_grad_() for t in k] for k in make(CASES["three-streams"])[:2])
+    sums = residual_add(streams, branches, n_bottlenecks=2, backend="triton")
+    torch.autograd.grad(sums, streams, [torch.ones_like(total) for total in sums])
+    assert [name for name, *_ in launches] == [
+        "residual_add_fwd_kernel", "residual_add_bwd_kernel",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("shape", [(70_000, 2, 16), (1, 71_280, 16), (2, 40_000, 1100)], ids=str)
 def test_every_grid_has_one_axis_and_holds_all_rows(shape, launches):
     """pytorch#146704, xformers#845, flash-attention#1812: 65536 and more in grid y or z."""
@@ -86,8 +98,10 @@ def test_every_grid_has_one_axis_and_holds_all_rows(shape, launches):
     norm_launchers.add_layer_norm_bwd(
         [None], [stream], [stream], [torch.zeros(2, *shape[:2])], parameter, [None], [None], 1
     )
+    residual_launchers.residual_add_fwd([stream], [stream], [None], [None], 1)
+    residual_launchers.residual_add_bwd([stream], [None], [None], 1)
     rows = shape[0] * shape[1]
-    for _, (programs,), given in launches[:2]:
+    for _, (programs,), given in (*launches[:2], *launches[3:]):
         tiles = programs * given.get("step", 1)  # a program of the backward takes several
         assert tiles * given["BLOCK_R"] >= rows
     assert max(launches[2][2]["counts"]) <= column_sums.MOST_CHUNKS
@@ -116,7 +130,7 @@ def test_every_launch_is_guarded_by_the_device_of_its_tensors(name):
         node for node in ast.walk(tree)
         if isinstance(node, ast.With) and "device_of(" in ast.unparse(node.items[0].context_expr)
     ]  # fmt: skip
-    assert len(launches) == 3  # forward, backward, its second stage
+    assert len(launches) == LAUNCHERS[name]
     assert all(any(launch in ast.walk(guard) for guard in guards) for launch in launches)
 
 
@@ -139,10 +153,12 @@ def test_parameters_of_different_dtypes():
 
 
 def test_more_channels_than_a_program_holds_are_refused_before_the_launch():
-    assert dispatch.TRITON_MOST == {"add_layer_norm": table.NORM_CHANNELS}
+    assert set(dispatch.TRITON_MOST.values()) == {table.NORM_CHANNELS}
     rows = torch.zeros(1, 2, table.NORM_CHANNELS + 1, device=DEVICE)
     with pytest.raises(dispatch.BackendError, match="8193 channels, and it takes at most 8192"):
         add_layer_norm([rows], None, [rows[0, 0]], [rows[0, 0]], backend="triton")
+    with pytest.raises(dispatch.BackendError, match="8193 channels, and it takes at most 8192"):
+        residual_add([rows], [rows], backend="triton")
     assert bias_gelu(rows, backend="triton").eq(0).all()
 
 
@@ -179,7 +195,8 @@ def test_cuda_graph_replays_with_new_data():
         sums, normed = add_layer_norm(
             streams, branches, weights, biases, n_bottlenecks=3, backend="triton"
         )
-        return [*sums, *normed, bias_gelu(x, weights[0], backend="triton")]
+        totals = residual_add(streams, branches, n_bottlenecks=3, backend="triton")
+        return [*sums, *normed, *totals, bias_gelu(x, weights[0], backend="triton")]
 
     call()  # compile before capturing
     graph = torch.cuda.CUDAGraph()
@@ -193,11 +210,13 @@ def test_cuda_graph_replays_with_new_data():
 
 @pytest.mark.gpu
 def test_other_lengths_compile_nothing():
-    modules = (norm_launchers, gelu_launchers, column_sums)
-    kernels = {name: k for m in modules for name, k in vars(m).items() if name.endswith("_kernel")}
+    kernels = {name: k for m in MODULES for name, k in vars(m).items() if name.endswith("_kernel")}
 
     def call(case):
         run(case, make(case), "triton")
+        streams, branches = ([t.requires_grad_() for t in kind] for kind in make(case)[:2])
+        sums = residual_add(streams, branches, n_bottlenecks=case.slots, backend="triton")
+        sum(total.sum() for total in sums).backward()
         x = torch.randn(case.rows[0], 48, device=DEVICE, requires_grad=True)
         bias_gelu(x, torch.ones(48, device=DEVICE), backend="triton").sum().backward()
 

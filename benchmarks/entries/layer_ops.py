@@ -21,11 +21,14 @@ SLOTS, EPS = 4, 1e-6
 Pair = tuple[Run, Run]  # torch's, ours
 GELUS = ("gelu tanh", "gelu tanh with bias", "gelu none", "gelu none with bias")
 NORMS = ("layer_norm", "add, layer_norm", "add, share slots, layer_norm")
+RESIDUALS = ("residual add, share slots", "residual add, dropped, share slots")
 MOVED = {  # tensors [B, S, C] that are read and written, forward and backward
     **dict.fromkeys(GELUS, (2, 3)),
     "layer_norm": (2, 3),
     "add, layer_norm": (4, 4),
     "add, share slots, layer_norm": (4, 0),
+    "residual add, share slots": (3, 2),
+    "residual add, dropped, share slots": (3, 3),
 }
 BACKENDS = {"cpu": "cpu", "cuda": "triton"}
 aten = torch.ops.aten
@@ -58,11 +61,11 @@ class Size(NamedTuple):
 
 
 def cases(scope: Scope) -> Iterator[Case]:
-    """GELU and LayerNorm everywhere."""
+    """GELU, LayerNorm and residual sums everywhere."""
     size = Size((9, 5), 16, 24) if scope.smoke else Size((1573, 405), 768, 3072)
     gelus = GELUS[:2] if scope.gpu else GELUS  # Triton has the tanh form alone
     for place in places(scope):
-        for name in (*gelus, *NORMS):
+        for name in (*gelus, *NORMS, *RESIDUALS):
             for mode, moved in zip(("forward", "backward"), MOVED[name], strict=True):
                 if moved:
                     yield _case(name, mode, place, size)
@@ -96,7 +99,7 @@ def _case(name: str, mode: str, place: Place, size: Size) -> Case:
 
 def variants(name: str, mode: str, place: Place, size: Size, moved: int) -> Mapping[str, Variant]:
     """Torch's functions, on a GPU compiled too, and ours."""
-    make = gelu_pairs if name in GELUS else norm_pairs
+    make = next(make for names, make in PAIRS.items() if name in names)
     stock, kernel = (torch.no_grad()(run) for run in make(place, size)[name, mode])
     found = {"torch": Variant(run=stock, bytes=moved)}
     if place.device.type == "cuda":
@@ -196,3 +199,56 @@ def norm_pairs(place: Place, size: Size) -> Mapping[tuple[str, str], Pair]:
         ("add, layer_norm", "backward"): backward(dsums),
         ("add, share slots, layer_norm", "forward"): forward(branches, SLOTS),
     }
+
+
+def residual_pairs(place: Place, size: Size) -> Mapping[tuple[str, str], Pair]:
+    """The end of a layer: residual sums and their slot mean, also where branches may be dropped."""
+    streams, branches, dsums = (
+        [place.random(place.batch, count, size.channels) for count in size.rows] for _ in range(3)
+    )
+    kept = torch.ones(place.batch, dtype=torch.bool, device=place.device)
+    pairs: dict[tuple[str, str], Pair] = {}
+    for name, mask in zip(RESIDUALS, (None, kept), strict=True):
+        keep = [mask] * len(streams)
+        pairs[name, "forward"] = _residual_forward(place.backend, streams, branches, keep)
+        pairs[name, "backward"] = _residual_backward(place.backend, dsums, keep)
+    return pairs
+
+
+def _residual_forward(
+    backend: str, streams: list[Tensor], branches: list[Tensor], keep: list[Tensor | None]
+) -> Pair:
+    def stock() -> object:
+        added = [_masked(*each) for each in zip(branches, keep, strict=True)]
+        sums = [stream + branch for stream, branch in zip(streams, added, strict=True)]
+        functional.share_slots_(sums, SLOTS)
+        return sums
+
+    def kernel() -> object:
+        return functional.residual_add(
+            streams, branches, keep=keep, n_bottlenecks=SLOTS, backend=backend
+        )
+
+    return stock, kernel
+
+
+def _residual_backward(backend: str, dsums: list[Tensor], keep: list[Tensor | None]) -> Pair:
+    none: list[Any] = [None] * len(dsums)
+
+    def stock() -> object:
+        dx = [dsum.clone() for dsum in dsums]
+        functional.share_slots_(dx, SLOTS)
+        return dx, [_masked(*each) for each in zip(dx, keep, strict=True)]
+
+    def kernel() -> object:
+        return ops.residual_add_bwd(dsums, keep, none, SLOTS, backend)
+
+    return stock, kernel
+
+
+def _masked(branch: Tensor, mask: Tensor | None) -> Tensor:
+    """A branch where it is kept, as torch alone would leave it out."""
+    return branch if mask is None else branch * mask[:, None, None].to(branch.dtype)
+
+
+PAIRS = {GELUS: gelu_pairs, NORMS: norm_pairs, RESIDUALS: residual_pairs}

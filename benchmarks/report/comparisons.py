@@ -64,7 +64,7 @@ ENTRIES = (
     ),
     Entry(
         "layer_ops",
-        "GELU and LayerNorm",
+        "GELU, LayerNorm and residual sums",
         "What lies between the matrix products of a layer, against torch's own functions. Memory "
         "and operators are in the record.",
         in_pairs=True,

@@ -10,7 +10,7 @@ from torch import Tensor
 from mbt_fast import dispatch
 from mbt_fast.bench.comparison import Bench, Deadline, Run
 from mbt_fast.bench.rows import Row
-from mbt_fast.functional import add_layer_norm, bias_gelu, bottleneck_attention
+from mbt_fast.functional import add_layer_norm, bias_gelu, bottleneck_attention, residual_add
 from mbt_fast.models import MBTConfig
 from mbt_fast.profiling.measure import Setting
 from mbt_fast.validation import MIN_HEAD_DIM
@@ -78,11 +78,12 @@ def can_run(backend: dispatch.Backend, call: dispatch.Call) -> tuple[bool, str]:
 
 
 def ops_of(config: MBTConfig, setting: Setting) -> Iterator[Op]:
-    """The ops with random tensors: attention of all streams, GELU of the longest, norms of all."""
+    """The ops with random tensors, of all streams; GELU of the longest."""
     rows = [config.n_tokens(m) + config.n_slots for m in config.modalities]
     yield _attention(config, setting, rows)
     yield _gelu(config, setting, max(rows))
     yield _norm(config, setting, rows)
+    yield _residual(config, setting, rows)
 
 
 def _attention(config: MBTConfig, setting: Setting, rows: Sequence[int]) -> Op:
@@ -104,9 +105,7 @@ def _gelu(config: MBTConfig, setting: Setting, rows: int) -> Op:
 
 
 def _norm(config: MBTConfig, setting: Setting, rows: Sequence[int]) -> Op:
-    streams, branches = (
-        [_random(setting, row, config.hidden_size) for row in rows] for _ in range(2)
-    )
+    streams, branches = (_tokens(config, setting, rows) for _ in range(2))
     weights, biases = ([_random(setting, config.hidden_size)[0] for _ in rows] for _ in range(2))
     slots = config.n_slots
     call = dispatch.Call.of_layer("add_layer_norm", streams)
@@ -118,6 +117,22 @@ def _norm(config: MBTConfig, setting: Setting, rows: Sequence[int]) -> Op:
         return [*sums, *normed]
 
     return Op(call.op, call, "reference", [*streams, *branches, *weights, *biases], run)
+
+
+def _residual(config: MBTConfig, setting: Setting, rows: Sequence[int]) -> Op:
+    streams, branches = (_tokens(config, setting, rows) for _ in range(2))
+    slots = config.n_slots
+    call = dispatch.Call.of_layer(dispatch.RESIDUAL[slots > 0 and len(rows) > 1], streams)
+
+    def run(backend: str) -> Sequence[Tensor]:
+        return residual_add(streams, branches, n_bottlenecks=slots, backend=backend)
+
+    return Op(call.op, call, "reference", [*streams, *branches], run)
+
+
+def _tokens(config: MBTConfig, setting: Setting, rows: Sequence[int]) -> list[Tensor]:
+    """A stream of each length."""
+    return [_random(setting, row, config.hidden_size) for row in rows]
 
 
 def _random(setting: Setting, *shape: int) -> Tensor:

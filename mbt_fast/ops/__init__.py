@@ -9,6 +9,7 @@ from mbt_fast.ops.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
 from mbt_fast.ops.attention_lse import attention_lse_bwd, attention_lse_fwd
 from mbt_fast.ops.bias_gelu import bias_gelu_bwd, bias_gelu_fwd
 from mbt_fast.ops.bottleneck_attention import bottleneck_attention_bwd, bottleneck_attention_fwd
+from mbt_fast.ops.residual_add import residual_add_bwd, residual_add_fwd
 
 __all__ = [
     "add_layer_norm_bwd",
@@ -19,6 +20,8 @@ __all__ = [
     "bias_gelu_fwd",
     "bottleneck_attention_bwd",
     "bottleneck_attention_fwd",
+    "residual_add_bwd",
+    "residual_add_fwd",
 ]
 
 flop_formulas.install()
