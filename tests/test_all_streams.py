@@ -12,10 +12,17 @@ from mbt_fast import create_model, ops
 from mbt_fast.testing import assert_close_to_exact, saved_bytes
 
 pytestmark = kernel_backends
-NAMES = {ops.add_layer_norm_fwd: "norm", torch.ops.aten.native_layer_norm.default: "stock norm"}
+NAMES = {
+    ops.add_layer_norm_fwd: "norm",
+    ops.residual_add_fwd: "sum",
+    ops.residual_add_bwd: "sum backward",
+    torch.ops.aten.native_layer_norm.default: "stock norm",
+    torch.ops.aten.add.Tensor: "stock sum",
+    torch.ops.aten.copy_.default: "copy",
+}
 
 
-class CountNorms(TorchDispatchMode):
+class CountParts(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.counts = Counter()
@@ -26,8 +33,8 @@ class CountNorms(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_norms(layer, streams):
-    with CountNorms() as counter:
+def count_parts(layer, streams):
+    with CountParts() as counter:
         layer(streams, {}, n_slots=4)
     return dict(counter.counts)
 
@@ -70,11 +77,22 @@ def test_stochastic_depth_is_the_same_on_kernels(backend, skip):
     assert_the_same(model, random_inputs(4), None, backend)
 
 
-def test_all_streams_are_normed_by_two_calls(backend):
+def test_all_streams_take_two_norms_and_one_sum_with_their_slots(backend):
     _, layer, streams = make_layer(backend)
-    assert count_norms(layer, streams) == {"norm": 2}
+    assert count_parts(layer, streams) == {"norm": 2, "sum": 1}
     with torch.no_grad():
-        assert count_norms(layer, streams) == {"norm": 2}
+        assert count_parts(layer, streams) == {"norm": 2, "sum": 1}
+
+
+def test_nothing_is_copied_to_share_slots_in_the_backward(backend):
+    """Writing them in place cloned the gradient of every stream."""
+    _, layer, streams = make_layer(backend)
+    streams = {m: x.requires_grad_() for m, x in streams.items()}
+    outs = list(layer(streams, {}, n_slots=4).values())
+    with CountParts() as counter:
+        torch.autograd.grad(outs, list(streams.values()), [torch.ones_like(x) for x in outs])
+    assert counter.counts["sum backward"] == 1
+    assert not counter.counts["copy"]
 
 
 CHANGES = {
@@ -94,7 +112,7 @@ CHANGES = {
 def test_blocks_that_cannot_be_joined_norm_by_themselves(backend, change):
     model, layer, streams = make_layer(backend)
     change(model, layer.block_of("rgb"))
-    assert count_norms(layer, streams) == {"stock norm": 4}
+    assert count_parts(layer, streams) == {"stock norm": 4, "stock sum": 2, "sum": 1}
 
 
 @pytest.mark.parametrize("name", ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp", "mlp.fc1"])
@@ -104,6 +122,14 @@ def test_a_module_with_a_hook_is_called(backend, name):
     module = layer.block_of("rgb").get_submodule(name)
     module.register_forward_hook(lambda module, args, output: 2 * output)
     assert not torch.allclose(layer(streams, {}, n_slots=4)["rgb"], before)
+
+
+def test_a_wider_branch_widens_its_stream(backend):
+    """As any sum of torch does: here a hook's result, elsewhere a replaced MLP's."""
+    _, layer, streams = make_layer(backend)
+    for modality in streams:
+        layer.block_of(modality).mlp.register_forward_hook(lambda *call: call[-1].double())
+    assert {x.dtype for x in layer(streams, {}, n_slots=4).values()} == {torch.float64}
 
 
 def test_no_more_is_saved_than_block_by_block(backend):

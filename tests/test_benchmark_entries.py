@@ -13,7 +13,7 @@ from benchmarks.launches import count_launches
 from benchmarks.measure import Timing, measure_case
 from benchmarks.record import Ceilings
 from benchmarks.ways import WAYS, Task
-from mbt_fast import native
+from mbt_fast import dispatch, native
 
 CPU = torch.device("cpu")
 SCOPE = Scope(CPU, smoke=True)
@@ -216,3 +216,14 @@ def test_launches_of_a_layer(dtype, monkeypatch):
     variants = layer.variants(task, SCOPE)
     launches = {name: count_launches(variants[name].run, CPU) for name in ("ours", "eager")}
     assert launches == {"ours": OURS[dtype], "eager": 24}
+
+
+@pytest.mark.skipif(bool(native.why_no_cpu_kernels()), reason="the C++ kernels do not run here")
+def test_launches_of_a_layer_whose_streams_are_normed_and_summed_at_once(monkeypatch):
+    """Attention, two norms, a sum with the slots; eight Linears and two GELU. Eager takes 24."""
+    monkeypatch.undo()
+    for op in ("add_layer_norm", "residual_add"):
+        monkeypatch.setitem(dispatch.CPU_WINS_IN, op, {torch.float32: 0})
+    size = {"rgb": (4, 64, 64), "spectrogram": (128, 128)}
+    task = Task("mbt_small", "forward", 1, torch.float32, layer.ONE | {"input_size": size})
+    assert count_launches(layer.variants(task, SCOPE)["ours"].run, CPU) == 14

@@ -50,14 +50,12 @@ def test_the_last_layer_returns_the_cls_rows_alone(fusion):
 
 def test_slots_are_not_shared_after_the_last_layer(monkeypatch):
     model, calls = tiny(), []
-    share = fusion.share_slots_
-    monkeypatch.setattr(
-        fusion, "share_slots_", lambda *a, **k: calls.append(a[1]) or share(*a, **k)
-    )
+    end = fusion.add_mlps
+    monkeypatch.setattr(fusion, "add_mlps", lambda *a: calls.append(a[3]) or end(*a))
     model.set_savings(cls_only=True)(random_inputs())
-    assert calls == [0, 0, 4]  # of four layers: two unimodal, one fused, and the last
+    assert calls == [0, 0, 4, 0]  # of four layers: two unimodal, one fused, and the last
     model.set_savings(cls_only=False)(random_inputs())
-    assert calls == [0, 0, 4, 0, 0, 4, 4]
+    assert calls == [0, 0, 4, 0, 0, 0, 4, 4]
 
 
 def test_dropout_draws_the_same_numbers_with_and_without_savings():

@@ -26,7 +26,9 @@ def traced_names(path, *arguments):
 
 def parts(layer, modalities=("rgb", "spectrogram"), attention=("attention",)):
     of_streams = {f"layer {layer} / {m} / {part}" for m in modalities for part in OF_STREAM}
-    return of_streams | {f"layer {layer} / {part}" for part in (*attention, "shared slots")}
+    return of_streams | {
+        f"layer {layer} / {part}" for part in (*attention, "residual, shared slots")
+    }
 
 
 def test_every_part_of_every_layer_has_a_range(tmp_path):
@@ -40,9 +42,7 @@ def test_every_part_of_every_layer_has_a_range(tmp_path):
 def test_every_part_of_the_backward_has_a_range(tmp_path):
     names = set(traced_names(tmp_path / "t.json", "--mode", "train"))
     backward = {name.removeprefix("backward: ") for name in names if name.startswith("backward")}
-    for layer in range(2):  # before the fusion layer there are no slots to share
-        assert parts(layer) - {f"layer {layer} / shared slots"} <= backward
-    for layer in (2, 3):
+    for layer in range(4):
         assert parts(layer) <= backward
     assert {"embed / rgb", "embed / spectrogram", "norm", "head", "loss"} <= backward
 

@@ -40,8 +40,8 @@ def pass_streams(
     survivors: Pairs,
     attend: Callable[[list[Tensor]], list[Tensor]],
     norms: str,
-) -> list[Tensor]:
-    """``Block.packed``, attention and ``Block.finish`` of all streams, two norms in two calls.
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``Block.packed``, attention, ``Block.add_and_pass_mlp`` of all streams, norms in two calls.
 
     The first bias of the MLP is added by GELU, whose backward sums up its gradient.
 
@@ -55,9 +55,7 @@ def pass_streams(
     attention = [of_attention for of_attention, _ in survivors]
     heads = attend(project(blocks, streams, norms))
     branches = [b.attn.output(out) for b, out in zip(blocks, heads, strict=True)]
-    sums, outs = add_and_pass_mlps(blocks, streams, branches, attention, norms)
-    each = zip(sums, outs, survivors, strict=True)
-    return [of_mlp.add(y, out) for y, out, (_, of_mlp) in each]
+    return add_and_pass_mlps(blocks, streams, branches, attention, norms)
 
 
 def project(blocks: Sequence[Block], streams: Sequence[Tensor], norms: str) -> list[Tensor]:

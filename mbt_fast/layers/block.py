@@ -146,17 +146,22 @@ class Block(nn.Module):
         skip = self.savings.skip_dropped and self.dropout == 0.0
         return draw_survivors(x, rate, skip=skip), draw_survivors(x, rate, skip=skip)
 
-    def finish(self, x: Tensor, heads: Tensor, survivors: tuple[Survivors, Survivors]) -> Tensor:
-        """Second half: both residual branches.
+    def add_and_pass_mlp(
+        self, x: Tensor, heads: Tensor, survivors: tuple[Survivors, Survivors]
+    ) -> tuple[Tensor, Tensor]:
+        """Second half: the residual sum with attention, and the branch that is still to be added.
 
         Args:
             x: Tokens ``[B, S, C]``.
             heads: Attention's output ``[K, S, H, D]`` for the survivors of the first branch.
             survivors: From ``draw_survivors``.
+
+        Returns:
+            ``y = x + Attn(LN1 x)``, and ``MLP(LN2 y)`` for the survivors of the second branch.
         """
         attention, mlp = survivors
         y = attention.add(x, dropout(self.attn.output(heads), self.dropout, self.training))
-        return mlp.add(y, self._mlp(mlp.take(y)))
+        return y, self._mlp(mlp.take(y))
 
     def _mlp(self, y: Tensor) -> Tensor:
         """The MLP branch."""

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mbt_fast import dispatch
-from mbt_fast.functional import bottleneck_attention, dense_attention, share_slots_
+from mbt_fast.functional import (
+    bottleneck_attention,
+    dense_attention,
+    residual_add,
+    share_slots_,
+)
 from mbt_fast.layers.all_streams import choose_norms, pass_streams
 from mbt_fast.layers.block import Block
 from mbt_fast.layers.rows import Rows, joint_valid, row_ranges, take_rows
@@ -35,17 +40,17 @@ class FusionLayer(nn.ModuleDict):
     def __init__(self, blocks: Mapping[str, Block]) -> None:
         """Keep the blocks."""
         super().__init__(blocks)
-        self._backend = self._norms = "auto"
+        self._backend = self._norms = self._sums = "auto"
 
     def set_backend(self, backend: str) -> None:
-        """Choose the backend of the layer's attention, and of its norms and GELU where it has them.
+        """Choose the backend of attention, and of norms, GELU and the last sum where it has them.
 
         A backend without them leaves them to stock PyTorch, whose are the reference's.
         """
         self._backend = backend
-        gelu, self._norms = (
+        gelu, self._norms, self._sums = (
             backend if dispatch.implements(backend, op) else "reference"
-            for op in ("bias_gelu", "add_layer_norm")
+            for op in ("bias_gelu", "add_layer_norm", "residual_add")
         )
         for block in self.values():
             cast(Block, block).set_backend(gelu)
@@ -89,7 +94,7 @@ class FusionLayer(nn.ModuleDict):
         survivors = {m: self.block_of(m).draw_survivors(x) for m, x in streams.items()}
         kept = {modality: attention for modality, (attention, _) in survivors.items()}
         if not pairwise and valid is None and rows is None:
-            fused = self._pass_within(streams, lengths, survivors, n_slots)
+            sums, branches = self._pass_within(streams, lengths, survivors, n_slots)
         else:
             if pairwise:
                 heads = self._attend_to_all(streams, lengths, kept, rows)
@@ -99,39 +104,41 @@ class FusionLayer(nn.ModuleDict):
                     m: self._attend_densely(m, x, masks[m], kept[m], rows)
                     for m, x in streams.items()
                 }
-            fused = self._finish(streams, heads, survivors, rows)
-        if rows is None:
-            padding = [lengths.get(modality) for modality in streams]
-            share_slots_(list(fused.values()), n_slots, lengths=padding)
-        return fused
+            sums, branches = self._add_and_pass_mlps(streams, heads, survivors, rows)
+        of_mlps = [of_mlp for _, of_mlp in survivors.values()]
+        padding = [lengths.get(modality) if rows is None else None for modality in streams]
+        shared = n_slots if rows is None else 0
+        outs = add_mlps(sums, branches, of_mlps, shared, padding, self._sums)
+        return dict(zip(streams, outs, strict=True))
 
-    def _finish(
+    def _add_and_pass_mlps(
         self, streams: Streams, heads: Streams, survivors: Mapping[str, Pair], rows: Rows
-    ) -> Streams:
-        """Both residual branches, block by block."""
-        return {
-            m: self.block_of(m).finish(take_rows(x, rows), heads[m], survivors[m])
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Streams with their attention branches added, and what their MLPs make of these."""
+        pairs = [
+            self.block_of(m).add_and_pass_mlp(take_rows(x, rows), heads[m], survivors[m])
             for m, x in streams.items()
-        }
+        ]
+        return [total for total, _ in pairs], [branch for _, branch in pairs]
 
     def _pass_within(
         self, streams: Streams, lengths: Lengths, survivors: Mapping[str, Pair], n_slots: int
-    ) -> Streams:
-        """All of a layer with self-attention inside each stream, but for the shared slots."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """A layer with self-attention inside each stream, up to what ``add_mlps`` adds."""
         blocks = [self.block_of(modality) for modality in streams]
         kept = [survivors[modality][0] for modality in streams]
         padding = [k.take(lengths.get(m)) for m, k in zip(streams, kept, strict=True)]
         call = (blocks, list(streams.values()), [survivors[m] for m in streams])
         norms = choose_norms(*call, self._norms)
         if norms != "reference":
-            outs = pass_streams(*call, partial(self._attend_within, padding, n_slots), norms)
-            return dict(zip(streams, outs, strict=True))
+            return pass_streams(*call, partial(self._attend_within, padding, n_slots), norms)
         packed = [
             self.block_of(m).packed(k.take(x))
             for (m, x), k in zip(streams.items(), kept, strict=True)
         ]
         heads = self._attend_within(padding, n_slots, packed)
-        return self._finish(streams, dict(zip(streams, heads, strict=True)), survivors, None)
+        by_stream = dict(zip(streams, heads, strict=True))
+        return self._add_and_pass_mlps(streams, by_stream, survivors, None)
 
     def _attend_within(
         self, padding: Sequence[Tensor | None], n_slots: int, packed: list[Tensor]
@@ -186,6 +193,39 @@ class FusionLayer(nn.ModuleDict):
             backend = "auto"
         out = dense_attention(query, key, value, valid=kept.take(valid), backend=backend)
         return out.transpose(1, 2)
+
+
+def add_mlps(
+    sums: Sequence[Tensor],
+    branches: Sequence[Tensor],
+    survivors: Sequence[Survivors],
+    n_slots: int,
+    lengths: Sequence[Tensor | None],
+    backend: str,
+) -> list[Tensor]:
+    """The end of a layer: each stream's MLP is added, and the slots are shared (Eq. 9).
+
+    Slots or masks take one call of the op, unless a branch was computed for some examples only, or
+    streams have different dtypes, before or after the sum.
+    """
+    keep = [of_mlp.mask for of_mlp in survivors]
+    fuses = (n_slots > 0 and len(sums) > 1) or any(mask is not None for mask in keep)
+    skipped = any(of_mlp.index is not None for of_mlp in survivors)
+    pairs = list(zip(sums, branches, strict=True))
+    dtypes = {torch.promote_types(x.dtype, branch.dtype) for x, branch in pairs}
+    if not fuses or skipped or len(dtypes | {x.dtype for x in sums}) > 1:
+        each = zip(pairs, survivors, strict=True)
+        outs = [of_mlp.add(x, branch) for (x, branch), of_mlp in each]
+        share_slots_(outs, n_slots, lengths=lengths)
+        return outs
+    return residual_add(
+        sums,
+        [branch.to(x.dtype) for x, branch in pairs],
+        keep=keep,
+        n_bottlenecks=n_slots,
+        lengths=lengths,
+        backend=backend,
+    )
 
 
 def _masks(streams: Streams, lengths: Lengths, n_slots: int) -> dict[str, Tensor | None]:

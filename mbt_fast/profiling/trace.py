@@ -62,7 +62,7 @@ def named_ranges(model: MBT) -> Iterator[None]:
         for op, name in (
             ("bottleneck_attention", place.of_streams("attention")),
             ("dense_attention", place.of_stream("attention")),
-            ("share_slots_", place.of_streams("shared slots")),
+            ("add_mlps", place.of_streams("residual, shared slots")),
         ):
             _wrap(stack, fusion, op, name)
         for function, part in OF_ALL_STREAMS.items():
