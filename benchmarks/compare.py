@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from benchmarks.record import Document, Record, load
 
-NOISE = 0.05  # two runs on a machine of one's own differ by less
+NOISE = 0.05  # two runs on a machine of one's own differ by less, where both are sure
+SURE = 0.02  # relative standard error of a ratio up to which a run is sure of it
 COUNTED = ("flops", "launches", "saved_memory")
 
 
@@ -17,6 +18,7 @@ class Change(NamedTuple):
     what: str
     before: float
     now: float
+    sure: bool = True  # both of them
 
     @property
     def share(self) -> float:
@@ -47,11 +49,17 @@ def _changes(now: Document, before: Document) -> Iterator[Change]:
         if old is None:
             continue
         if record.ratio and old.ratio and record.variant != record.baseline:
-            yield Change(record, "ratio", old.ratio.median, record.ratio.median)
+            sure = all(is_sure(one) for one in (old, record))
+            yield Change(record, "ratio", old.ratio.median, record.ratio.median, sure)
         for name in COUNTED:
             first, second = getattr(old, name), getattr(record, name)
             if first and second and (first != second):
                 yield Change(record, name, first, second)
+
+
+def is_sure(record: Record) -> bool:
+    """Whether the passes of a run agree on the ratio; one pass alone does not tell."""
+    return record.uncertainty is not None and record.uncertainty <= SURE
 
 
 def earlier(path: Path, entry: str) -> Document | None:

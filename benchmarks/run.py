@@ -54,7 +54,7 @@ def main() -> int:
         if args.smoke:
             timing = replace(timing, seconds=float("inf"), min_rounds=2, max_rounds=2)
         elif device.type == "cpu":  # others work on the same host; nobody else uses a GPU
-            timing = replace(timing, min_rounds=2, passes=3, most_passes=9)
+            timing = replace(timing, min_rounds=2, passes=3, most_passes=25)
         document = measure_entry(entry, timing, ceilings, gate, environment, smoke=args.smoke)
         before = earlier(args.compare, entry.name) if args.compare else None
         if args.out:
@@ -111,7 +111,7 @@ def measure_entry(
     *,
     smoke: bool = False,
 ) -> Document:
-    """The document of one entry; prints a line per visit to a case, then one per record."""
+    """The document of one entry; prints a line per pass of a case, then one per record."""
     module = importlib.import_module(entry.module)
     cases = list(module.cases(Scope(timing.device, smoke)))
     load = [os.getloadavg()[0]]
@@ -135,7 +135,9 @@ def measure_entry(
 
 
 def _announce(sample: Sample) -> None:
-    """What is being measured, for who waits."""
+    """What is being timed, for who waits."""
+    if not sample.case.timed:
+        return
     of = sample.blank
     where = f"{of.threads} threads" if of.threads else of.device
     which = f"{of.entry}, pass {len(sample.passes) + 1}: {of.case}, {of.mode}, {of.dtype}, {where}"

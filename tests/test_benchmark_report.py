@@ -9,11 +9,13 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import registry
+from benchmarks.compare import NOISE
 from benchmarks.gate import NotGreen
 from benchmarks.record import Ceilings, Document, Fit, Gate, Record, Spread, save
 from benchmarks.report import html, readme
 from benchmarks.report.__main__ import main
-from benchmarks.report.results import FOLDER, read, spread_text
+from benchmarks.report.evidence import ratios_apart
+from benchmarks.report.results import AGAIN, FOLDER, read, spread_text
 
 COMMIT, TREE = "a1b2c3d4e5" * 4, "t" * 64
 ANCHORS = [
@@ -27,6 +29,7 @@ ANCHORS = [
     "parts",
     "layer_ops",
     "savings",
+    "repeated",
     "tolerance",
     "ahead",
 ]
@@ -254,6 +257,25 @@ class TestEvidence:
         assert "no speeds" in said
 
 
+class TestRepeated:
+    def test_a_second_run_is_compared_ratio_by_ratio(self, folder):
+        sure, unsure = {"uncertainty": 0.01}, {"uncertainty": 0.03, "mode": "step"}
+        first = [*pair("layer", **sure), *pair("layer", **unsure)]
+        close = pair("layer", ratio=Spread(1.82, 1.5, 2.0), **sure)
+        far = pair("layer", ratio=Spread(1.40, 1.3, 1.5), **unsure)
+        save(document("layer", first), folder / "layer.json")
+        save(document("layer", [*close, *far]), folder / AGAIN / "layer.json")
+        said = section(rendered(folder), "repeated")
+        assert "again/layer.json 2026-01-02 03:04 UTC 2 1 1 1 4.0%" in said
+
+    def test_without_one_it_says_so(self, folder):
+        assert "There is no second run here." in section(rendered(folder), "repeated")
+
+    def test_what_the_gate_refuses_is_not_compared(self, folder):
+        save(document("layer", gate=None), folder / AGAIN / "layer.json")
+        assert "There is no second run here." in section(rendered(folder), "repeated")
+
+
 class TestFusion:
     def test_figure_3_is_reproduced_and_its_waste_named(self, folder):
         said = section(rendered(folder), "figure3")
@@ -365,3 +387,10 @@ def test_plots_of_the_readme_stand_for_themselves(folder):
 def test_profile_records_of_the_project_are_json_of_the_command():
     conditions = json.loads((FOLDER / "profile.json").read_text())[0]["conditions"]
     assert conditions["command"].startswith("mbt-fast profile")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / AGAIN).glob("*.json")))
+def test_two_runs_agree_where_both_are_sure(name):
+    changes = [change for change in ratios_apart(read(FOLDER), name) if change.sure]
+    assert len(changes) > 5
+    assert [change.line() for change in changes if change.beyond(NOISE)] == []

@@ -132,6 +132,15 @@ def test_every_pass_visits_all_cases_and_builds_them_anew():
     assert [(r.passes, r.rounds, r.uncertainty) for r in records] == [(3, 6, None)] * 2
 
 
+def test_counting_leaves_its_time_to_the_others():
+    counted = [replace(case({}, timed=False, name="counted"), variants=dict) for _ in range(50)]
+    run = Variant(run=lambda: time.sleep(0.01))
+    timed = case({"slow": run}, name="timed")
+    timing = Timing(device=CPU, seconds=2.0, passes=1, most_passes=3, min_rounds=2)
+    *_, record = measure_all("e", [*counted, timed], timing, CEILINGS)
+    assert record.rounds > 20  # of the half of two seconds, that is planned for one of two passes
+
+
 def test_only_cases_whose_passes_disagree_have_more_of_them():
     sure = replace(paced((0.02, 0.01), (0.02, 0.01)), name="sure")
     unsure = paced((0.02, 0.01), (0.03, 0.01), (0.04, 0.01), (0.05, 0.01))

@@ -50,7 +50,8 @@ def cases(scope: Scope) -> Iterator[Case]:
     whole = "mbt_tiny" if scope.smoke else "mbt_base"
     for axis, points in axes(whole).items():
         for task in tasks(whole, points, dtype):
-            yield _case(f"{axis}, counted", task, partial(counted, axis, task))
+            counts = partial(counted, axis, task)
+            yield replace(_case(f"{axis}, counted", task, counts), timed=False)
     name = "mbt_small" if whole == "mbt_base" and not scope.gpu else whole
     queues = []
     for axis, points in axes(name).items():

@@ -6,9 +6,10 @@ from html import escape
 from typing import Any
 
 from benchmarks import registry
-from benchmarks.record import Record
+from benchmarks.compare import NOISE, SURE, Change, compare
+from benchmarks.record import Document, Record
 from benchmarks.report.comparisons import by_comparison, records_table
-from benchmarks.report.results import AHEAD, ROOT, Results
+from benchmarks.report.results import AGAIN, AHEAD, ROOT, Results
 from mbt_fast.report.bars import Bar, bar_chart
 from mbt_fast.report.charts import Chart
 from mbt_fast.report.page import definitions, figures, section, table
@@ -122,6 +123,47 @@ def tolerance_section(results: Results) -> str:
         body += table(headers, [rows], "Random calls beyond the tolerance rule")
     body += f'<p class="note">Repeat with <code>{command}</code>.</p>'
     return section("How exact it is", body, "tolerance")
+
+
+def repeated_section(results: Results) -> str:
+    """How far the ratios of a second run lie from those of the first."""
+    rows = [
+        _repeated_row(name, again, changes)
+        for name, again in results.again.items()
+        if (changes := ratios_apart(results, name))
+    ]
+    said = (
+        "The same benchmark a second time, in a process of its own: how far its ratios lie from "
+        "those shown on this page. A run is sure of a ratio whose relative standard error between "
+        f"passes is at most {SURE:.0%}."
+    )
+    near = f"within\n{NOISE:.0%}"
+    headers = ["record", "ratios", near, "sure in\nboth", near, "apart, at most,\nwhere sure"]
+    body = f"<p>{escape(said)}</p>"
+    if rows:
+        body += table(headers, [rows], "Two runs of the same benchmark")
+    else:
+        body += '<p class="note">There is no second run here.</p>'
+    return section("How repeatable it is", body, "repeated")
+
+
+def ratios_apart(results: Results, name: str) -> list[Change]:
+    """Every ratio of an entry in the first run and in the second."""
+    if name not in results.documents:
+        return []
+    changes = compare(results.again[name], results.documents[name])
+    return [change for change in changes if change.what == "ratio"]
+
+
+def _repeated_row(name: str, again: Document, ratios: Sequence[Change]) -> list[str]:
+    sure = [change for change in ratios if change.sure]
+    counts = [len(ratios), _near(ratios), len(sure), _near(sure)]
+    farthest = f"{max(abs(change.share) for change in sure):.1%}" if sure else ""
+    return [f"{AGAIN}/{name}.json\n{again.environment['date']}", *map(str, counts), farthest]
+
+
+def _near(changes: Sequence[Change]) -> int:
+    return sum(not change.beyond(NOISE) for change in changes)
 
 
 def _dtype_of(arguments: Mapping[str, Any]) -> str:

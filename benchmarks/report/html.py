@@ -28,6 +28,7 @@ def render(results: Results) -> str:
         evidence.parts_section(results),
         compared["layer_ops"],
         compared["savings"],
+        evidence.repeated_section(results),
         evidence.tolerance_section(results),
         evidence.ahead_section(results),
     ]

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results" / "cpu-epyc-zen5-2cores-torch213"
 AHEAD = ROOT / "benchmarks" / "results" / "aot" / "triton.json"
 PROFILE = "profile.json"
+AGAIN = "again"
 
 Json = dict[str, Any]
 
@@ -25,6 +26,7 @@ class Results:
         folder: Where it is.
         documents: By entry, those that the gate lets pass.
         refused: By entry, why not; an entry without a file is in neither.
+        again: Those of a second run, in the folder ``again``, made to see whether ratios hold.
         profile: Records of ``mbt-fast profile``, none if there is no such file.
         tolerance: By name of the file, what ``benchmarks.tolerance`` counted.
         ahead: What ``benchmarks.compile_ahead`` recorded; the same for all machines.
@@ -33,6 +35,7 @@ class Results:
     folder: Path
     documents: dict[str, Document]
     refused: dict[str, str]
+    again: dict[str, Document]
     profile: list[Json]
     tolerance: dict[str, Json]
     ahead: Json
@@ -82,6 +85,24 @@ def read(folder: Path) -> Results:
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"results must be a folder, got {folder}")
+    documents, refused = _read_documents(folder)
+    again, _ = _read_documents(folder / AGAIN)
+    profile = folder / PROFILE
+    return Results(
+        folder=folder,
+        documents=documents,
+        refused=refused,
+        again=again,
+        profile=json.loads(profile.read_text()) if profile.exists() else [],
+        tolerance={
+            path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("tolerance_*"))
+        },
+        ahead=json.loads(AHEAD.read_text()),
+    )
+
+
+def _read_documents(folder: Path) -> tuple[dict[str, Document], dict[str, str]]:
+    """By entry, the documents that the gate lets pass, and why it refuses the others."""
     documents, refused = {}, {}
     for entry in registry.ENTRIES:
         path = folder / f"{entry.name}.json"
@@ -90,17 +111,7 @@ def read(folder: Path) -> Results:
                 documents[entry.name] = load_green(path)
             except NotGreen as error:
                 refused[entry.name] = str(error).partition("reported: ")[2]
-    profile = folder / PROFILE
-    return Results(
-        folder=folder,
-        documents=documents,
-        refused=refused,
-        profile=json.loads(profile.read_text()) if profile.exists() else [],
-        tolerance={
-            path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("tolerance_*"))
-        },
-        ahead=json.loads(AHEAD.read_text()),
-    )
+    return documents, refused
 
 
 def spread_text(spread: Spread, digits: int = 2) -> str:
