@@ -392,5 +392,5 @@ def test_profile_records_of_the_project_are_json_of_the_command():
 @pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / AGAIN).glob("*.json")))
 def test_two_runs_agree_where_both_are_sure(name):
     changes = [change for change in ratios_apart(read(FOLDER), name) if change.sure]
-    assert len(changes) > 5
+    assert changes
     assert [change.line() for change in changes if change.beyond(NOISE)] == []

@@ -133,12 +133,11 @@ def test_every_pass_visits_all_cases_and_builds_them_anew():
 
 
 def test_counting_leaves_its_time_to_the_others():
-    counted = [replace(case({}, timed=False, name="counted"), variants=dict) for _ in range(50)]
-    run = Variant(run=lambda: time.sleep(0.01))
-    timed = case({"slow": run}, name="timed")
-    timing = Timing(device=CPU, seconds=2.0, passes=1, most_passes=3, min_rounds=2)
+    counted = [case({"slow": Variant(run=None, flops=1)}, timed=False) for _ in range(10)]
+    timed = case({"slow": Variant(run=lambda: time.sleep(0.02))})
+    timing = Timing(device=CPU, seconds=20, passes=1, most_passes=9, max_rounds=30)
     *_, record = measure_all("e", [*counted, timed], timing, CEILINGS)
-    assert record.rounds > 20  # of the half of two seconds, that is planned for one of two passes
+    assert record.rounds == 30  # 20 at most if ten more cases waited for as much
 
 
 def test_only_cases_whose_passes_disagree_have_more_of_them():
