@@ -6,7 +6,6 @@ in several passes over all cases (``benchmarks.sample``). On a GPU CUDA events m
 launches may be what costs, each variant is replayed from a CUDA graph too.
 """
 
-import ctypes
 import gc
 import math
 import time
@@ -112,19 +111,6 @@ def visit(sample: Sample, timing: Timing) -> None:
         gc.collect()
         if timing.device.type == "cuda":
             torch.cuda.empty_cache()
-        else:
-            return_memory()
-
-
-def return_memory() -> None:
-    """Give what the C library's allocator holds back to the system, where it can.
-
-    The next pass then has other pages; otherwise it would find those of the last one, and all would
-    agree on what one place in the caches does to a call of less than a millisecond.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def _measure(sample: Sample, timing: Timing) -> None:

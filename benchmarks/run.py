@@ -54,7 +54,7 @@ def main() -> int:
         if args.smoke:
             timing = replace(timing, seconds=float("inf"), min_rounds=2, max_rounds=2)
         elif device.type == "cpu":  # others work on the same host; nobody else uses a GPU
-            timing = replace(timing, min_rounds=2, passes=3, most_passes=25)
+            timing = replace(timing, min_rounds=2, passes=3, most_passes=9)
         document = measure_entry(entry, timing, ceilings, gate, environment, smoke=args.smoke)
         before = earlier(args.compare, entry.name) if args.compare else None
         if args.out:

