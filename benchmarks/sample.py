@@ -1,8 +1,9 @@
 """What has been measured of a case, pass by pass, and the records that come of it.
 
 A pass is a visit to the case with variants, inputs and weights of its own. Between two visits all
-other cases have theirs, so that what disturbs the machine for a while, or one layout in memory,
-decides over one pass only. How far the ratios of the passes lie apart says how sure they are.
+other cases have theirs, so that what disturbs the machine for a while decides over one pass only.
+How far the ratios of the passes lie apart says how sure they are, as far as one process can tell:
+its allocator may hand the same pages to all of them.
 """
 
 from collections.abc import Mapping
