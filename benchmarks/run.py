@@ -1,7 +1,7 @@
 """Measure, gate and record: ``python -m benchmarks.run --out benchmarks/results/ENVIRONMENT``.
 
 Runs the correctness tests that guard the entries, measures the machine's ceilings, then every entry
-for this device, and writes one document for each. On two CPU cores that takes about 37 minutes.
+for this device, and writes one document for each. On two CPU cores that takes about 50 minutes.
 
     --list               what there is to measure, against whom
     --only layer model   some entries
@@ -16,19 +16,22 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import registry
+from benchmarks.apart import new_process
 from benchmarks.case import Scope
 from benchmarks.ceilings import measure_ceilings
 from benchmarks.compare import compare, earlier
 from benchmarks.environment import stamp
 from benchmarks.gate import Outcome, gate_of, read_reports, refusals, run_guards
-from benchmarks.measure import Timing, measure_all
-from benchmarks.record import Ceilings, Document, Gate, Record, save
+from benchmarks.measure import Passes, Timing
+from benchmarks.record import Document, Record, save
 from benchmarks.sample import Sample
 from mbt_fast import native
 
@@ -42,28 +45,27 @@ def main() -> int:
         return 0
     entries, environment = chosen(args.only, device), stamp()
     outcomes = _outcomes(args, {file for e in entries for file in e.guards_on(device.type)})
-    ceilings = measure_ceilings(device, smoke=args.smoke)
+    common: dict[str, Any] = {
+        "environment": environment,
+        "command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]),
+        "conditions": conditions(),
+        "ceilings": measure_ceilings(device, smoke=args.smoke),
+    }
     scale = 1.0
     if args.seconds:
         scale = args.seconds / sum(entry.seconds[device.type] for entry in entries)
-    refused = 0
+    measured = []
     for entry in entries:
         guards = entry.guards_on(device.type)
         gate = gate_of(guards, outcomes, environment["commit"], environment["tree"])
-        timing = Timing(device=device, seconds=scale * entry.seconds[device.type])
-        if args.smoke:
-            timing = replace(timing, seconds=float("inf"), min_rounds=2, max_rounds=2)
-        elif device.type == "cpu":  # others work on the same host; nobody else uses a GPU
-            timing = replace(timing, min_rounds=2, passes=3, most_passes=9)
-        document = measure_entry(entry, timing, ceilings, gate, environment, smoke=args.smoke)
+        blank = Document(**common, gate=gate, records=[])
+        timing = timing_of(entry, device, scale, smoke=args.smoke)
         before = earlier(args.compare, entry.name) if args.compare else None
-        if args.out:
-            save(document, args.out / f"{entry.name}.json")
-        for change in compare(document, before) if before else []:
-            print(change.line())
-        for reason in refusals(document):
-            print(f"{entry.name} must not be reported: {reason}")
-            refused += 1
+        measured.append(Measured(entry, blank, passes_of(entry, timing, smoke=args.smoke), before))
+    waiting = measured
+    while waiting:  # a pass of every entry, then the next
+        waiting = [one for one in waiting if one.go_on(args.out)]
+    refused = sum(one.tell() for one in measured)
     return 1 if refused and not (args.smoke or args.no_tests) else 0
 
 
@@ -102,36 +104,77 @@ def chosen(names: Sequence[str] | None, device: torch.device) -> list[registry.E
     return fitting
 
 
-def measure_entry(
-    entry: registry.Entry,
-    timing: Timing,
-    ceilings: Ceilings,
-    gate: Gate | None,
-    environment: dict[str, object],
-    *,
-    smoke: bool = False,
-) -> Document:
-    """The document of one entry; prints a line per pass of a case, then one per record."""
-    module = importlib.import_module(entry.module)
-    cases = list(module.cases(Scope(timing.device, smoke)))
-    load = [os.getloadavg()[0]]
-    records = measure_all(entry.name, cases, timing, ceilings, on_visit=_announce)
-    for record in records:
-        print(line(record), flush=True)
-    load.append(os.getloadavg()[0])
-    return Document(
-        environment=environment,
-        command=" ".join(["python -m benchmarks.run", *sys.argv[1:]]),
-        conditions={
-            "threads": torch.get_num_threads(),
-            "instruction_set": None if native.why_no_cpu_kernels() else native.instruction_set(),
-            "load_average": load,
-        },
-        ceilings=ceilings,
-        gate=gate,
-        fits=module.fits(records) if hasattr(module, "fits") else [],
-        records=records,
-    )
+def timing_of(
+    entry: registry.Entry, device: torch.device, scale: float = 1.0, *, smoke: bool = False
+) -> Timing:
+    """On a CPU several passes, because others work on the same host; nobody else uses a GPU."""
+    timing = Timing(device=device, seconds=scale * entry.seconds[device.type])
+    if smoke:
+        return replace(timing, seconds=float("inf"), min_rounds=2, max_rounds=2)
+    if device.type == "cpu":
+        return replace(timing, min_rounds=2, passes=5, most_passes=15)
+    return timing
+
+
+def passes_of(entry: registry.Entry, timing: Timing, *, smoke: bool = False) -> Passes:
+    """The passes of an entry, each in a process of its own; each visit is announced."""
+    scope = Scope(timing.device, smoke)
+    cases = list(importlib.import_module(entry.module).cases(scope))
+    return Passes(entry.name, cases, timing, partial(new_process, entry.module, scope), _announce)
+
+
+def conditions() -> dict[str, object]:
+    """Of a run that begins."""
+    return {
+        "threads": torch.get_num_threads(),
+        "instruction_set": None if native.why_no_cpu_kernels() else native.instruction_set(),
+        "load_average": [os.getloadavg()[0]],
+    }
+
+
+@dataclass
+class Measured:
+    """An entry, and what is known of it.
+
+    Attributes:
+        entry: Of the registry.
+        document: As of the last pass.
+        passes: Those to come.
+        before: An earlier document, to compare with.
+    """
+
+    entry: registry.Entry
+    document: Document
+    passes: Passes
+    before: Document | None = None
+
+    def go_on(self, out: Path | None) -> bool:
+        """One more pass, after which the document is written; whether there was one left."""
+        if not self.passes.one_more():
+            return False
+        module = importlib.import_module(self.entry.module)
+        records = self.passes.records(self.document.ceilings)
+        load = [*self.document.conditions["load_average"][:1], os.getloadavg()[0]]
+        self.document = replace(
+            self.document,
+            conditions={**self.document.conditions, "load_average": load},
+            fits=module.fits(records) if hasattr(module, "fits") else [],
+            records=records,
+        )
+        if out:
+            save(self.document, out / f"{self.entry.name}.json")
+        return True
+
+    def tell(self) -> int:
+        """Print the records, the changes, and the reasons not to report them; how many of those."""
+        for record in self.document.records:
+            print(line(record))
+        for change in compare(self.document, self.before) if self.before else []:
+            print(change.line())
+        reasons = refusals(self.document)
+        for reason in reasons:
+            print(f"{self.entry.name} must not be reported: {reason}")
+        return len(reasons)
 
 
 def _announce(sample: Sample) -> None:

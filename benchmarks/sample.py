@@ -2,8 +2,8 @@
 
 A pass is a visit to the case with variants, inputs and weights of its own. Between two visits all
 other cases have theirs, so that what disturbs the machine for a while decides over one pass only.
-How far the ratios of the passes lie apart says how sure they are, as far as one process can tell:
-its allocator may hand the same pages to all of them.
+How far the ratios of the passes lie apart says how sure they are, of all that differs from process
+to process as well if each pass has its own (``benchmarks.apart``).
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ TO_NORMAL = 1 / NormalDist().inv_cdf(0.75)  # standard deviation by median absol
 OF_MEDIAN = sqrt(pi / 2)  # standard error of a median by that of a mean
 
 Seconds = dict[str, list[float]]  # of so many calls of each variant, round by round
+State = tuple[dict[str, Record], int, list[Seconds]]
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Sample:
     Attributes:
         case: What is measured.
         blank: A record of the case without variant, the pattern of all others.
+        index: Of the case among those of its entry.
         records: One per variant, counted once; times come in at the end.
         calls: Of each variant to one reading of the clock.
         passes: Times by variant, of the visits so far.
@@ -36,9 +38,19 @@ class Sample:
 
     case: Case
     blank: Record
+    index: int = 0
     records: dict[str, Record] = field(default_factory=dict)
     calls: int = 1
     passes: list[Seconds] = field(default_factory=list)
+
+    @property
+    def state(self) -> State:
+        """What the visits so far have found: records, calls, passes."""
+        return self.records, self.calls, self.passes
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self.records, self.calls, self.passes = state
 
     def record(self, name: str, variant: Variant) -> Record:
         """A record of a variant with what is known of it before it runs."""

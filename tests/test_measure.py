@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.case import Case, Variant
 from benchmarks.launches import count_launches
-from benchmarks.measure import OUT_OF_TIME, Timing, measure_all, measure_case
+from benchmarks.measure import OUT_OF_TIME, Passes, Timing, measure_case
 from benchmarks.record import Ceilings
 
 CPU = torch.device("cpu")
@@ -21,6 +21,13 @@ TIMING = Timing(device=CPU, seconds=0.5, min_rounds=2, max_rounds=4)
 def case(variants, **values):
     values = {"name": "x", "mode": "forward", "shape": {}, "dtype": torch.float32, **values}
     return Case(variants=lambda: variants, **{"baseline": "slow", "threads": 1, **values})
+
+
+def measure_all(cases, timing, **options):
+    passes = Passes("e", cases, timing, **options)
+    while passes.one_more():
+        pass
+    return passes.records(CEILINGS)
 
 
 def fail():
@@ -85,7 +92,7 @@ def test_threads_are_what_the_case_says_and_what_they_were_afterwards():
 def test_a_spent_budget_is_said():
     cases = [case({"slow": Variant(run=lambda: time.sleep(0.05))}, name=name) for name in "abc"]
     timing = Timing(device=CPU, seconds=0.01)
-    first, *others = measure_all("e", cases, timing, CEILINGS)
+    first, *others = measure_all(cases, timing)
     assert first.ms is not None
     assert [record.error for record in others] == [OUT_OF_TIME] * 2
 
@@ -93,7 +100,7 @@ def test_a_spent_budget_is_said():
 def test_cases_that_differ_in_threads_may_all_be_out_of_time():
     cases = [case({"slow": Variant(run=lambda: X + X)}, threads=n) for n in (1, 2, 3)]
     timing = Timing(device=CPU, seconds=0.0)
-    assert [r.threads for r in measure_all("e", cases, timing, CEILINGS)] == [1, 2, 3]
+    assert [r.threads for r in measure_all(cases, timing)] == [1, 2, 3]
 
 
 def passes(cases, **values):
@@ -101,7 +108,7 @@ def passes(cases, **values):
     visits = []
     timing = Timing(device=CPU, min_rounds=2, max_rounds=2, **{"seconds": 60, **values})
     visited = lambda sample: visits.append(sample.case.name)  # noqa: E731
-    return measure_all("e", cases, timing, CEILINGS, on_visit=visited), visits
+    return measure_all(cases, timing, on_visit=visited), visits
 
 
 def paced(*seconds):
@@ -132,11 +139,30 @@ def test_every_pass_visits_all_cases_and_builds_them_anew():
     assert [(r.passes, r.rounds, r.uncertainty) for r in records] == [(3, 6, None)] * 2
 
 
+def test_entries_take_turns():
+    visits = []
+    timing = Timing(device=CPU, seconds=60, min_rounds=2, max_rounds=2, passes=2, most_passes=3)
+    both = [
+        Passes(
+            name,
+            [case({"slow": Variant(run=lambda: time.sleep(0.005))})],
+            timing,
+            on_visit=lambda sample: visits.append(sample.blank.entry),
+        )
+        for name in "ab"
+    ]
+    waiting = both
+    while waiting:
+        waiting = [passes for passes in waiting if passes.one_more()]
+    assert visits == list("abab")
+    assert [passes.records(CEILINGS)[0].passes for passes in both] == [2, 2]
+
+
 def test_counting_leaves_its_time_to_the_others():
     counted = [case({"slow": Variant(run=None, flops=1)}, timed=False) for _ in range(10)]
     timed = case({"slow": Variant(run=lambda: time.sleep(0.02))})
     timing = Timing(device=CPU, seconds=20, passes=1, most_passes=9, max_rounds=30)
-    *_, record = measure_all("e", [*counted, timed], timing, CEILINGS)
+    *_, record = measure_all([*counted, timed], timing)
     assert record.rounds == 30  # 20 at most if ten more cases waited for as much
 
 

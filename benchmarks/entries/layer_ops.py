@@ -7,7 +7,7 @@ without autograd's. ``dispatch`` takes from these records where ``auto`` uses th
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +107,7 @@ def variants(name: str, mode: str, place: Place, size: Size, moved: int) -> Mapp
     return found | {f"ours, {place.backend}": Variant(run=kernel, bytes=moved)}
 
 
+@cache  # making inputs takes longer than using them
 def gelu_pairs(place: Place, size: Size) -> Mapping[tuple[str, str], Pair]:
     """GELU of ``[B, rows, hidden]``, both approximations, with and without bias."""
     x, dout = (place.random(place.batch, sum(size.rows), size.hidden) for _ in range(2))
@@ -145,6 +146,7 @@ def _gelu_backward(
     return stock, kernel
 
 
+@cache
 def norm_pairs(place: Place, size: Size) -> Mapping[tuple[str, str], Pair]:
     """LayerNorm of two streams: alone, after a residual sum, and after a slot mean as well."""
 
@@ -201,6 +203,7 @@ def norm_pairs(place: Place, size: Size) -> Mapping[tuple[str, str], Pair]:
     }
 
 
+@cache
 def residual_pairs(place: Place, size: Size) -> Mapping[tuple[str, str], Pair]:
     """The end of a layer: residual sums and their slot mean, also where branches may be dropped."""
     streams, branches, dsums = (
