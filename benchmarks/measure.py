@@ -2,15 +2,14 @@
 
 Every round calls each variant once, in another order, so that a drift of the machine hits all of
 them alike; a ratio is the median over the rounds of that round's ratio. The rounds of a case come
-in several passes over all cases (``benchmarks.sample``). On a GPU CUDA events measure, and where
-launches may be what costs, each variant is replayed from a CUDA graph too.
+in several visits (``benchmarks.passes``). On a GPU CUDA events measure, and where launches may be
+what costs, each variant is replayed from a CUDA graph too.
 """
 
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,9 +22,6 @@ from mbt_fast.testing import interleaved_times, peak_memory, saved_bytes
 
 READING = 5e-3  # seconds that one reading of the clock should last at least
 MAX_CALLS = 2000
-OUT_OF_TIME = "out of time"
-
-Visit = Callable[[Sample, "Timing"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,73 +55,12 @@ class Timing:
         return "cuda events" if self.device.type == "cuda" else self.clock.__name__
 
 
-class Passes:
-    """Visits to the cases of one entry in turn, pass after pass, until its time is over.
-
-    Cases whose ratios are sure enough after the least number of passes leave their time to others.
-    A case that is not reached at all says so. Between two passes other entries may have theirs.
-    """
-
-    def __init__(
-        self,
-        entry: str,
-        cases: Sequence[Case],
-        timing: Timing,
-        begin: Callable[[], AbstractContextManager[Visit]] = lambda: nullcontext(visit),
-        on_visit: Callable[[Sample], None] = lambda sample: None,
-    ) -> None:
-        """Nothing is measured yet.
-
-        Args:
-            entry: Name in the registry.
-            cases: What to visit.
-            timing: How long, all passes together.
-            begin: Gives what visits the cases of a pass; in this process by default.
-            on_visit: Told of each visit that begins.
-        """
-        self.samples = [_sample(entry, case, timing, index) for index, case in enumerate(cases)]
-        self.timing, self.begin, self.on_visit = timing, begin, on_visit
-        usual = (timing.passes + timing.most_passes) // 2
-        self._planned = sum(usual if case.timed else 1 for case in cases)  # visits
-        self._visits = self._passes = 0
-        self._seconds = 0.0  # spent in passes
-
-    def one_more(self) -> bool:
-        """Whether there was anything left to do, and time to do it."""
-        timing = self.timing
-        waiting = [s for s in self.samples if s.wants_more(timing.passes, timing.uncertainty)]
-        left = timing.seconds - self._seconds
-        if not waiting or self._passes == timing.most_passes or (self._passes and left <= 0):
-            return False
-        start = time.perf_counter()
-        with self.begin() as visit_there:
-            self._visit_all(waiting, visit_there, end=start + left)
-        self._seconds += time.perf_counter() - start
-        self._passes += 1
-        return True
-
-    def _visit_all(self, waiting: Sequence[Sample], visit_there: Visit, end: float) -> None:
-        for index, sample in enumerate(waiting):
-            left = end - time.perf_counter()
-            if left <= 0 and self._visits > 0:
-                break
-            share = left / max(self._planned - self._visits, len(waiting) - index)
-            self.on_visit(sample)
-            visit_there(sample, replace(self.timing, seconds=share))
-            self._visits += 1
-        for sample in waiting:
-            if not sample.records:
-                sample.fail(OUT_OF_TIME)
-
-    def records(self, ceilings: Ceilings) -> list[Record]:
-        """Of all cases, as far as they were measured."""
-        clock = self.timing.clock_name
-        return [record for sample in self.samples for record in sample.finished(clock, ceilings)]
+Visit = Callable[[Sample, Timing], None]
 
 
 def measure_case(entry: str, case: Case, timing: Timing, ceilings: Ceilings) -> list[Record]:
     """One record per variant, after one pass; one that fails has its reason in place of times."""
-    sample = _sample(entry, case, timing)
+    sample = Sample.of(entry, case, timing.device)
     visit(sample, timing)
     return sample.finished(timing.clock_name, ceilings)
 
@@ -194,22 +129,6 @@ def _times(runs: Mapping[str, Run], calls: int, timing: Timing) -> Seconds:
     if times.interrupted:
         raise KeyboardInterrupt
     return times.seconds
-
-
-def _sample(entry: str, case: Case, timing: Timing, index: int = 0) -> Sample:
-    """The case before its first pass."""
-    on_cpu = timing.device.type == "cpu"
-    blank = Record(
-        entry=entry,
-        case=case.name,
-        variant="",
-        mode=case.mode,
-        shape=case.shape,
-        dtype=str(case.dtype).removeprefix("torch."),
-        device=timing.device.type,
-        threads=(case.threads or torch.get_num_threads()) if on_cpu else None,
-    )
-    return Sample(case, blank, index)
 
 
 def _counted(record: Record, variant: Variant, case: Case, device: torch.device) -> Record:

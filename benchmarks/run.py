@@ -30,7 +30,8 @@ from benchmarks.ceilings import measure_ceilings
 from benchmarks.compare import compare, earlier
 from benchmarks.environment import stamp
 from benchmarks.gate import Outcome, gate_of, read_reports, refusals, run_guards
-from benchmarks.measure import Passes, Timing
+from benchmarks.measure import Timing
+from benchmarks.passes import Passes
 from benchmarks.record import Document, Record, save
 from benchmarks.sample import Sample
 from mbt_fast import native

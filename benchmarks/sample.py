@@ -13,6 +13,8 @@ from math import pi, sqrt
 from statistics import NormalDist, median
 from typing import Any
 
+import torch
+
 from benchmarks.case import Case, Run, Variant
 from benchmarks.record import Ceilings, Record, Spread, significant
 
@@ -42,6 +44,22 @@ class Sample:
     records: dict[str, Record] = field(default_factory=dict)
     calls: int = 1
     passes: list[Seconds] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, entry: str, case: Case, device: torch.device, index: int = 0) -> "Sample":
+        """The case before its first pass."""
+        on_cpu = device.type == "cpu"
+        blank = Record(
+            entry=entry,
+            case=case.name,
+            variant="",
+            mode=case.mode,
+            shape=case.shape,
+            dtype=str(case.dtype).removeprefix("torch."),
+            device=device.type,
+            threads=(case.threads or torch.get_num_threads()) if on_cpu else None,
+        )
+        return cls(case, blank, index)
 
     @property
     def state(self) -> State:

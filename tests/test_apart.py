@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.apart import new_process
 from benchmarks.case import Case, Scope, Variant
-from benchmarks.measure import Passes, Timing
+from benchmarks.measure import Timing
+from benchmarks.passes import Passes
 from benchmarks.record import Ceilings
 
 SCOPE = Scope(torch.device("cpu"))

@@ -2,14 +2,13 @@
 
 import time
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
 from benchmarks.case import Case, Variant
 from benchmarks.launches import count_launches
-from benchmarks.measure import OUT_OF_TIME, Passes, Timing, measure_case
+from benchmarks.measure import Timing, measure_case
 from benchmarks.record import Ceilings
 
 CPU = torch.device("cpu")
@@ -21,13 +20,6 @@ TIMING = Timing(device=CPU, seconds=0.5, min_rounds=2, max_rounds=4)
 def case(variants, **values):
     values = {"name": "x", "mode": "forward", "shape": {}, "dtype": torch.float32, **values}
     return Case(variants=lambda: variants, **{"baseline": "slow", "threads": 1, **values})
-
-
-def measure_all(cases, timing, **options):
-    passes = Passes("e", cases, timing, **options)
-    while passes.one_more():
-        pass
-    return passes.records(CEILINGS)
 
 
 def fail():
@@ -87,126 +79,6 @@ def test_threads_are_what_the_case_says_and_what_they_were_afterwards():
     measure_case("e", case(variants, threads=before + 1), TIMING, CEILINGS)
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
-
-
-def test_a_spent_budget_is_said():
-    cases = [case({"slow": Variant(run=lambda: time.sleep(0.05))}, name=name) for name in "abc"]
-    timing = Timing(device=CPU, seconds=0.01)
-    first, *others = measure_all(cases, timing)
-    assert first.ms is not None
-    assert [record.error for record in others] == [OUT_OF_TIME] * 2
-
-
-def test_cases_that_differ_in_threads_may_all_be_out_of_time():
-    cases = [case({"slow": Variant(run=lambda: X + X)}, threads=n) for n in (1, 2, 3)]
-    timing = Timing(device=CPU, seconds=0.0)
-    assert [r.threads for r in measure_all(cases, timing)] == [1, 2, 3]
-
-
-def passes(cases, **values):
-    """Records, and the names of the cases in the order in which they were visited."""
-    visits = []
-    timing = Timing(device=CPU, min_rounds=2, max_rounds=2, **{"seconds": 60, **values})
-    visited = lambda sample: visits.append(sample.case.name)  # noqa: E731
-    return measure_all(cases, timing, on_visit=visited), visits
-
-
-def paced(*seconds):
-    """Variants whose ratio is that of two numbers of seconds, by pass."""
-    pairs = iter(seconds)
-
-    def variants():
-        slow, fast = next(pairs)
-        return {
-            "slow": Variant(run=lambda: time.sleep(slow)),
-            "fast": Variant(run=lambda: time.sleep(fast)),
-        }
-
-    return replace(case({}, name="paced"), variants=variants)
-
-
-def test_every_pass_visits_all_cases_and_builds_them_anew():
-    built = {"a": [], "b": []}
-
-    def variants(name):
-        built[name].append(1)
-        return {"slow": Variant(run=lambda: time.sleep(0.005))}
-
-    cases = [replace(case({}, name=n), variants=partial(variants, n)) for n in "ab"]
-    records, visits = passes(cases, passes=3, most_passes=5)
-    assert visits == list("ababab")
-    assert built == {"a": [1, 1, 1], "b": [1, 1, 1]}
-    assert [(r.passes, r.rounds, r.uncertainty) for r in records] == [(3, 6, None)] * 2
-
-
-def test_entries_take_turns():
-    visits = []
-    timing = Timing(device=CPU, seconds=60, min_rounds=2, max_rounds=2, passes=2, most_passes=3)
-    both = [
-        Passes(
-            name,
-            [case({"slow": Variant(run=lambda: time.sleep(0.005))})],
-            timing,
-            on_visit=lambda sample: visits.append(sample.blank.entry),
-        )
-        for name in "ab"
-    ]
-    waiting = both
-    while waiting:
-        waiting = [passes for passes in waiting if passes.one_more()]
-    assert visits == list("abab")
-    assert [passes.records(CEILINGS)[0].passes for passes in both] == [2, 2]
-
-
-def test_counting_leaves_its_time_to_the_others():
-    counted = [case({"slow": Variant(run=None, flops=1)}, timed=False) for _ in range(10)]
-    timed = case({"slow": Variant(run=lambda: time.sleep(0.02))})
-    timing = Timing(device=CPU, seconds=20, passes=1, most_passes=9, max_rounds=30)
-    *_, record = measure_all([*counted, timed], timing)
-    assert record.rounds == 30  # 20 at most if ten more cases waited for as much
-
-
-def test_only_cases_whose_passes_disagree_have_more_of_them():
-    sure = replace(paced((0.02, 0.01), (0.02, 0.01)), name="sure")
-    unsure = paced((0.02, 0.01), (0.03, 0.01), (0.04, 0.01), (0.05, 0.01))
-    records, visits = passes([sure, unsure], passes=2, most_passes=4, uncertainty=0.1)
-    assert visits == ["sure", "paced", "sure", "paced", "paced", "paced"]
-    fast = records[-1]
-    assert (fast.passes, fast.rounds) == (4, 8)
-    expected = 1.2533 * 1.4826 * 1.0 / 2 / 3.5  # the median absolute deviation of 2, 3, 4, 5 is 1
-    assert fast.uncertainty == pytest.approx(expected, rel=0.15)
-
-
-def test_one_disturbed_pass_leaves_a_ratio_sure():
-    disturbed = paced((0.02, 0.01), (0.06, 0.01), (0.02, 0.01))
-    (_, fast), visits = passes([disturbed], passes=3, most_passes=9, uncertainty=0.1)
-    assert len(visits) == 3
-    assert fast.ratio.median == pytest.approx(2, rel=0.05)
-
-
-def test_no_pass_begins_after_the_time_is_over():
-    whole = case({"slow": Variant(run=lambda: time.sleep(0.1))})
-    (record,), visits = passes([whole], passes=3, most_passes=3, seconds=0.3)
-    assert visits == ["x"]  # warm-up, counting and two rounds
-    assert (record.passes, record.rounds, record.uncertainty) == (1, 2, None)
-
-
-def test_counted_figures_come_from_the_first_pass_alone():
-    kept = []
-
-    def variants():
-        kept.append(torch.ones(10, requires_grad=True))
-        return {"slow": Variant(run=lambda: X + X, saves=lambda: kept[-1].exp())}
-
-    (record,), _ = passes([replace(case({}), variants=variants)], passes=2, most_passes=2)
-    assert (record.saved_memory, record.passes, len(kept)) == (40, 2, 2)
-
-
-def test_a_case_that_fails_later_has_its_reason_and_no_times():
-    broken = replace(paced((0.01, 0.005)), name="broken")  # whose second pass finds no variants
-    (slow, fast), visits = passes([broken], passes=3, most_passes=3)
-    assert visits == ["broken", "broken"]
-    assert (slow.error, slow.ms) == (fast.error, fast.ms) == ("StopIteration: ", None)
 
 
 def test_a_failure_while_timing_is_recorded():

@@ -1,13 +1,13 @@
 """Residual sum, slot mean and LayerNorm on a kernel backend, differentiable once."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbt_fast import ops
-from mbt_fast.autograd.refuse import refuse_forward_mode, refuse_second_derivative
+from mbt_fast.autograd.refuse import first_derivative, refuse_forward_mode
 
 Optional = Sequence[Tensor | None]
 
@@ -51,35 +51,12 @@ class AddLayerNorm(torch.autograd.Function):
             for total, dout in zip(sums, dnormed, strict=True)
         ]
         tensors = (*dsums, *filled, *saved)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            results = AddLayerNormBwd.apply(ctx.n_bottlenecks, ctx.backend, *tensors)
-        else:
-            results = _backward(ctx.n_bottlenecks, ctx.backend, *tensors)
+        options = (ctx.n_bottlenecks, ctx.backend)
+        results = first_derivative(ctx.backend, _backward, *options, *tensors)
         dx, own, dweights, dbiases = in_parts(results, 4)
         alike = [d if has else None for d, has in zip(dx, ctx.has_branch, strict=True)]
         dbranches = [o if has else d for o, d, has in zip(own, alike, ctx.has_keep, strict=True)]
         return (None, None, None, *dx, *dbranches, *dweights, *dbiases, *[None] * 2 * len(dx))
-
-
-class AddLayerNormBwd(torch.autograd.Function):
-    """The first derivative of ``AddLayerNorm``; it has none of its own."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(n_bottlenecks: int, backend: str, *tensors: Any) -> tuple[Tensor, ...]:
-        """Run the backward operator."""
-        return _backward(n_bottlenecks, backend, *tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep the name of the backend, for the refusal."""
-        ctx.backend = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        """Refuse, and say who can."""
-        refuse_second_derivative(ctx.backend)
 
 
 def add_layer_norm(

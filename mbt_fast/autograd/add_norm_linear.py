@@ -1,9 +1,8 @@
 """Residual sum, LayerNorm and the Linear that reads it, for all streams; the norm is not saved."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -11,7 +10,7 @@ from mbt_fast import ops
 from mbt_fast.autograd.add_layer_norm import Optional, in_parts
 from mbt_fast.autograd.norm_linear import cast
 from mbt_fast.autograd.recomputing import Grads, Recomputing, linear_backward
-from mbt_fast.autograd.refuse import refuse_second_derivative
+from mbt_fast.autograd.refuse import first_derivative
 
 Affine = tuple[Tensor, Tensor | None]  # weight and bias
 
@@ -83,36 +82,14 @@ class AddNormLinear(Recomputing):
     def backward(ctx: Any, *grads: Tensor) -> Grads:
         """Norm again, then both backwards."""
         needs = in_parts(ctx.needs_input_grad[2:], 7)
+        options = (ctx.eps, ctx.backend, ctx.has_branch, needs[5:])
         tensors = (*grads, *ctx.saved_tensors)
-        refusing = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        run = AddNormLinearBwd.apply if refusing else _backward
-        results = run(ctx.eps, ctx.backend, ctx.has_branch, needs[5:], *tensors)
+        results = first_derivative(ctx.backend, _backward, *options, *tensors)
         dx, own, *of_parameters = in_parts(results, 6)
         alike = [d if has else None for d, has in zip(dx, ctx.has_branch, strict=True)]
         dbranches = [o if has else d for o, d, has in zip(own, alike, ctx.has_keep, strict=True)]
         of_keep = [None] * len(dx)
         return None, None, *dx, *dbranches, *of_keep, *(d for kind in of_parameters for d in kind)
-
-
-class AddNormLinearBwd(torch.autograd.Function):
-    """The first derivative of ``AddNormLinear``; it has none of its own."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(eps: float, backend: str, *rest: Any) -> Grads:
-        """Run the backward."""
-        return _backward(eps, backend, *rest)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep the name of the backend, for the refusal."""
-        ctx.backend = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        """Refuse, and say who can."""
-        refuse_second_derivative(ctx.backend)
 
 
 def _backward(

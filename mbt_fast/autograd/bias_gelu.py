@@ -1,12 +1,12 @@
 """GELU with bias on a kernel backend, differentiable once."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbt_fast import ops
-from mbt_fast.autograd.refuse import refuse_forward_mode, refuse_second_derivative
+from mbt_fast.autograd.refuse import first_derivative, refuse_forward_mode
 
 
 class BiasGelu(torch.autograd.Function):
@@ -33,29 +33,6 @@ class BiasGelu(torch.autograd.Function):
         return dx, None if bias is None else dbias, None, None
 
 
-class BiasGeluBwd(torch.autograd.Function):
-    """The first derivative of ``BiasGelu``; it has none of its own."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        dout: Tensor, x: Tensor, bias: Tensor | None, approximate: str, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        """Run the backward operator."""
-        return ops.bias_gelu_bwd(dout, x, bias, approximate, backend)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Keep the name of the backend, for the refusal."""
-        ctx.backend = inputs[-1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        """Refuse, and say who can."""
-        refuse_second_derivative(ctx.backend)
-
-
 def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str, backend: str) -> Tensor:
     """``reference.bias_gelu`` on a kernel backend, by its name."""
     refuse_forward_mode(backend, (x, bias))
@@ -68,6 +45,4 @@ def bias_gelu_backward(
     dout: Tensor, x: Tensor, bias: Tensor | None, approximate: str, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``x`` and of ``bias``, if there is one; they refuse to be differentiated."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return BiasGeluBwd.apply(dout, x, bias, approximate, backend)
-    return ops.bias_gelu_bwd(dout, x, bias, approximate, backend)
+    return first_derivative(backend, ops.bias_gelu_bwd, dout, x, bias, approximate, backend)

@@ -1,13 +1,13 @@
 """Bottleneck attention on a kernel backend, differentiable once."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbt_fast import ops
-from mbt_fast.autograd.refuse import refuse_forward_mode, refuse_second_derivative
+from mbt_fast.autograd.refuse import first_derivative, refuse_forward_mode
 
 
 class BottleneckAttention(torch.autograd.Function):
@@ -49,35 +49,10 @@ class BottleneckAttention(torch.autograd.Function):
             for out, dout in zip(outs, grads[:count], strict=True)
         ]
         dlses = grads[count : 2 * count]
-        tensors = (*douts, *dlses, *saved)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            dqkv = BottleneckAttentionBwd.apply(*ctx.options, *tensors)
-        else:
-            dqkv = _backward(*ctx.options, *tensors)
+        *_, backend = ctx.options
+        arguments = (*ctx.options, *douts, *dlses, *saved)
+        dqkv = first_derivative(backend, _backward, *arguments)
         return (*unused[:4], *dqkv, *unused[4:])
-
-
-class BottleneckAttentionBwd(torch.autograd.Function):
-    """The first derivative of ``BottleneckAttention``; it has none of its own."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        n_bottlenecks: int, update_mean: bool, scale: float, backend: str, *tensors: Any
-    ) -> tuple[Tensor, ...]:
-        """Run the backward operator."""
-        return _backward(n_bottlenecks, update_mean, scale, backend, *tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep the name of the backend, for the refusal."""
-        ctx.backend = inputs[3]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        """Refuse, and say who can."""
-        refuse_second_derivative(ctx.backend)
 
 
 def run_kernel(

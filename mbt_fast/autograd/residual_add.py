@@ -1,14 +1,14 @@
 """Residual sum and slot mean on a kernel backend, differentiable once."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbt_fast import ops
 from mbt_fast.autograd.add_layer_norm import Optional, in_parts
-from mbt_fast.autograd.refuse import refuse_forward_mode, refuse_second_derivative
+from mbt_fast.autograd.refuse import first_derivative, refuse_forward_mode
 
 
 class ResidualAdd(torch.autograd.Function):
@@ -38,34 +38,12 @@ class ResidualAdd(torch.autograd.Function):
         dx = dbranches = list(dsums)
         has_keep = [kept is not None for kept in keep]
         if ctx.n_bottlenecks or any(has_keep):
-            refusing = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-            run = ResidualAddBwd.apply if refusing else _backward
-            results = run(ctx.n_bottlenecks, ctx.backend, *dsums, *keep, *lengths)
+            arguments = (ctx.n_bottlenecks, ctx.backend, *dsums, *keep, *lengths)
+            results = first_derivative(ctx.backend, _backward, *arguments)
             written, own = in_parts(results, 2)
             dx = written if ctx.n_bottlenecks else dx
             dbranches = [o if has else d for o, d, has in zip(own, dx, has_keep, strict=True)]
         return None, None, *dx, *dbranches, *[None] * 2 * len(dx)
-
-
-class ResidualAddBwd(torch.autograd.Function):
-    """The first derivative of ``ResidualAdd``; it has none of its own."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(n_bottlenecks: int, backend: str, *tensors: Any) -> tuple[Tensor, ...]:
-        """Run the backward operator."""
-        return _backward(n_bottlenecks, backend, *tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep the name of the backend, for the refusal."""
-        ctx.backend = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        """Refuse, and say who can."""
-        refuse_second_derivative(ctx.backend)
 
 
 def residual_add(
