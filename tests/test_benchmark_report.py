@@ -389,8 +389,8 @@ def test_profile_records_of_the_project_are_json_of_the_command():
     assert conditions["command"].startswith("mbt-fast profile")
 
 
-# 3 of 47 are up to 6.2 % apart: calls of a millisecond that wait for memory, which others on the host
-# take too, and cases that had no further pass because the first five agreed by luck.
+# 3 of 47 are up to 6.2 % apart: calls of a millisecond wait for memory, which others on the host
+# take too, and some cases had no further pass because the first five agreed by luck.
 UNSTEADY = {"layer_ops"}
 REPEATED = {path.stem for path in (FOLDER / AGAIN).glob("*.json")}
 
