@@ -33,9 +33,7 @@ class Timing:
         seconds: For all passes of all cases together.
         min_rounds: Of a pass, whatever time it takes.
         max_rounds: Of a pass.
-        passes: That every case has if time allows.
-        most_passes: That a case has if its ratios stay unsure.
-        uncertainty: Relative standard error at which a ratio is sure.
+        passes: Of each case, if time allows.
         clock: ``time.process_time`` counts this process's own work. With one thread its ratios hold
             while others are at work on the machine.
     """
@@ -45,8 +43,6 @@ class Timing:
     min_rounds: int = 3
     max_rounds: int = 201
     passes: int = 1
-    most_passes: int = 1
-    uncertainty: float = 0.01
     clock: Callable[[], float] = time.perf_counter
 
     @property

@@ -16,8 +16,9 @@ OUT_OF_TIME = "out of time"
 class Passes:
     """Visits to the cases of one entry in turn, pass after pass, until its time is over.
 
-    Cases whose ratios are sure enough after the least number of passes leave their time to others.
-    A case that is not reached at all says so. Between two passes other entries may have theirs.
+    A case does not end when its passes agree: the first few may by luck, and would then look surer
+    than they are. One that is not reached at all says so. Between two passes other entries may have
+    theirs.
     """
 
     def __init__(
@@ -41,23 +42,20 @@ class Passes:
             Sample.of(entry, case, timing.device, index) for index, case in enumerate(cases)
         ]
         self.timing, self.begin, self.on_visit = timing, begin, on_visit
-        usual = (timing.passes + timing.most_passes) // 2
-        self._planned = sum(usual if case.timed else 1 for case in cases)  # visits
-        self._visits = self._passes = 0
+        self._planned = sum(timing.passes if case.timed else 1 for case in cases)  # visits
+        self._visits = 0
         self._seconds = 0.0  # spent in passes
 
     def one_more(self) -> bool:
         """Whether there was anything left to do, and time to do it."""
-        timing = self.timing
-        waiting = [s for s in self.samples if s.wants_more(timing.passes, timing.uncertainty)]
-        left = timing.seconds - self._seconds
-        if not waiting or self._passes == timing.most_passes or (self._passes and left <= 0):
+        waiting = [s for s in self.samples if s.wants_more(self.timing.passes)]
+        left = self.timing.seconds - self._seconds
+        if not waiting or (self._visits > 0 and left <= 0):
             return False
         start = time.perf_counter()
         with self.begin() as visit_there:
             self._visit_all(waiting, visit_there, end=start + left)
         self._seconds += time.perf_counter() - start
-        self._passes += 1
         return True
 
     def _visit_all(self, waiting: Sequence[Sample], visit_there: Visit, end: float) -> None:

@@ -113,7 +113,7 @@ def timing_of(
     if smoke:
         return replace(timing, seconds=float("inf"), min_rounds=2, max_rounds=2)
     if device.type == "cpu":
-        return replace(timing, min_rounds=2, passes=5, most_passes=15)
+        return replace(timing, min_rounds=2, passes=12)
     return timing
 
 

@@ -97,18 +97,11 @@ class Sample:
             if variant.run is not None and self.records[name].error is None
         }
 
-    def wants_more(self, passes: int, uncertainty: float) -> bool:
-        """Whether another pass could tell something.
-
-        Args:
-            passes: That are needed in any case.
-            uncertainty: Of the ratios that is small enough.
-        """
+    def wants_more(self, passes: int) -> bool:
+        """Whether another pass could tell something, of so many."""
         if not self.passes:
             return not self.records
-        if len(self.passes) < passes:
-            return True
-        return any((self.uncertainty(name) or 0.0) > uncertainty for name in self.passes[0])
+        return len(self.passes) < passes
 
     def uncertainty(self, name: str) -> float | None:
         """Relative standard error of a variant's ratio, from its medians in the passes.

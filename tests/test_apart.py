@@ -15,7 +15,7 @@ from benchmarks.passes import Passes
 from benchmarks.record import Ceilings
 
 SCOPE = Scope(torch.device("cpu"))
-TIMING = Timing(device=SCOPE.device, seconds=120, max_rounds=2, passes=2, most_passes=2)
+TIMING = Timing(device=SCOPE.device, seconds=120, max_rounds=2, passes=2)
 
 
 def cases(scope):

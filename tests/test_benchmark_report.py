@@ -390,7 +390,7 @@ def test_profile_records_of_the_project_are_json_of_the_command():
 
 
 # 3 of 47 are up to 6.2 % apart: calls of a millisecond wait for memory, which others on the host
-# take too, and some cases had no further pass because the first five agreed by luck.
+# take too, and in these records a case had no further pass if the first five agreed, if by luck.
 UNSTEADY = {"layer_ops"}
 REPEATED = {path.stem for path in (FOLDER / AGAIN).glob("*.json")}
 
