@@ -1,7 +1,8 @@
 """Measure, gate and record: ``python -m benchmarks.run --out benchmarks/results/ENVIRONMENT``.
 
 Runs the correctness tests that guard the entries, measures the machine's ceilings, then every entry
-for this device, and writes one document for each. On two CPU cores that takes about 50 minutes.
+for this device, and writes one document for each. The budgets
+add up to 44 minutes on a CPU.
 
     --list               what there is to measure, against whom
     --only layer model   some entries
