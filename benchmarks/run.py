@@ -1,8 +1,7 @@
 """Measure, gate and record: ``python -m benchmarks.run --out benchmarks/results/ENVIRONMENT``.
 
 Runs the correctness tests that guard the entries, measures the machine's ceilings, then every entry
-for this device, and writes one document for each. The budgets
-add up to 44 minutes on a CPU.
+for this device, and writes one document for each. The budgets add up to 44 minutes on a CPU.
 
     --list               what there is to measure, against whom
     --only layer model   some entries
@@ -106,9 +105,7 @@ def chosen(names: Sequence[str] | None, device: torch.device) -> list[registry.E
     return fitting
 
 
-def timing_of(
-    entry: registry.Entry, device: torch.device, scale: float = 1.0, *, smoke: bool = False
-) -> Timing:
+def timing_of(entry: registry.Entry, device: torch.device, scale: float, *, smoke: bool) -> Timing:
     """On a CPU several passes, because others work on the same host; nobody else uses a GPU."""
     timing = Timing(device=device, seconds=scale * entry.seconds[device.type])
     if smoke:
@@ -118,7 +115,7 @@ def timing_of(
     return timing
 
 
-def passes_of(entry: registry.Entry, timing: Timing, *, smoke: bool = False) -> Passes:
+def passes_of(entry: registry.Entry, timing: Timing, *, smoke: bool) -> Passes:
     """The passes of an entry, each in a process of its own; each visit is announced."""
     scope = Scope(timing.device, smoke)
     cases = list(importlib.import_module(entry.module).cases(scope))
