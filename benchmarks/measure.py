@@ -8,6 +8,7 @@ what costs, each variant is replayed from a CUDA graph too.
 
 import gc
 import math
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from mbt_fast.testing import interleaved_times, peak_memory, saved_bytes
 
 READING = 5e-3  # seconds that one reading of the clock should last at least
 MAX_CALLS = 2000
+WARM_UP = 0.25  # seconds, at most
+FEW = 100  # page faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +95,10 @@ def _measure(sample: Sample, timing: Timing) -> None:
         return
     if first:
         sample.calls = _calls(runs, timing)
-    if sample.calls > 1 or not first:
-        for run in runs.values():
-            _repeat(run, sample.calls)()
+    _warm_up(runs)
     left = timing.seconds - (time.perf_counter() - start)
-    sample.passes.append(_times(runs, sample.calls, replace(timing, seconds=left)))
+    seconds = _times(runs, sample.calls, replace(timing, seconds=left), seed=len(sample.passes))
+    sample.passes.append(seconds)
 
 
 def _with_graphs(
@@ -112,14 +114,15 @@ def _with_graphs(
     }
 
 
-def _times(runs: Mapping[str, Run], calls: int, timing: Timing) -> Seconds:
-    """Seconds of so many calls of each, by round."""
+def _times(runs: Mapping[str, Run], calls: int, timing: Timing, seed: int = 0) -> Seconds:
+    """Seconds of so many calls of each, by round, in orders that the seed decides over."""
     times = interleaved_times(
         {name: _repeat(run, calls) for name, run in runs.items()},
         timing.device,
         seconds=timing.seconds,
         min_rounds=timing.min_rounds,
         max_rounds=timing.max_rounds,
+        seed=seed,
         clock=timing.clock,
     )
     if times.interrupted:
@@ -149,6 +152,21 @@ def _calls(runs: Mapping[str, Run], timing: Timing) -> int:
     warm = _times(runs, 1, replace(timing, seconds=0.0, min_rounds=1, max_rounds=1))
     fastest = max(1e-9, min(min(seconds) for seconds in warm.values()))
     return max(1, min(MAX_CALLS, math.ceil(READING / fastest)))
+
+
+def _warm_up(runs: Mapping[str, Run]) -> None:
+    """Call all once, and again while their memory is still new to the process."""
+    end = time.perf_counter() + WARM_UP
+    while True:
+        before = _page_faults()
+        for run in runs.values():
+            run()
+        if _page_faults() - before < FEW or time.perf_counter() >= end:
+            return
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _repeat(run: Run, calls: int) -> Run:

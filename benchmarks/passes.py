@@ -42,9 +42,14 @@ class Passes:
             Sample.of(entry, case, timing.device, index) for index, case in enumerate(cases)
         ]
         self.timing, self.begin, self.on_visit = timing, begin, on_visit
-        self._planned = sum(timing.passes if case.timed else 1 for case in cases)  # visits
         self._visits = 0
-        self._seconds = 0.0  # spent in passes
+        self._begun = 0  # passes
+        self._seconds = 0.0  # spent in them
+
+    @property
+    def spent(self) -> float:
+        """The share of the time that is over."""
+        return self._seconds / self.timing.seconds
 
     def one_more(self) -> bool:
         """Whether there was anything left to do, and time to do it."""
@@ -53,20 +58,25 @@ class Passes:
         if not waiting or (self._visits > 0 and left <= 0):
             return False
         start = time.perf_counter()
+        share = left / max(self.timing.passes - self._begun, 1)
+        self._begun += 1
         with self.begin() as visit_there:
-            self._visit_all(waiting, visit_there, end=start + left)
+            self._visit_all(waiting, visit_there, start + share, start + left)
         self._seconds += time.perf_counter() - start
         return True
 
-    def _visit_all(self, waiting: Sequence[Sample], visit_there: Visit, end: float) -> None:
-        for index, sample in enumerate(waiting):
-            left = end - time.perf_counter()
-            if left <= 0 and self._visits > 0:
+    def _visit_all(
+        self, waiting: Sequence[Sample], visit_there: Visit, end_of_pass: float, end: float
+    ) -> None:
+        timed = sum(sample.case.timed for sample in waiting)  # not yet visited
+        for sample in waiting:
+            now = time.perf_counter()
+            if now >= end and self._visits > 0:
                 break
-            share = left / max(self._planned - self._visits, len(waiting) - index)
             self.on_visit(sample)
-            visit_there(sample, replace(self.timing, seconds=share))
+            visit_there(sample, replace(self.timing, seconds=(end_of_pass - now) / max(timed, 1)))
             self._visits += 1
+            timed -= sample.case.timed
         for sample in waiting:
             if not sample.records:
                 sample.fail(OUT_OF_TIME)

@@ -60,7 +60,7 @@ ENTRIES = (
         measures="GELU with bias, LayerNorm and residual sums around attention, both directions",
         baseline="torch",
         guards=("tests/test_layer_ops.py", "tests/test_residual_add.py"),
-        seconds={"cpu": 400, "cuda": 40},
+        seconds={"cpu": 600, "cuda": 40},
     ),
     Entry(
         name="parts",
@@ -109,7 +109,7 @@ ENTRIES = (
         measures="the whole model, forward and step, against every other way to fuse",
         baseline="eager",
         guards=MODEL,
-        seconds={"cpu": 550, "cuda": 90},
+        seconds={"cpu": 450, "cuda": 90},
     ),
 )
 

@@ -56,6 +56,7 @@ def interleaved_times(
     seconds: float,
     min_rounds: int = 2,
     max_rounds: int = 100,
+    seed: int = 0,
     on_call: Callable[[str, float], None] = lambda name, elapsed: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
@@ -69,6 +70,7 @@ def interleaved_times(
         seconds: Start no further round that would end after this, ``min_rounds`` apart.
         min_rounds: Rounds that are run in any case.
         max_rounds: Rounds that are not exceeded.
+        seed: Of the orders, which are the same every time.
         on_call: Told of each call: its name and its seconds.
         clock: What measures a call on the CPU; ``time.process_time`` counts this process's work
             alone, and so suits one thread on a machine that others use. On a GPU CUDA events
@@ -78,7 +80,7 @@ def interleaved_times(
         What was measured; after a KeyboardInterrupt, what was measured until then.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
-    shuffle = random.Random(0).shuffle  # the same orders every time
+    shuffle = random.Random(seed).shuffle
     start = time.perf_counter()
     try:
         for index in range(max_rounds):
