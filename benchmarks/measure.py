@@ -8,7 +8,6 @@ what costs, each variant is replayed from a CUDA graph too.
 
 import gc
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,8 +22,9 @@ from mbt_fast.testing import interleaved_times, peak_memory, saved_bytes
 
 READING = 5e-3  # seconds that one reading of the clock should last at least
 MAX_CALLS = 2000
-WARM_UP = 0.25  # seconds, at most
-FEW = 100  # page faults
+# Rounds, within so many seconds. glibc keeps seven leftovers of aligned blocks before it takes one
+# again: up to nine calls fault for their pages.
+WARM_UP, WARM_UP_SECONDS = 10, 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,18 +155,13 @@ def _calls(runs: Mapping[str, Run], timing: Timing) -> int:
 
 
 def _warm_up(runs: Mapping[str, Run]) -> None:
-    """Call all once, and again while their memory is still new to the process."""
-    end = time.perf_counter() + WARM_UP
-    while True:
-        before = _page_faults()
+    """Call all until threads, caches and memory stand as they will stand."""
+    end = time.perf_counter() + WARM_UP_SECONDS
+    for _ in range(WARM_UP):
         for run in runs.values():
             run()
-        if _page_faults() - before < FEW or time.perf_counter() >= end:
+        if time.perf_counter() >= end:
             return
-
-
-def _page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _repeat(run: Run, calls: int) -> Run:

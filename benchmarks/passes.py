@@ -1,7 +1,7 @@
 """The rounds of a case in several passes over all cases of its entry, as long as there is time."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -17,8 +17,7 @@ class Passes:
     """Visits to the cases of one entry in turn, pass after pass, until its time is over.
 
     A case does not end when its passes agree: the first few may by luck, and would then look surer
-    than they are. One that is not reached at all says so. Between two passes other entries may have
-    theirs.
+    than they are. One that is not reached at all says so.
     """
 
     def __init__(
@@ -85,3 +84,17 @@ class Passes:
         """Of all cases, as far as they were measured."""
         clock = self.timing.clock_name
         return [record for sample in self.samples for record in sample.finished(clock, ceilings)]
+
+
+def in_turns(entries: Sequence[Passes]) -> Iterator[Passes]:
+    """Pass after pass, each of the entry that has spent the least of its time; told when made.
+
+    Each entry so spreads over the whole run, whatever the others need.
+    """
+    waiting = list(entries)
+    while waiting:
+        entry = min(waiting, key=lambda passes: passes.spent)
+        if entry.one_more():
+            yield entry
+        else:
+            waiting.remove(entry)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, get_origin, get_type_hints
 from mbt_fast.testing.timing import median_and_tails
 
 ENVIRONMENT = ("device", "python", "torch", "mbt_fast", "commit", "tree", "sources", "date")
-CONDITIONS = ("threads", "instruction_set", "load_average")
+CONDITIONS = ("threads", "instruction_set", "allocator", "load_average")
 CLOCKS = ("perf_counter", "process_time", "cuda events")
 MODES = ("forward", "backward", "step")  # a step is forward, loss and backward, no optimiser
 

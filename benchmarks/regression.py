@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import registry
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.case import Case, Scope, Variant
 from benchmarks.compare import Change, compare, earlier
 from benchmarks.environment import stamp
@@ -50,6 +51,7 @@ def main() -> None:
     if folder is None:
         print("no record to compare with")
         return
+    keep_freed_memory()  # as the record has it
     records = [record for selected in SELECTED for record in measure(selected)]
     for text in report(records, folder):
         print(text)

@@ -32,7 +32,7 @@ from benchmarks.compare import compare, earlier
 from benchmarks.environment import stamp
 from benchmarks.gate import Outcome, gate_of, read_reports, refusals, run_guards
 from benchmarks.measure import Timing
-from benchmarks.passes import Passes
+from benchmarks.passes import Passes, in_turns
 from benchmarks.record import Document, Record, save
 from benchmarks.sample import Sample
 from mbt_fast import native
@@ -67,11 +67,9 @@ def main() -> int:
         timing = timing_of(entry, device, scale, smoke=args.smoke)
         before = earlier(args.compare, entry.name) if args.compare else None
         measured.append(Measured(entry, blank, passes_of(entry, timing, smoke=args.smoke), before))
-    waiting = list(measured)
-    while waiting:  # a pass of the entry that has spent the least of its time
-        one = min(waiting, key=lambda one: one.passes.spent)
-        if not one.go_on(args.out):
-            waiting.remove(one)
+    by_passes = {one.passes: one for one in measured}
+    for passes in in_turns(list(by_passes)):
+        by_passes[passes].keep(args.out)
     refused = sum(one.tell() for one in measured)
     return 1 if refused and not (args.smoke or args.no_tests) else 0
 
@@ -155,10 +153,8 @@ class Measured:
     passes: Passes
     before: Document | None = None
 
-    def go_on(self, out: Path | None) -> bool:
-        """One more pass, after which the document is written; whether there was one left."""
-        if not self.passes.one_more():
-            return False
+    def keep(self, out: Path | None) -> None:
+        """What is known after another pass; written, if there is a folder for it."""
         module = importlib.import_module(self.entry.module)
         records = self.passes.records(self.document.ceilings)
         load = [*self.document.conditions["load_average"][:1], os.getloadavg()[0]]
@@ -170,7 +166,6 @@ class Measured:
         )
         if out:
             save(self.document, out / f"{self.entry.name}.json")
-        return True
 
     def tell(self) -> int:
         """Print the records, the changes, and the reasons not to report them; how many of those."""

@@ -1,5 +1,6 @@
 """Calls of the layer ops that the tests share, and what LayerNorm means, stated independently."""
 
+from random import Random
 from typing import NamedTuple
 
 import pytest
@@ -98,6 +99,34 @@ CASES = {
     "no-rows": Case(2, (0, 3), 16),
     "no-batch": Case(0, (4, 3), 16, 2),
 }
+
+
+def drawn(seed, complete):
+    """A case by chance; ``complete`` if every stream is to have a branch."""
+    random = Random(seed)
+    count, batch = random.randint(1, 4), random.randint(1, 4)
+    slots = random.choice([0, 1, 4])
+    rows = tuple(slots + random.randint(1, 12) for _ in range(count))
+    branches = tuple(complete or random.random() < 0.7 for _ in range(count))
+    lengths = [
+        tuple(
+            random.choice([0, most - slots, random.randint(0, most - slots)]) for _ in range(batch)
+        )
+        for most in rows
+    ]
+    keep = [tuple(random.random() < 0.5 for _ in range(batch)) if has else None for has in branches]
+    return Case(
+        batch,
+        rows,
+        random.randint(1, 200),
+        slots,
+        branches,
+        tuple(entry if slots and random.random() < 0.7 else None for entry in lengths),
+        tuple(entry if random.random() < 0.7 else None for entry in keep),
+    )
+
+
+CASES |= {f"random-{seed}": drawn(seed, complete=seed % 2 == 0) for seed in range(6)}
 
 
 def make(case, dtype=torch.float32):

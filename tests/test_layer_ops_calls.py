@@ -21,10 +21,10 @@ from torch.nn.functional import gelu
 
 from benchmarks import record
 from mbt_fast import dispatch, ops
-from mbt_fast.functional import add_layer_norm, bias_gelu
+from mbt_fast.functional import add_layer_norm, bias_gelu, residual_add
 
 
-def layer(case, backend):
+def norm_and_gelu(case, backend):
     """Both ops as a function of flat tensors: streams, branches, weights, biases."""
     marks = {"keep": make_keep(case), "lengths": make_lengths(case)}
 
@@ -36,13 +36,34 @@ def layer(case, backend):
     return run
 
 
+def sums(case, backend):
+    """The residual sum as a function of flat tensors: streams, branches."""
+    marks = {"keep": make_keep(case), "lengths": make_lengths(case)}
+
+    def run(*tensors):
+        kinds = tensors[:2], tensors[2:]
+        return tuple(residual_add(*kinds, **marks, n_bottlenecks=case.slots, backend=backend))
+
+    return run
+
+
+FUNCTIONS = {norm_and_gelu: 4, sums: 2}  # how many kinds of tensors each takes
+functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+
+
+def flat(case, function):
+    """Tensors of two streams for the function."""
+    return [tensor for kind in make(case)[: FUNCTIONS[function]] for tensor in kind]
+
+
 @backends
+@functions
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compile_fullgraph_equals_eager(backend, dynamic):
+def test_compile_fullgraph_equals_eager(function, backend, dynamic):
     case = CASES["dropped-and-absent"]
-    run = layer(case, backend)
-    leaves = [t.requires_grad_() for kind in make(case) for t in kind]
+    run = function(case, backend)
+    leaves = [t.requires_grad_() for t in flat(case, function)]
     expected, actual = (
         f(*leaves) for f in (run, torch.compile(run, fullgraph=True, dynamic=dynamic))
     )
@@ -52,22 +73,24 @@ def test_compile_fullgraph_equals_eager(backend, dynamic):
 
 
 @backends
-def test_export_equals_eager(backend):
+@functions
+def test_export_equals_eager(function, backend):
     class Module(torch.nn.Module):
         def forward(self, *tensors):
-            return layer(CASES["two-streams"], backend)(*tensors)
+            return function(CASES["two-streams"], backend)(*tensors)
 
-    tensors = tuple(t for kind in make(CASES["two-streams"]) for t in kind)
+    tensors = tuple(flat(CASES["two-streams"], function))
     program = torch.export.export(Module(), tensors)
     torch.testing.assert_close(program.module()(*tensors), Module()(*tensors))
 
 
 @backends
+@functions
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch's, on the CPU
-def test_vmap_and_func_grad(backend):
+def test_vmap_and_func_grad(function, backend):
     case = CASES["dropped-and-absent"]
-    run = layer(case, backend)
-    examples = [[t for kind in make(case) for t in kind] for _ in range(3)]
+    run = function(case, backend)
+    examples = [flat(case, function) for _ in range(3)]
     batches = [torch.stack(parts) for parts in zip(*examples, strict=True)]
     mapped = torch.vmap(run)(*batches)
     expected = [torch.stack(parts) for parts in zip(*(run(*e) for e in examples), strict=True)]
@@ -76,10 +99,11 @@ def test_vmap_and_func_grad(backend):
     def loss(*tensors):
         return sum(out.square().sum() for out in run(*tensors))
 
-    every = tuple(range(8))
-    shared = (0, 0, 0, 0, None, None, None, None)  # parameters alike, gradients per example
     tensors = [*batches[:4], *(batch[0] for batch in batches[4:])]
-    grads = torch.vmap(torch.func.grad(loss, argnums=every), in_dims=shared)(*tensors)
+    every = tuple(range(len(tensors)))
+    dims = (0, 0, 0, 0, None, None, None, None)  # parameters alike, gradients per example
+    gradient = torch.func.grad(loss, argnums=every)
+    grads = torch.vmap(gradient, in_dims=dims[: len(tensors)])(*tensors)
     first = [t.clone().requires_grad_() for t in examples[0]]
     torch.testing.assert_close(
         [g[0] for g in grads], list(torch.autograd.grad(loss(*first), first))

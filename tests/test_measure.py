@@ -81,6 +81,19 @@ def test_threads_are_what_the_case_says_and_what_they_were_afterwards():
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.01, 10), (0.1, 3)])
+def test_warm_up_is_of_ten_rounds_or_a_quarter_of_a_second(seconds, rounds):
+    calls = []
+
+    def run():
+        calls.append(1)
+        time.sleep(seconds)
+
+    (record,) = measure_case("e", case({"slow": Variant(run=run)}), TIMING, CEILINGS)
+    assert record.calls == 1
+    assert len(calls) - record.rounds - 4 == rounds  # before: three to count, one to time
+
+
 def test_a_failure_while_timing_is_recorded():
     calls = []
 

@@ -1,6 +1,7 @@
 """Passes over the cases of an entry: which cases they visit, and until when."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks.case import Case, Variant
 from benchmarks.measure import Timing
-from benchmarks.passes import OUT_OF_TIME, Passes
+from benchmarks.passes import OUT_OF_TIME, Passes, in_turns
 from benchmarks.record import Ceilings
 
 CPU = torch.device("cpu")
@@ -79,23 +80,38 @@ def test_every_pass_visits_all_cases_and_builds_them_anew():
     assert [(r.passes, r.rounds, r.uncertainty) for r in records] == [(3, 6, None)] * 2
 
 
-def test_entries_take_turns():
+def test_passes_share_the_time_evenly():
+    given = []
+
+    def visit(sample, timing):
+        given.append(timing.seconds)
+        time.sleep(timing.seconds)
+        sample.state = {"slow": sample.blank}, 1, [*sample.passes, {"slow": [1.0]}]
+
+    timing = Timing(device=CPU, seconds=1.6, passes=4)
+    cases = [case({}, name=name) for name in "ab"]
+    of_entry = Passes("e", cases, timing, begin=lambda: nullcontext(visit))
+    while of_entry.one_more():
+        pass
+    assert given == pytest.approx([0.2] * 8, rel=0.1)
+    assert of_entry.spent == pytest.approx(1, rel=0.1)
+
+
+def test_a_pass_is_of_the_entry_that_has_spent_the_least_of_its_time():
     visits = []
-    timing = Timing(device=CPU, seconds=60, min_rounds=2, max_rounds=2, passes=2)
-    both = [
-        Passes(
+
+    def entry(name, seconds, passes):
+        return Passes(
             name,
-            [case({"slow": Variant(run=lambda: time.sleep(0.005))})],
-            timing,
+            [case({"slow": Variant(run=lambda: time.sleep(0.1))})],
+            Timing(device=CPU, seconds=seconds, min_rounds=1, max_rounds=1, passes=passes),
             on_visit=lambda sample: visits.append(sample.blank.entry),
         )
-        for name in "ab"
-    ]
-    waiting = both
-    while waiting:
-        waiting = [passes for passes in waiting if passes.one_more()]
-    assert visits == list("abab")
-    assert [passes.records(CEILINGS)[0].passes for passes in both] == [2, 2]
+
+    both = [entry("a", seconds=10, passes=2), entry("b", seconds=30, passes=6)]
+    assert [visits[-1] for _ in in_turns(both)] == visits
+    assert sorted(visits) == list("aabbbbbb")
+    assert visits[:2] == ["a", "b"]
 
 
 def test_counting_leaves_its_time_to_the_others():

@@ -1,4 +1,4 @@
-"""Residual sum with shared slots: values, gradients, the tools that look through it, errors."""
+"""Residual sum with shared slots: values, gradients, what it launches, errors."""
 
 import math
 
@@ -250,63 +250,6 @@ def test_autocast_casts_the_branch_to_its_stream(backend):
     assert {t.dtype for t in sums} == {torch.float32}
     with pytest.raises(TypeError, match=r"branches\[0\] must have dtype torch.float32"):
         residual_add(streams, branches, backend=backend)
-
-
-def flat(case, backend):
-    """The op as a function of flat tensors."""
-    count = len(case.rows)
-
-    def run(*tensors):
-        return tuple(
-            residual_add(tensors[:count], tensors[count:], **options(case), backend=backend)
-        )
-
-    return run
-
-
-@backends
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compile_fullgraph_equals_eager(backend, dynamic):
-    case = EVERY["dropped-and-absent"]
-    run = flat(case, backend)
-    leaves = [t.requires_grad_() for kind in make_all(case)[0] for t in kind]
-    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic)
-    expected, actual = run(*leaves), compiled(*leaves)
-    torch.testing.assert_close(actual, expected)
-    losses = [sum(t.square().sum() for t in outs) for outs in (actual, expected)]
-    torch.testing.assert_close(*(torch.autograd.grad(loss, leaves) for loss in losses))
-
-
-@backends
-def test_export_equals_eager(backend):
-    class Module(torch.nn.Module):
-        def forward(self, *tensors):
-            return flat(EVERY["two-streams"], backend)(*tensors)
-
-    tensors = tuple(t for kind in make_all(EVERY["two-streams"])[0] for t in kind)
-    program = torch.export.export(Module(), tensors)
-    torch.testing.assert_close(program.module()(*tensors), Module()(*tensors))
-
-
-@backends
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch's, on the CPU
-def test_vmap_and_func_grad(backend):
-    case = EVERY["dropped-and-absent"]
-    run = flat(case, backend)
-    examples = [[t for kind in make_all(case)[0] for t in kind] for _ in range(3)]
-    batches = [torch.stack(parts) for parts in zip(*examples, strict=True)]
-    expected = [torch.stack(parts) for parts in zip(*(run(*e) for e in examples), strict=True)]
-    torch.testing.assert_close(list(torch.vmap(run)(*batches)), expected)
-
-    def loss(*tensors):
-        return sum(out.square().sum() for out in run(*tensors))
-
-    grads = torch.vmap(torch.func.grad(loss, argnums=(0, 1, 2, 3)))(*batches)
-    first = [t.clone().requires_grad_() for t in examples[0]]
-    torch.testing.assert_close(
-        [g[0] for g in grads], list(torch.autograd.grad(loss(*first), first))
-    )
 
 
 @kernel_backends

@@ -25,7 +25,7 @@ def provenance_section(results: Results) -> str:
         "commit that was measured; a record without is refused, and says so. Variants of a "
         "comparison are timed in turns, round by round; a ratio is the median over the rounds of "
         "the baseline's time by the variant's. On a CPU the rounds come in several passes, "
-        "each with inputs of its own; behind \N{PLUS-MINUS SIGN} stands the ratio's relative "
+        "each in a process of its own; behind \N{PLUS-MINUS SIGN} stands the ratio's relative "
         "standard error between them.</p>",
         _machine(results),
         "<p>Shares of torch's matmul and copy are shares of what torch reaches, not of what the "
@@ -46,6 +46,7 @@ def _machine(results: Results) -> str:
             "device": environment["device"],
             "torch": environment["torch"],
             "instruction set": document.conditions["instruction_set"],
+            "allocator": document.conditions["allocator"],
         }
         for name, value in said.items():
             if value:
