@@ -7,10 +7,9 @@ from typing import NamedTuple
 from benchmarks.record import Document, Record, load
 
 NOISE = 0.05  # two runs on a machine of one's own differ by less, where both are sure
-SURE = (
-    0.01  # relative standard error of a ratio up to which a run is sure of it: NOISE is three and
-)
-# a half times that of the difference of two such
+# Relative standard error of a ratio up to which a run is sure of it. NOISE is three and a half
+# times that of the difference of two such.
+SURE = 0.01
 COUNTED = ("flops", "launches", "saved_memory")
 
 

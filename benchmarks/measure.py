@@ -93,9 +93,9 @@ def _measure(sample: Sample, timing: Timing) -> None:
     runs = sample.working(variants)
     if not runs or not case.timed:
         return
+    _warm_up(runs)
     if first:
         sample.calls = _calls(runs, timing)
-    _warm_up(runs)
     left = timing.seconds - (time.perf_counter() - start)
     seconds = _times(runs, sample.calls, replace(timing, seconds=left), seed=len(sample.passes))
     sample.passes.append(seconds)

@@ -81,7 +81,7 @@ def test_threads_are_what_the_case_says_and_what_they_were_afterwards():
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(0.01, 10), (0.1, 3)])
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.006, 10), (0.15, 2)])
 def test_warm_up_is_of_ten_rounds_or_a_quarter_of_a_second(seconds, rounds):
     calls = []
 

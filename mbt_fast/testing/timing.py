@@ -70,7 +70,7 @@ def interleaved_times(
         seconds: Start no further round that would end after this, ``min_rounds`` apart.
         min_rounds: Rounds that are run in any case.
         max_rounds: Rounds that are not exceeded.
-        seed: Of the orders, which are the same every time.
+        seed: Decides over the order in each round.
         on_call: Told of each call: its name and its seconds.
         clock: What measures a call on the CPU; ``time.process_time`` counts this process's work
             alone, and so suits one thread on a machine that others use. On a GPU CUDA events
