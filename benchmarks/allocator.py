@@ -1,8 +1,8 @@
 """An allocator that keeps what is freed, so that no call is timed with page faults of its own.
 
 By default glibc returns large blocks to the kernel, by thresholds that depend on what was freed
-before. Some processes then fault for their pages in every call and others never: GELU's backward in
-float32 took 3.1 ms in some processes and 7.7 in others, torch's and ours in turns.
+before. Some processes then fault for their pages in every call and others never: our GELU's
+backward in float32 took 3.1 ms in some processes and 7.7 in others.
 """
 
 import ctypes
