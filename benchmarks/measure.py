@@ -11,16 +11,20 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from benchmarks.case import Case, Run, Variant
+from benchmarks.depth import at_depths
 from benchmarks.launches import count_launches
 from benchmarks.record import Ceilings, Record
 from benchmarks.sample import Sample, Seconds
 from mbt_fast.testing import interleaved_times, peak_memory, saved_bytes
 
-READING = 5e-3  # seconds that one reading of the clock should last at least
+# Seconds that one reading of the clock should last at least; on a CPU calls of a few milliseconds
+# then come from several depths of the stack.
+READING = {"cpu": 15e-3, "cuda": 5e-3}
 MAX_CALLS = 2000
 # Rounds, within so many seconds. glibc keeps seven leftovers of aligned blocks before it takes one
 # again: up to nine calls fault for their pages.
@@ -36,7 +40,7 @@ class Timing:
         seconds: For all passes of all cases together.
         min_rounds: Of a pass, whatever time it takes.
         max_rounds: Of a pass.
-        passes: Of each case, if time allows.
+        passes: Of each case, if time allows; with several, more of those that stay unsure.
         clock: ``time.process_time`` counts this process's own work. With one thread its ratios hold
             while others are at work on the machine.
     """
@@ -116,8 +120,9 @@ def _with_graphs(
 
 def _times(runs: Mapping[str, Run], calls: int, timing: Timing, seed: int = 0) -> Seconds:
     """Seconds of so many calls of each, by round, in orders that the seed decides over."""
+    repeat = partial(at_depths, first=seed) if timing.device.type == "cpu" else _repeat
     times = interleaved_times(
-        {name: _repeat(run, calls) for name, run in runs.items()},
+        {name: repeat(run, calls) for name, run in runs.items()},
         timing.device,
         seconds=timing.seconds,
         min_rounds=timing.min_rounds,
@@ -151,7 +156,7 @@ def _calls(runs: Mapping[str, Run], timing: Timing) -> int:
     """So many to one reading that the fastest variant takes long enough; equal for all."""
     warm = _times(runs, 1, replace(timing, seconds=0.0, min_rounds=1, max_rounds=1))
     fastest = max(1e-9, min(min(seconds) for seconds in warm.values()))
-    return max(1, min(MAX_CALLS, math.ceil(READING / fastest)))
+    return max(1, min(MAX_CALLS, math.ceil(READING[timing.device.type] / fastest)))
 
 
 def _warm_up(runs: Mapping[str, Run]) -> None:

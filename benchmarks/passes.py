@@ -11,13 +11,16 @@ from benchmarks.record import Ceilings, Record
 from benchmarks.sample import Sample
 
 OUT_OF_TIME = "out of time"
+FOR_ALL = 0.5  # of the time, if there are several passes; the rest is for cases that stay unsure
+A_FEW = 0.25  # of such a pass is the least for a few cases: a process takes seconds to start
 
 
 class Passes:
     """Visits to the cases of one entry in turn, pass after pass, until its time is over.
 
-    A case does not end when its passes agree: the first few may by luck, and would then look surer
-    than they are. One that is not reached at all says so.
+    All cases share half of the time, and those whose ratios are still unsure the rest: what waits
+    for memory needs ten times the passes of what computes. None ends before: the first few passes
+    may agree by luck, and would then look surer than they are. One that is not reached says so.
     """
 
     def __init__(
@@ -57,17 +60,26 @@ class Passes:
         if not waiting or (self._visits > 0 and left <= 0):
             return False
         start = time.perf_counter()
-        share = left / max(self.timing.passes - self._begun, 1)
+        share = min(left, self._share(waiting))
         self._begun += 1
         with self.begin() as visit_there:
             self._visit_all(waiting, visit_there, start + share, start + left)
         self._seconds += time.perf_counter() - start
         return True
 
+    def _share(self, waiting: Sequence[Sample]) -> float:
+        """Seconds of the next pass: for all cases, or for those that are still unsure."""
+        passes, several = self.timing.passes, self.timing.passes > 1
+        for_all = self.timing.seconds * (FOR_ALL if several else 1)
+        if self._begun < passes:
+            return (for_all - self._seconds) / (passes - self._begun)
+        few = _timed(waiting) / max(_timed(self.samples), 1)
+        return for_all / passes * max(few, A_FEW)
+
     def _visit_all(
         self, waiting: Sequence[Sample], visit_there: Visit, end_of_pass: float, end: float
     ) -> None:
-        timed = sum(sample.case.timed for sample in waiting)  # not yet visited
+        timed = _timed(waiting)  # not yet visited
         for sample in waiting:
             now = time.perf_counter()
             if now >= end and self._visits > 0:
@@ -84,6 +96,10 @@ class Passes:
         """Of all cases, as far as they were measured."""
         clock = self.timing.clock_name
         return [record for sample in self.samples for record in sample.finished(clock, ceilings)]
+
+
+def _timed(samples: Sequence[Sample]) -> int:
+    return sum(sample.case.timed for sample in samples)
 
 
 def in_turns(entries: Sequence[Passes]) -> Iterator[Passes]:

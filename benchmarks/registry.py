@@ -46,7 +46,7 @@ ENTRIES = (
         measures="attention of two to three streams, forward and backward, no layer around it",
         baseline="sdpa",
         guards=OPS,
-        seconds={"cpu": 300, "cuda": 120},
+        seconds={"cpu": 400, "cuda": 120},
     ),
     Entry(
         name="short_attention",
@@ -60,7 +60,7 @@ ENTRIES = (
         measures="GELU with bias, LayerNorm and residual sums around attention, both directions",
         baseline="torch",
         guards=("tests/test_layer_ops.py", "tests/test_residual_add.py"),
-        seconds={"cpu": 600, "cuda": 40},
+        seconds={"cpu": 1100, "cuda": 40},
     ),
     Entry(
         name="parts",

@@ -32,12 +32,12 @@ from benchmarks.compare import compare, earlier
 from benchmarks.environment import stamp
 from benchmarks.gate import Outcome, gate_of, read_reports, refusals, run_guards
 from benchmarks.measure import Timing
-from benchmarks.passes import Passes, in_turns
+from benchmarks.passes import FOR_ALL, Passes, in_turns
 from benchmarks.record import Document, Record, save
 from benchmarks.sample import Sample
 from mbt_fast import native
 
-PASS = 25.0  # seconds on a CPU; the process of a pass takes three to start
+PASS = 20.0  # seconds on a CPU; the process of a pass takes three to start
 MIN_PASSES = 4
 
 
@@ -115,7 +115,7 @@ def timing_of(entry: registry.Entry, device: torch.device, scale: float, *, smok
     if smoke:
         return replace(timing, seconds=float("inf"), min_rounds=2, max_rounds=2)
     if device.type == "cpu":
-        passes = max(MIN_PASSES, round(timing.seconds / PASS))
+        passes = max(MIN_PASSES, round(FOR_ALL * timing.seconds / PASS))
         return replace(timing, min_rounds=1, passes=passes)
     return timing
 

@@ -19,6 +19,9 @@ from benchmarks.case import Case, Run, Variant
 from benchmarks.record import Ceilings, Record, Spread, significant
 
 TO_NORMAL = 1 / NormalDist().inv_cdf(0.75)  # standard deviation by median absolute deviation
+# Relative standard error of a ratio that needs no further pass: less than what a run is called sure
+# with (``benchmarks.compare.SURE``), because it is an estimate, and asked for after every pass.
+ENOUGH = 0.007
 OF_MEDIAN = sqrt(pi / 2)  # standard error of a median by that of a mean
 
 Seconds = dict[str, list[float]]  # of so many calls of each variant, round by round
@@ -98,10 +101,14 @@ class Sample:
         }
 
     def wants_more(self, passes: int) -> bool:
-        """Whether another pass could tell something, of so many."""
+        """Whether another pass could tell something, after so many only if a ratio is unsure."""
         if not self.passes:
             return not self.records
-        return len(self.passes) < passes
+        return len(self.passes) < passes or (passes > 1 and self._is_unsure())
+
+    def _is_unsure(self) -> bool:
+        known = [self.uncertainty(name) for name in self.passes[0]]
+        return any(value > ENOUGH for value in known if value is not None)
 
     def uncertainty(self, name: str) -> float | None:
         """Relative standard error of a variant's ratio, from its medians in the passes.

@@ -28,8 +28,8 @@ def fail():
 
 def test_ratios_are_of_the_baseline_and_shares_of_the_ceilings():
     variants = {
-        "slow": Variant(run=lambda: time.sleep(0.02), flops=10**6),
-        "fast": Variant(run=lambda: time.sleep(0.005), flops=10**6, bytes=10**4),
+        "slow": Variant(run=lambda: time.sleep(0.06), flops=10**6),
+        "fast": Variant(run=lambda: time.sleep(0.015), flops=10**6, bytes=10**4),
     }
     slow, fast = measure_case("e", case(variants), TIMING, CEILINGS)
     assert slow.ratio == (1, 1, 1)
@@ -81,7 +81,7 @@ def test_threads_are_what_the_case_says_and_what_they_were_afterwards():
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(0.006, 10), (0.15, 2)])
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.016, 10), (0.15, 2)])
 def test_warm_up_is_of_ten_rounds_or_a_quarter_of_a_second(seconds, rounds):
     calls = []
 

@@ -1,6 +1,7 @@
 """Passes over the cases of an entry: which cases they visit, and until when."""
 
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -10,8 +11,9 @@ import torch
 
 from benchmarks.case import Case, Variant
 from benchmarks.measure import Timing
-from benchmarks.passes import OUT_OF_TIME, Passes, in_turns
+from benchmarks.passes import FOR_ALL, OUT_OF_TIME, Passes, in_turns
 from benchmarks.record import Ceilings
+from benchmarks.sample import Sample
 
 CPU = torch.device("cpu")
 X = torch.ones(100, 100)
@@ -80,35 +82,60 @@ def test_every_pass_visits_all_cases_and_builds_them_anew():
     assert [(r.passes, r.rounds, r.uncertainty) for r in records] == [(3, 6, None)] * 2
 
 
-def seconds_given(cases, timing):
-    """The time that each visit to a timed case is given and takes, in order."""
+def visits_given(cases, timing, fast=lambda name, index: 1.0):
+    """Names of timed cases, and the seconds that each visit is given and takes, in order."""
     given = []
 
     def visit(sample, timing):
         passes = []
         if sample.case.timed:
-            given.append(timing.seconds)
-            time.sleep(timing.seconds)
-            passes = [*sample.passes, {"slow": [1.0]}]
-        sample.state = {"slow": sample.blank}, 1, passes
+            given.append((sample.case.name, timing.seconds))
+            time.sleep(max(0, timing.seconds))
+            ours = fast(sample.case.name, len(sample.passes))
+            passes = [*sample.passes, {"slow": [1.0], "fast": [ours]}]
+        records = {name: replace(sample.blank, variant=name) for name in ("slow", "fast")}
+        sample.state = records, 1, passes
 
     of_entry = Passes("e", cases, timing, begin=lambda: nullcontext(visit))
     while of_entry.one_more():
         pass
+    return given, of_entry
+
+
+def test_passes_share_half_of_the_time_evenly():
+    timing = Timing(device=CPU, seconds=3.2, passes=4)
+    given, of_entry = visits_given([case({}, name=name) for name in "ab"], timing)
+    assert [name for name, _ in given] == list("abababab")
+    assert [seconds for _, seconds in given] == pytest.approx([0.2] * 8, rel=0.2)
+    assert of_entry.spent == pytest.approx(FOR_ALL, rel=0.2)
+
+
+def test_one_pass_may_take_all_the_time():
+    ((_, seconds),), _ = visits_given([case({})], Timing(device=CPU, seconds=0.5))
+    assert seconds == pytest.approx(0.5, rel=0.2)
+
+
+def test_the_other_half_is_for_cases_that_stay_unsure():
+    cases = [case({}, name=name) for name in ("sure", "unsure", "settles")]
+    disturbed = {
+        "unsure": lambda index: 1 + index % 5,
+        "settles": lambda index: 1 + (index == 0),
+    }
+    timing = Timing(device=CPU, seconds=2.4, passes=2)
+    given, of_entry = visits_given(
+        cases, timing, lambda name, index: disturbed.get(name, lambda _: 1.0)(index)
+    )
+    visits = Counter(name for name, _ in given)
+    assert visits["sure"] == 2
+    assert visits["settles"] == 3  # two of them agree
+    assert visits["unsure"] > 3
     assert of_entry.spent == pytest.approx(1, rel=0.2)
-    return given
-
-
-def test_passes_share_the_time_evenly():
-    timing = Timing(device=CPU, seconds=1.6, passes=4)
-    given = seconds_given([case({}, name=name) for name in "ab"], timing)
-    assert given == pytest.approx([0.2] * 8, rel=0.2)
 
 
 def test_counting_leaves_its_time_to_the_others():
     counted = [case({}, timed=False) for _ in range(10)]
-    given = seconds_given([*counted, case({})], Timing(device=CPU, seconds=0.8, passes=4))
-    assert given == pytest.approx([0.2] * 4, rel=0.2)
+    given, _ = visits_given([*counted, case({})], Timing(device=CPU, seconds=1.6, passes=4))
+    assert [seconds for _, seconds in given] == pytest.approx([0.2] * 4, rel=0.2)
 
 
 def test_a_pass_is_of_the_entry_that_has_spent_the_least_of_its_time():
@@ -128,20 +155,26 @@ def test_a_pass_is_of_the_entry_that_has_spent_the_least_of_its_time():
     assert visits[:2] == ["a", "b"]
 
 
+def record_of(*ratios):
+    """Of a sample whose passes have these ratios, in two rounds each."""
+    sample = Sample.of("e", case({}), CPU)
+    sample.records = {name: replace(sample.blank, variant=name) for name in ("slow", "fast")}
+    sample.passes += [{"slow": [ratio] * 2, "fast": [1.0] * 2} for ratio in ratios]
+    _, fast = sample.finished("perf_counter", CEILINGS)
+    return fast
+
+
 def test_the_uncertainty_is_that_of_the_medians_of_passes():
-    apart = paced((0.02, 0.01), (0.03, 0.01), (0.04, 0.01), (0.05, 0.01))
-    (_, fast), _ = passes([apart], passes=4)
+    fast = record_of(2, 3, 4, 5)
     assert (fast.passes, fast.rounds) == (4, 8)
     expected = 1.2533 * 1.4826 * 1.0 / 2 / 3.5  # the median absolute deviation of 2, 3, 4, 5 is 1
-    assert fast.uncertainty == pytest.approx(expected, rel=0.15)
+    assert fast.uncertainty == pytest.approx(expected, rel=1e-3)
 
 
-def test_passes_go_on_where_they_agree_and_one_disturbed_moves_nothing():
-    disturbed = paced((0.02, 0.01), (0.06, 0.01), (0.02, 0.01), (0.02, 0.01), (0.02, 0.01))
-    (_, fast), visits = passes([disturbed], passes=5)
-    assert len(visits) == 5
-    assert fast.ratio.median == pytest.approx(2, rel=0.05)
-    assert fast.uncertainty < 0.05
+def test_one_disturbed_pass_moves_nothing():
+    fast = record_of(2, 6, 2.01, 1.99, 2)
+    assert fast.ratio.median == pytest.approx(2, rel=0.01)
+    assert fast.uncertainty < 0.01
 
 
 def test_no_pass_begins_after_the_time_is_over():
