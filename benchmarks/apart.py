@@ -1,8 +1,9 @@
 """A pass in a process of its own: what a process finds by chance decides over one pass only.
 
 Where the loader puts code and stack, which pages lie where: all that stays as it is while a process
-lives, and moves the times of short calls by tens of per cent, torch's own like ours.
-Within one process no number of rounds tells; between processes it shows as what it is, noise.
+lives, and moves the times of short calls, torch's own like ours. What is known of it is evened out
+(``benchmarks.allocator``, ``benchmarks.depth``). The rest no number of rounds in one process tells;
+between processes it shows as what it is, noise.
 """
 
 import gc

@@ -1,9 +1,10 @@
 """Calls at several depths of the stack, because where its frame lies decides how fast a kernel is.
 
-Torch's gelu_backward (float32, without tanh, one thread) takes 3.0 to 3.6 ms or 3.8 to 4.7, as the
-offset of its frame within a page has it: its registers, spilled there, seem to alias the streams
-that it reads and writes. A process keeps one offset, the loader's choice, for all of its calls.
-T. Mytkowicz et al., "Producing wrong data without doing anything obviously wrong!", ASPLOS 2009.
+Torch's gelu_backward (float32, exact GELU, one thread) takes up to half as long again at some
+offsets of its frame within a page: what it spills there seems to alias the streams that it reads
+and writes (``python -m benchmarks.by_depth``). A process keeps one offset, by chance, for all of
+its calls: T. Mytkowicz et al., "Producing wrong data without doing anything obviously wrong!",
+ASPLOS 2009.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def at_depths(run: Run, calls: int, first: int = 0) -> Run:
 
     def several() -> None:
         for count in shares(calls):
-            _at(next(depths), run, count)
+            at_depth(next(depths), run, count)
 
     return several
 
@@ -38,10 +39,11 @@ def shares(calls: int) -> Iterator[int]:
     yield from (few + (part < more) for part in range(parts))
 
 
-def _at(depth: int, run: Run, count: int) -> int:
-    """Make so many calls that deep. A level takes a third of a microsecond."""
+def at_depth(depth: int, run: Run, count: int = 1) -> int:
+    """Make so many calls, that many levels down. A level takes a third of a microsecond."""
     if depth:
-        return next(_at(depth - 1, run, count) for _ in (None,))  # a generator has frames of C too
+        # A generator's frame is one of C too.
+        return next(at_depth(depth - 1, run, count) for _ in (None,))
     for _ in range(count):
         run()
     return count

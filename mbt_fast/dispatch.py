@@ -150,7 +150,7 @@ LAYER = frozenset({*GELU.values(), "add_layer_norm", *RESIDUAL.values()})  # ref
 # Where the C++ kernels win in spite of a launcher in Python: benchmarks/entries/layer_ops.py.
 # LayerNorm in float32 waits for memory, whoever computes it; erf of torch is fast on plain AVX2.
 # A residual sum with slots, on one thread and on two, is 1.7 and 1.4 times as fast as torch's in
-# bfloat16, 1.2 and 1.1 in float16, 0.8 in float32; backward 1.1 to 1.2 in all of them.
+# bfloat16, 1.3 and 1.1 in float16, 0.8 in float32; backward 1.1 to 1.2 in all of them.
 CPU_WINS_IN: dict[str, dict[torch.dtype, int]] = {
     "bias_gelu": dict.fromkeys(KERNEL_DTYPES, 2**16),
     "bias_gelu_erf": {},

@@ -398,7 +398,9 @@ REPEATED = sorted(path.stem for path in (FOLDER / AGAIN).glob("*.json"))
 
 
 def test_two_runs_agree_where_both_are_sure():
+    """A standard error is itself an estimate, and the host's state outlasts a pass: 19 of 20."""
     changes = [change for name in REPEATED for change in ratios_apart(read(FOLDER), name)]
     sure = [change for change in changes if change.sure]
     assert len(sure) > len(changes) / 5
-    assert [change.line() for change in sure if change.beyond(NOISE)] == []
+    assert sum(not change.beyond(NOISE) for change in sure) >= 19 / 20 * len(sure)
+    assert [change.line() for change in sure if change.beyond(2 * NOISE)] == []

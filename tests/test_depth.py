@@ -6,8 +6,10 @@ import sys
 from itertools import pairwise
 
 import pytest
+import torch
 
 from benchmarks.allocator import IS_GLIBC
+from benchmarks.by_depth import milliseconds, runs
 from benchmarks.depth import LEVELS, at_depths, shares
 
 PAGE = 4096
@@ -59,3 +61,13 @@ def frames():
     while frame:
         frame, count = frame.f_back, count + 1
     return count
+
+
+def test_a_call_is_timed_at_every_depth():
+    found = []
+    assert len(milliseconds(lambda: found.append(frames()), seconds=0.0)) == LEVELS
+    assert len(set(found)) == LEVELS
+
+
+def test_torch_and_ours_return_the_same_where_they_are_compared_by_depth():
+    torch.testing.assert_close(*(run() for run in runs((1, 5, 48)).values()))

@@ -25,8 +25,8 @@ def provenance_section(results: Results) -> str:
         "commit that was measured; a record without is refused, and says so. Variants of a "
         "comparison are timed in turns, round by round; a ratio is the median over the rounds of "
         "the baseline's time by the variant's. On a CPU the rounds come in several passes, "
-        "each in a process of its own; behind \N{PLUS-MINUS SIGN} stands the ratio's relative "
-        "standard error between them.</p>",
+        "each in a process of its own, and more of them where a ratio stays unsure; behind "
+        "\N{PLUS-MINUS SIGN} stands the ratio's relative standard error between them.</p>",
         _machine(results),
         "<p>Shares of torch's matmul and copy are shares of what torch reaches, not of what the "
         "hardware can: more than 100 % is possible.</p>",

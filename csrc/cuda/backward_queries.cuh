@@ -9,7 +9,7 @@
 namespace mbt_fast::cuda {
 
 template <int kDim>
-struct QueriesMemory {
+struct QueriesMemory : WalkBarriers {
   static constexpr uint32_t kBytesOfTile = kTileBytes<kDim, kBackwardTile>;
   static constexpr uint32_t kQueries = 1024;
   static constexpr uint32_t kDouts = kQueries + kBytesOfTile;
@@ -18,30 +18,10 @@ struct QueriesMemory {
   static constexpr uint32_t kBytes = kValues + kStages * kBytesOfTile;
   static_assert(kBytes <= kSharedMemory);
 
-  SharedAddress base;
-
-  MBT_DEVICE SharedAddress rows_full() const { return base; }
-  MBT_DEVICE SharedAddress rows_empty() const { return base + 8; }
-  MBT_DEVICE SharedAddress keys_full(int stage) const { return base + 16 + 8 * stage; }
-  MBT_DEVICE SharedAddress keys_empty(int stage) const { return base + 32 + 8 * stage; }
-  MBT_DEVICE SharedAddress values_full(int stage) const { return base + 48 + 8 * stage; }
-  MBT_DEVICE SharedAddress values_empty(int stage) const { return base + 64 + 8 * stage; }
   MBT_DEVICE SharedAddress queries() const { return base + kQueries; }
   MBT_DEVICE SharedAddress douts() const { return base + kDouts; }
   MBT_DEVICE SharedAddress keys(int stage) const { return base + kKeys + stage * kBytesOfTile; }
   MBT_DEVICE SharedAddress values(int stage) const { return base + kValues + stage * kBytesOfTile; }
-
-  MBT_DEVICE void init_barriers() const {
-    barrier_init(rows_full(), 1);
-    barrier_init(rows_empty(), kConsumerWarps);
-    for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(keys_full(stage), 1);
-      barrier_init(keys_empty(stage), kConsumerWarps);
-      barrier_init(values_full(stage), 1);
-      barrier_init(values_empty(stage), kConsumerWarps);
-    }
-    fence_barrier_init();
-  }
 };
 
 struct QueriesRings {

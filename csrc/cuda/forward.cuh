@@ -27,10 +27,10 @@ MBT_DEVICE void produce_item(const ForwardMemory<kDim>& memory, const ForwardIte
                     item.example);
     if (number == 0) {
       const int groups = item.first_row + kGroupRows < stream.rows ? 2 : 1;
-      barrier_wait(memory.queries_empty(), rings.queries ^ 1);
-      barrier_arrive_expect(memory.queries_full(), groups * ForwardMemory<kDim>::kGroupBytes);
+      barrier_wait(memory.rows_empty(), rings.queries ^ 1);
+      barrier_arrive_expect(memory.rows_full(), groups * ForwardMemory<kDim>::kGroupBytes);
       for (int group = 0; group < groups; ++group)
-        load_rows<kDim>(memory.queries(group), stream.queries, memory.queries_full(), kGroupRows,
+        load_rows<kDim>(memory.queries(group), stream.queries, memory.rows_full(), kGroupRows,
                         item.first_row + group * kGroupRows, item.head, 0, item.example);
       rings.queries ^= 1;
     }
@@ -172,7 +172,7 @@ MBT_DEVICE void consume_item(const ForwardParameters& parameters, const ForwardM
       parameters, memory, item, rings, group, KeyTiles<kTile>(item.rows, item.is_needed())};
   const int first = item.first_row + group * kGroupRows;
   const bool is_needed = item.rows.any_valid(first, kGroupRows);
-  if (consumer.tiles.count > 0) barrier_wait(memory.queries_full(), rings.queries);
+  if (consumer.tiles.count > 0) barrier_wait(memory.rows_full(), rings.queries);
   if (is_needed) {
     float out[kDim / 2];
     Softmax softmax;
@@ -183,7 +183,7 @@ MBT_DEVICE void consume_item(const ForwardParameters& parameters, const ForwardM
     store_nothing<kDim>(parameters, item, first);
   }
   if (consumer.tiles.count > 0) {
-    release(memory.queries_empty());
+    release(memory.rows_empty());
     rings.queries ^= 1;
   }
 }

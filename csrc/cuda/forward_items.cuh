@@ -49,10 +49,9 @@ MBT_DEVICE ForwardItem forward_item(const ForwardParameters& parameters, int num
           rows_of(stream.rows, parameters.slots, stream.lengths, example)};
 }
 
-// Shared memory, and its barriers: a full one per buffer that the copy engine completes, and an
-// empty one that each of the eight consumer warps arrives at.
+// Shared memory.
 template <int kDim>
-struct ForwardMemory {
+struct ForwardMemory : WalkBarriers {
   static constexpr int kMaxTile = KeyTileSizes<kDim>::kLarge;
   static constexpr int kPanels = kDim / kPanelColumns;
   static constexpr uint32_t kGroupBytes = kGroupRows * kDim * 2;
@@ -63,31 +62,11 @@ struct ForwardMemory {
   static constexpr uint32_t kBytes = kValues + kStages * kStageBytes;
   static_assert(kBytes <= kSharedMemory);
 
-  SharedAddress base;
-
-  MBT_DEVICE SharedAddress queries_full() const { return base; }
-  MBT_DEVICE SharedAddress queries_empty() const { return base + 8; }
-  MBT_DEVICE SharedAddress keys_full(int stage) const { return base + 16 + 8 * stage; }
-  MBT_DEVICE SharedAddress keys_empty(int stage) const { return base + 32 + 8 * stage; }
-  MBT_DEVICE SharedAddress values_full(int stage) const { return base + 48 + 8 * stage; }
-  MBT_DEVICE SharedAddress values_empty(int stage) const { return base + 64 + 8 * stage; }
   MBT_DEVICE SharedAddress queries(int group) const {
     return base + kQueries + group * kGroupBytes;
   }
   MBT_DEVICE SharedAddress keys(int stage) const { return base + kKeys + stage * kStageBytes; }
   MBT_DEVICE SharedAddress values(int stage) const { return base + kValues + stage * kStageBytes; }
-
-  MBT_DEVICE void init_barriers() const {
-    barrier_init(queries_full(), 1);
-    barrier_init(queries_empty(), kConsumerWarps);
-    for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(keys_full(stage), 1);
-      barrier_init(keys_empty(stage), kConsumerWarps);
-      barrier_init(values_full(stage), 1);
-      barrier_init(values_empty(stage), kConsumerWarps);
-    }
-    fence_barrier_init();
-  }
 };
 
 struct ForwardRings {

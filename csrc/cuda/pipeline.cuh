@@ -29,6 +29,31 @@ struct Ring {
   }
 };
 
+// The barriers of a block whose rows, queries and what belongs to them, walk along keys and values:
+// the rows come once, the others tile by tile. They lie at the start of shared memory.
+struct WalkBarriers {
+  SharedAddress base;
+
+  MBT_DEVICE SharedAddress rows_full() const { return base; }
+  MBT_DEVICE SharedAddress rows_empty() const { return base + 8; }
+  MBT_DEVICE SharedAddress keys_full(int stage) const { return base + 16 + 8 * stage; }
+  MBT_DEVICE SharedAddress keys_empty(int stage) const { return base + 32 + 8 * stage; }
+  MBT_DEVICE SharedAddress values_full(int stage) const { return base + 48 + 8 * stage; }
+  MBT_DEVICE SharedAddress values_empty(int stage) const { return base + 64 + 8 * stage; }
+
+  MBT_DEVICE void init_barriers() const {
+    barrier_init(rows_full(), 1);
+    barrier_init(rows_empty(), kConsumerWarps);
+    for (int stage = 0; stage < kStages; ++stage) {
+      barrier_init(keys_full(stage), 1);
+      barrier_init(keys_empty(stage), kConsumerWarps);
+      barrier_init(values_full(stage), 1);
+      barrier_init(values_empty(stage), kConsumerWarps);
+    }
+    fence_barrier_init();
+  }
+};
+
 // A box of `rows` rows of all channels: panel after panel.
 template <int kDim>
 MBT_DEVICE void load_rows(SharedAddress to, const TensorMap& map, SharedAddress full, int rows,
