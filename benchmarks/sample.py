@@ -19,10 +19,10 @@ from benchmarks.case import Case, Run, Variant
 from benchmarks.record import Ceilings, Record, Spread, significant
 
 TO_NORMAL = 1 / NormalDist().inv_cdf(0.75)  # standard deviation by median absolute deviation
+OF_MEDIAN = sqrt(pi / 2)  # standard error of a median by that of a mean
 # Relative standard error of a ratio that needs no further pass: less than what a run is called sure
 # with (``benchmarks.compare.SURE``), because it is an estimate, and asked for after every pass.
 ENOUGH = 0.007
-OF_MEDIAN = sqrt(pi / 2)  # standard error of a median by that of a mean
 
 Seconds = dict[str, list[float]]  # of so many calls of each variant, round by round
 State = tuple[dict[str, Record], int, list[Seconds]]

@@ -398,7 +398,7 @@ REPEATED = sorted(path.stem for path in (FOLDER / AGAIN).glob("*.json"))
 
 
 def test_two_runs_agree_where_both_are_sure():
-    """A standard error is itself an estimate, and the host's state outlasts a pass: 19 of 20."""
+    """A standard error is an estimate, and what the host does may outlast many passes: 19 of 20."""
     changes = [change for name in REPEATED for change in ratios_apart(read(FOLDER), name)]
     sure = [change for change in changes if change.sure]
     assert len(sure) > len(changes) / 5

@@ -66,7 +66,7 @@ def frames():
 def test_a_call_is_timed_at_every_depth():
     found = []
     assert len(milliseconds(lambda: found.append(frames()), seconds=0.0)) == LEVELS
-    assert len(set(found)) == LEVELS
+    assert len(set(found[LEVELS:])) == LEVELS  # after the warm-up
 
 
 def test_torch_and_ours_return_the_same_where_they_are_compared_by_depth():

@@ -105,7 +105,8 @@ def test_the_stamp_names_what_was_run():
 
 
 RECORDS = sorted(regression.RESULTS.glob("*/*.json"))
-OTHERS = ("profile", "triton")  # formats of their own: mbt-fast profile, compile_ahead, tolerance
+# Formats of their own: mbt-fast profile, by_depth, compile_ahead, tolerance.
+OTHERS = ("profile", "by_depth", "triton")
 
 
 @pytest.mark.parametrize(
