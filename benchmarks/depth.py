@@ -1,9 +1,10 @@
 """Calls at several depths of the stack, because where its frame lies decides how fast a kernel is.
 
-Torch's gelu_backward (float32, exact GELU, one thread) takes a third longer at some offsets of its
-frame within a page: what it spills there seems to alias the streams that it reads and writes
-(``python -m benchmarks.by_depth``). A process keeps one offset, by chance, for all of its calls:
-T. Mytkowicz et al., "Producing wrong data without doing anything obviously wrong!", ASPLOS 2009.
+Torch's gelu_backward (float32, exact GELU, one thread) takes a quarter longer where its frame has
+some parts of a page than where it has others: what it spills there seems to alias the streams that
+it reads and writes (``python -m benchmarks.by_depth``). A process keeps one offset, by chance, for
+all of its calls: T. Mytkowicz et al., "Producing wrong data without doing anything obviously
+wrong!", ASPLOS 2009.
 """
 
 from collections.abc import Iterator
