@@ -16,6 +16,7 @@ from benchmarks.allocator import keep_freed_memory
 from benchmarks.case import Run
 from benchmarks.depth import LEVELS, at_depth
 from benchmarks.environment import stamp
+from benchmarks.record import significant
 from mbt_fast import ops
 from mbt_fast.testing import interleaved_times
 
@@ -54,7 +55,7 @@ def milliseconds(run: Run, seconds: float) -> list[float]:
     for call in at.values():
         call()
     times = interleaved_times(at, CPU, seconds=seconds, max_rounds=1000).seconds
-    return [float(f"{1e3 * median(values):.4g}") for values in times.values()]
+    return [significant(1e3 * median(values)) for values in times.values()]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class Passes:
     """Visits to the cases of one entry in turn, pass after pass, until its time is over.
 
     All cases share half of the time, and those whose ratios are still unsure the rest: what waits
-    for memory needs ten times the passes of what computes. None ends before: the first few passes
+    for memory needs many times the passes of what computes. None ends before: the first few passes
     may agree by luck, and would then look surer than they are. One that is not reached says so.
     """
 
