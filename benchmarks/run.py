@@ -1,7 +1,7 @@
 """Measure, gate and record: ``python -m benchmarks.run --out benchmarks/results/ENVIRONMENT``.
 
 Runs the correctness tests that guard the entries, measures the machine's ceilings, then every entry
-for this device, and writes one document for each. On a CPU that takes up to 56 minutes.
+for this device, and writes one document for each. On a CPU their times add up to 56 minutes.
 
     --list               what there is to measure, against whom
     --only layer model   some entries
