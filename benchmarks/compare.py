@@ -52,7 +52,7 @@ def _changes(now: Document, before: Document) -> Iterator[Change]:
             continue
         if record.ratio and old.ratio and record.variant != record.baseline:
             sure = all(is_sure(one) for one in (old, record))
-            yield Change(record, "ratio", old.ratio.median, record.ratio.median, sure)
+            yield Change(record, "ratio", old.ratio.reported, record.ratio.reported, sure)
         for name in COUNTED:
             first, second = getattr(old, name), getattr(record, name)
             if first and second and (first != second):

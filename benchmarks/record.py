@@ -23,16 +23,25 @@ T = TypeVar("T")
 
 
 class Spread(NamedTuple):
-    """A median and the quantiles around it, which converted documents may lack."""
+    """A median over rounds, the quantiles around it, and the figure for a machine left alone.
+
+    Converted documents may lack the quantiles, those of before ``benchmarks.quiet`` the last.
+    """
 
     median: float
     p20: float | None = None
     p80: float | None = None
+    quiet: float | None = None
 
     @classmethod
-    def of(cls, values: list[float]) -> "Spread":
-        """Median, 20 % and 80 % quantile of what was measured."""
-        return cls(*map(significant, median_and_tails(values)))
+    def of(cls, values: list[float], quiet: float) -> "Spread":
+        """Median, 20 % and 80 % quantile of what was measured, and the quiet figure."""
+        return cls(*map(significant, (*median_and_tails(values), quiet)))
+
+    @property
+    def reported(self) -> float:
+        """What tables and texts show."""
+        return self.median if self.quiet is None else self.quiet
 
 
 def significant(value: float) -> float:
@@ -59,8 +68,9 @@ class Record:
         passes: Visits to the case, each with variants and inputs of its own.
         rounds: Readings in all passes, interleaved with those of the other variants.
         ms: Milliseconds of one call.
-        ratio: Time of the baseline by that of the variant, round by round: above 1 is faster.
-        uncertainty: Relative standard error of the ratio, from its medians in the passes.
+        ratio: Time of the baseline by that of the variant, round by round and of the quiet times:
+            above 1 is faster.
+        uncertainty: Relative standard error of the reported ratio, from what passes differ in.
         flops: Of one call, two per multiply-add, useful ones only.
         attention_flops: Those of them that are the two products of attention.
         bytes: That one call must read and write at least.
@@ -290,7 +300,7 @@ def _check(record: Record, name: str) -> None:
 
 def _in_order(spread: Spread) -> bool:
     known = [value for value in (spread.p20, spread.median, spread.p80) if value is not None]
-    return known == sorted(known) and known[0] > 0
+    return known == sorted(known) and min(known[0], spread.reported) > 0
 
 
 def _value(record: Record, name: str) -> Any:

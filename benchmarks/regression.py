@@ -82,10 +82,15 @@ def only(case: Case, names: tuple[str, ...]) -> Case:
 
 
 def recorded(device: str) -> Path | None:
-    """The folder of results of this device, or else any of a CPU."""
+    """The folder of results of this device, or else any of a CPU.
+
+    Records of before CPUs were told by family and model have the beginning of the name.
+    """
     folders = sorted(path.parent for path in RESULTS.glob("cpu-*/attention.json"))
-    same = [f for f in folders if _document(f, "attention").environment["device"] == device]
-    return next(iter([*same, *folders]), None)
+    names = {folder: _document(folder, "attention").environment["device"] for folder in folders}
+    same = [folder for folder, name in names.items() if device.startswith(name)]
+    exact = [folder for folder in same if names[folder] == device]
+    return next(iter([*exact, *same, *folders]), None)
 
 
 def report(records: list[Record], folder: Path) -> Iterator[str]:

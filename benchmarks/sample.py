@@ -2,29 +2,25 @@
 
 A pass is a visit to the case with variants, inputs and weights of its own. Between two visits all
 other cases have theirs, so that what disturbs the machine for a while decides over one pass only.
-How far the ratios of the passes lie apart says how sure they are, of all that differs from process
-to process as well if each pass has its own (``benchmarks.apart``).
+How ratios change without some of the passes says how sure they are, of all that differs from
+process to process as well if each pass has its own (``benchmarks.apart``).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import pi, sqrt
-from statistics import NormalDist, median
 from typing import Any
 
 import torch
 
 from benchmarks.case import Case, Run, Variant
+from benchmarks.quiet import Seconds, quiet_ratio, quiet_time, standard_error
 from benchmarks.record import Ceilings, Record, Spread, significant
 
-TO_NORMAL = 1 / NormalDist().inv_cdf(0.75)  # standard deviation by median absolute deviation
-OF_MEDIAN = sqrt(pi / 2)  # standard error of a median by that of a mean
 # Relative standard error of a ratio that needs no further pass: less than what a run is called sure
 # with (``benchmarks.compare.SURE``), because it is an estimate, and asked for after every pass.
 ENOUGH = 0.007
 
-Seconds = dict[str, list[float]]  # of so many calls of each variant, round by round
 State = tuple[dict[str, Record], int, list[Seconds]]
 
 
@@ -111,18 +107,11 @@ class Sample:
         return any(value > ENOUGH for value in known if value is not None)
 
     def uncertainty(self, name: str) -> float | None:
-        """Relative standard error of a variant's ratio, from its medians in the passes.
-
-        From their median absolute deviation: the ratio is a median too, so that a disturbed pass
-        among good ones moves neither.
-        """
+        """Relative standard error of a variant's ratio."""
         base = self.case.baseline
-        if name == base or base not in self.passes[0] or len(self.passes) < 2:
+        if base is None or name == base or base not in self.passes[0]:
             return None
-        medians = [median(ratios(seconds, base, name)) for seconds in self.passes]
-        middle = median(medians)
-        deviation = TO_NORMAL * median(abs(value - middle) for value in medians)
-        return OF_MEDIAN * deviation / len(medians) ** 0.5 / middle
+        return standard_error(self.passes, base, name)
 
     def finished(self, clock: str, ceilings: Ceilings) -> list[Record]:
         """The records, with times where there are any."""
@@ -138,8 +127,9 @@ class Sample:
         name, base = record.variant, self.case.baseline
         ms = [1e3 * seconds / self.calls for seconds in timed[name]]
         changes: dict[str, Any] = {}
-        if base in timed:
-            changes = {"baseline": base, "ratio": Spread.of(ratios(timed, base, name))}
+        if base is not None and base in timed:
+            quiet = quiet_ratio(self.passes, base, name)
+            changes = {"baseline": base, "ratio": Spread.of(ratios(timed, base, name), quiet)}
         uncertainty = self.uncertainty(name)
         if uncertainty is not None:
             changes["uncertainty"] = significant(uncertainty)
@@ -149,7 +139,7 @@ class Sample:
             calls=self.calls,
             passes=len(self.passes),
             rounds=len(ms),
-            ms=Spread.of(ms),
+            ms=Spread.of(ms, quiet_time(ms)),
             **changes,
         )
         return _with_shares(measured, ceilings)
@@ -171,7 +161,7 @@ def _with_shares(record: Record, ceilings: Ceilings) -> Record:
     if record.ms is None or record.threads != ceilings.threads:
         return record
     matmul = ceilings.matmul_gflops.get(record.dtype)
-    seconds = record.ms.median / 1e3
+    seconds = record.ms.reported / 1e3
     changes: dict[str, Any] = {}
     if record.flops and matmul:
         changes["share_of_matmul"] = significant(record.flops / seconds / 1e9 / matmul)

@@ -47,3 +47,20 @@ def test_commands_refuse_a_device_in_one_line(capsys, command, name):
     assert captured.out == ""
     expected = f"mbt-fast: error: device must be auto, cpu or cuda[:index], got '{name}'\n"
     assert captured.err == expected
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 25
+model\t\t: 17
+model name\t: AMD EPYC
+
+processor\t: 1
+model name\t: another
+"""
+
+
+def test_a_cpu_is_told_by_family_and_model_too():
+    assert machine.cpu_name(CPUINFO) == "AMD EPYC (family 25, model 17)"
+    assert machine.cpu_name("processor : 0\nmodel name : Neoverse\n") == "Neoverse"
+    assert machine.cpu_name("processor : 0\nCPU implementer : 0x41\n") is None

@@ -116,6 +116,6 @@ def test_a_file_of_another_format_is_refused(name, tmp_path):
 
 
 def test_spread_of_few_and_many():
-    assert Spread.of([3.0]) == (3.0, 3.0, 3.0)
-    spread = Spread.of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    assert spread == (3.5, 2.0, 5.0)
+    assert Spread.of([3.0], 3.0) == (3.0, 3.0, 3.0, 3.0)
+    spread = Spread.of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1.0)
+    assert spread == (3.5, 2.0, 5.0, 1.0)

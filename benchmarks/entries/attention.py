@@ -60,7 +60,7 @@ def problems(scope: Scope) -> Iterator[Problem]:
                 yield Problem(name, rows, batch, half)
         yield from (Problem("MBT-B, 8 s", MBT_B, batch, torch.float16) for batch in (1, 8, 64))
     else:
-        for batch, threads in ((1, 2), (1, 1), (4, 2), (4, 1)):
+        for batch, threads in ((1, 2), (1, 1), (4, 2)):
             for dtype in (half, single):
                 yield Problem("MBT-B, 8 s", MBT_B, batch, dtype, threads)
         for dtype in (half, single):

@@ -195,4 +195,4 @@ def _size(record: Record, against: str) -> int:
 
 def _quantity(record: Record, name: str) -> float:
     value = getattr(record, name)
-    return value.median if name == "ms" else value
+    return value.reported if name == "ms" else value

@@ -120,7 +120,7 @@ def ratio_chart(rows: Sequence[Record]) -> Chart:
     bars = [
         Bar(
             row.variant,
-            row.ratio.median,
+            row.ratio.reported,
             spread_text(row.ratio),
             row.ratio.p20,
             row.ratio.p80,
@@ -147,7 +147,7 @@ def _depth_chart(groups: Iterable[Sequence[Record]]) -> Chart | None:
             if DROP_RATE in row.shape and row.ratio and row.variant != row.baseline:
                 name = f"drop rate {row.shape[DROP_RATE]:g}"
                 spread = (row.ratio.p20, row.ratio.p80)
-                bars.append(Bar(name, row.ratio.median, spread_text(row.ratio), *spread))
+                bars.append(Bar(name, row.ratio.reported, spread_text(row.ratio), *spread))
                 same = {key: value for key, value in row.shape.items() if key != DROP_RATE}
                 said = conditions_of(replace(row, shape=same))
     if not bars:
@@ -291,10 +291,10 @@ def _row(record: Record, columns: Sequence[_Column]) -> list[str]:
 def _ms(record: Record) -> str:
     if record.ms is None:
         return ""
-    middle, low, high = record.ms
+    shown, low, high = milliseconds(record.ms.reported), record.ms.p20, record.ms.p80
     if low is None or high is None:
-        return milliseconds(middle)
-    return f"{milliseconds(middle)} [{milliseconds(low)}-{milliseconds(high)}]"
+        return shown
+    return f"{shown} [{milliseconds(low)}-{milliseconds(high)}]"
 
 
 def _ratio(record: Record) -> str:

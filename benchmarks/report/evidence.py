@@ -87,7 +87,9 @@ def parts_section(results: Results) -> str:
 
 def _parts_chart(records: Sequence[Record]) -> Chart:
     bars = [
-        Bar(r.variant, r.ms.median, _beside_ceiling(r), r.ms.p20, r.ms.p80) for r in records if r.ms
+        Bar(r.variant, r.ms.reported, _beside_ceiling(r), r.ms.p20, r.ms.p80)
+        for r in records
+        if r.ms
     ]
     caption = f"Parts of a layer, {records[0].dtype}"
     svg = bar_chart(bars, title=caption, x_label="milliseconds")
@@ -95,7 +97,7 @@ def _parts_chart(records: Sequence[Record]) -> Chart:
 
 
 def _beside_ceiling(record: Record) -> str:
-    time = milliseconds(record.ms.median) if record.ms else ""
+    time = milliseconds(record.ms.reported) if record.ms else ""
     share = record.share_of_matmul or record.share_of_copy
     return f"{time} ms, {share:.0%}" if share else f"{time} ms"
 

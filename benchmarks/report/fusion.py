@@ -224,7 +224,7 @@ Quantity = tuple[str, str, str, Callable[[Record], tuple[float, float | None, fl
 
 
 def _milliseconds(record: Record) -> tuple[float, float | None, float | None] | None:
-    return (record.ms.median, record.ms.p20, record.ms.p80) if record.ms else None
+    return (record.ms.reported, record.ms.p20, record.ms.p80) if record.ms else None
 
 
 def _gflop(record: Record) -> tuple[float, None, None] | None:

@@ -128,7 +128,7 @@ def speed_block(results: Results) -> str:
 def _ratios(document: Document, digits: int, **values: Any) -> list[str]:
     """Of the record with these values, in both dtypes."""
     records = [document.find(dtype=dtype, **values) for dtype in ("bfloat16", "float32")]
-    return [f"{record.ratio.median:.{digits}f}" for record in records if record.ratio]
+    return [f"{record.ratio.reported:.{digits}f}" for record in records if record.ratio]
 
 
 def _link(results: Results, name: str) -> str:

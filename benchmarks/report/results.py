@@ -117,5 +117,5 @@ def _read_documents(folder: Path) -> tuple[dict[str, Document], dict[str, str]]:
 def spread_text(spread: Spread, digits: int = 2) -> str:
     """``1.82 [1.79-1.85]``; without the interval where it was not recorded."""
     if spread.p20 is None or spread.p80 is None:
-        return f"{spread.median:.{digits}f}"
-    return f"{spread.median:.{digits}f} [{spread.p20:.{digits}f}-{spread.p80:.{digits}f}]"
+        return f"{spread.reported:.{digits}f}"
+    return f"{spread.reported:.{digits}f} [{spread.p20:.{digits}f}-{spread.p80:.{digits}f}]"

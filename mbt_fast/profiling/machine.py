@@ -58,15 +58,26 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """Model name of a device, as its maker calls it."""
+    """What its maker calls a device; of a CPU family and model too, where the system tells them.
+
+    Hosts may hide which one it is: a virtual machine's "AMD EPYC" is any of five generations.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return (
+        (cpu_name(cpuinfo.read_text()) if cpuinfo.exists() else None)
+        or platform.processor()
+        or platform.machine()
+    )
+
+
+def cpu_name(cpuinfo: str) -> str | None:
+    """``AMD EPYC (family 25, model 17)``, from the text that Linux has of the first CPU."""
+    pairs = (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())
+    known = {key.strip(): value.strip() for key, _, value in pairs}
+    name, family, model = map(known.get, ("model name", "cpu family", "model"))
+    return f"{name} (family {family}, model {model})" if name and family and model else name
 
 
 def free_bytes(device: torch.device) -> int:
