@@ -6,8 +6,7 @@ from torch import Tensor
 
 def is_enabled(device: torch.device) -> bool:
     """Whether autocast is on for this device; it never is where torch has none, as on ``meta``."""
-    available = torch.amp.is_autocast_available(device.type)
-    return available and torch.is_autocast_enabled(device.type)
+    return _is_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
@@ -15,3 +14,12 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
     if tensor.dtype == torch.float64 or not is_enabled(tensor.device):
         return tensor.dtype
     return torch.get_autocast_dtype(tensor.device.type)
+
+
+def _is_available(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+# What torch.compiler.assume_constant_result does, which would import torch._dynamo: one second. The
+# Dynamo of torch 2.11 cannot trace the function.
+_is_available._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -29,6 +29,15 @@ def call(case, backend):
     return run
 
 
+def compiled_dtype(backend):
+    """The widest, but for torch 2.11, which compiles no backward of its attention in float64.
+
+    ``expected scalar type Double but found Float``, of torch alone, on a CPU.
+    """
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    return torch.float32 if backend == "sdpa" and version < (2, 13) else widest(backend)
+
+
 def total(outputs):
     return sum(out.square().sum() for out in outputs)
 
@@ -40,7 +49,7 @@ def total(outputs):
 def test_compile_fullgraph_equals_eager(case, backend, dynamic):
     run = call(case, backend)
     compiled = torch.compile(run, fullgraph=True, dynamic=dynamic)
-    qkv = make_qkv(case, widest(backend), requires_grad=True)
+    qkv = make_qkv(case, compiled_dtype(backend), requires_grad=True)
     expected = run(*qkv)
     actual = compiled(*qkv)
     torch.testing.assert_close(actual, expected)
