@@ -1,4 +1,4 @@
-"""A pass in a process of its own: what a process finds by chance decides over one pass only.
+"""A pass in a process of its own: what one process finds by chance is not all there is.
 
 Where the loader puts code and stack, which pages lie where: all that stays as it is while a process
 lives, and moves the times of short calls, torch's own like ours. What is known of it is evened out

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.quiet import ROUNDS_TO_BE_SURE
 from benchmarks.record import Document, Record, load
 
 NOISE = 0.05  # two runs on a machine of one's own differ by less, where both are sure
@@ -51,8 +52,9 @@ def _changes(now: Document, before: Document) -> Iterator[Change]:
         if old is None:
             continue
         if record.ratio and old.ratio and record.variant != record.baseline:
-            sure = all(is_sure(one) for one in (old, record))
-            yield Change(record, "ratio", old.ratio.reported, record.ratio.reported, sure)
+            both, sure = (old.ratio, record.ratio), is_sure(old) and is_sure(record)
+            quiet = all(ratio.quiet is not None for ratio in both)  # the same of both runs
+            yield Change(record, "ratio", *(r.reported if quiet else r.median for r in both), sure)
         for name in COUNTED:
             first, second = getattr(old, name), getattr(record, name)
             if first and second and (first != second):
@@ -60,8 +62,10 @@ def _changes(now: Document, before: Document) -> Iterator[Change]:
 
 
 def is_sure(record: Record) -> bool:
-    """Whether the passes of a run agree on the ratio; one pass alone does not tell."""
-    return record.uncertainty is not None and record.uncertainty <= SURE
+    """Whether the passes of a run agree on the ratio; one pass or few rounds do not tell."""
+    if record.ratio is None or record.uncertainty is None or record.uncertainty > SURE:
+        return False
+    return record.ratio.quiet is None or record.rounds >= ROUNDS_TO_BE_SURE
 
 
 def earlier(path: Path, entry: str) -> Document | None:

@@ -1,7 +1,7 @@
 """From cases to records: warm-up, memory, operators, then times in interleaved rounds.
 
 Every round calls each variant once, in another order, so that a drift of the machine hits all of
-them alike; a ratio is the median over the rounds of that round's ratio. The rounds of a case come
+them alike; a ratio is that of the quickest rounds (``benchmarks.quiet``). The rounds of a case come
 in several visits (``benchmarks.passes``). On a GPU CUDA events measure, and where launches may be
 what costs, each variant is replayed from a CUDA graph too.
 """
@@ -18,8 +18,9 @@ import torch
 from benchmarks.case import Case, Run, Variant
 from benchmarks.depth import at_depths
 from benchmarks.launches import count_launches
+from benchmarks.quiet import Seconds
 from benchmarks.record import Ceilings, Record
-from benchmarks.sample import Sample, Seconds
+from benchmarks.sample import Sample
 from mbt_fast.testing import interleaved_times, peak_memory, saved_bytes
 
 # Seconds that one reading of the clock should last at least; on a CPU calls of a few milliseconds

@@ -186,6 +186,12 @@ class Document:
             if record.ratio and (record.baseline not in peers or not peers[record.baseline].ms):
                 raise ValueError(f"baseline must be measured beside its variants, got {record}")
 
+    @property
+    def rounds_compared(self) -> str:
+        """Which of the rounds its times and ratios are of."""
+        quiet = any(record.ms and record.ms.quiet is not None for record in self.records)
+        return f"{'quickest fifths' if quiet else 'medians'} of the rounds"
+
     def find(self, **values: Any) -> Record:
         """The one record with these values; a name that is no attribute is looked up in ``shape``.
 

@@ -37,7 +37,7 @@ from benchmarks.record import Document, Record, save
 from benchmarks.sample import Sample
 from mbt_fast import native
 
-PASS = 60.0  # seconds on a CPU; of those of 20 nearly all went to starting and warming up
+PASS = 60.0  # seconds on a CPU, where that leaves the least of them; of 20 most went to warming up
 MIN_PASSES = 4
 
 

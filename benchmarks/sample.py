@@ -1,20 +1,26 @@
 """What has been measured of a case, pass by pass, and the records that come of it.
 
 A pass is a visit to the case with variants, inputs and weights of its own. Between two visits all
-other cases have theirs, so that what disturbs the machine for a while decides over one pass only.
+other cases have theirs, so that what disturbs the machine for a while hits one pass only.
 How ratios change without some of the passes says how sure they are, of all that differs from
 process to process as well if each pass has its own (``benchmarks.apart``).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any
 
 import torch
 
 from benchmarks.case import Case, Run, Variant
-from benchmarks.quiet import Seconds, quiet_ratio, quiet_time, standard_error
+from benchmarks.quiet import (
+    ROUNDS_TO_BE_SURE,
+    Seconds,
+    pooled,
+    quiet_ratio,
+    quiet_time,
+    standard_error,
+)
 from benchmarks.record import Ceilings, Record, Spread, significant
 
 # Relative standard error of a ratio that needs no further pass: less than what a run is called sure
@@ -104,7 +110,9 @@ class Sample:
 
     def _is_unsure(self) -> bool:
         known = [self.uncertainty(name) for name in self.passes[0]]
-        return any(value > ENOUGH for value in known if value is not None)
+        compared = [value for value in known if value is not None]
+        rounds = sum(len(next(iter(seconds.values()))) for seconds in self.passes)
+        return bool(compared) and (max(compared) > ENOUGH or rounds < ROUNDS_TO_BE_SURE)
 
     def uncertainty(self, name: str) -> float | None:
         """Relative standard error of a variant's ratio."""
@@ -117,7 +125,7 @@ class Sample:
         """The records, with times where there are any."""
         if not self.passes:
             return list(self.records.values())
-        timed = reduce(_pooled, self.passes)
+        timed = pooled(self.passes)
         return [
             self._with_times(record, timed, clock, ceilings) if name in timed else record
             for name, record in self.records.items()
@@ -128,7 +136,7 @@ class Sample:
         ms = [1e3 * seconds / self.calls for seconds in timed[name]]
         changes: dict[str, Any] = {}
         if base is not None and base in timed:
-            quiet = quiet_ratio(self.passes, base, name)
+            quiet = quiet_ratio(timed, base, name)
             changes = {"baseline": base, "ratio": Spread.of(ratios(timed, base, name), quiet)}
         uncertainty = self.uncertainty(name)
         if uncertainty is not None:
@@ -149,11 +157,6 @@ def ratios(seconds: Seconds, base: str, name: str) -> list[float]:
     """Time of the baseline by that of the variant, round by round: above 1 is faster."""
     pairs = zip(seconds[base], seconds[name], strict=True)
     return [of_base / of_variant for of_base, of_variant in pairs]
-
-
-def _pooled(first: Seconds, second: Seconds) -> Seconds:
-    """The rounds of both."""
-    return {name: first[name] + second[name] for name in first}
 
 
 def _with_shares(record: Record, ceilings: Ceilings) -> Record:

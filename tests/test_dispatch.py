@@ -51,7 +51,7 @@ def test_a_head_dimension_without_a_kernel_is_a_reason():
 
 def test_auto_takes_a_row_from_the_length_on_where_it_wins(monkeypatch):
     rows = (
-        dispatch.Backend("kernel", dispatch.EVERY, wins_from=32),
+        dispatch.Backend("kernel", dispatch.EVERY, wins_from={torch.float32: 32}),
         dispatch.Backend("stock", dispatch.EVERY),
     )
     monkeypatch.setattr(dispatch, "BACKENDS", rows)
@@ -79,16 +79,17 @@ RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 RECORDS = [path for path in RESULTS.glob("cpu-*/*.json") if path.stem.endswith("attention")]
 
 
-def test_auto_takes_the_cpu_kernels_where_every_record_shows_that_they_win():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_auto_takes_the_cpu_kernels_where_every_record_shows_that_they_win(dtype):
     """And from no later on: at the longest streams below, some record shows a loss."""
     (row,) = (row for row in dispatch.BACKENDS if row.name == "cpu")
     documents = [record.load(path) for path in RECORDS]
-    ours = [r for document in documents for r in document.select(variant="ours, cpu")]
+    values = {"variant": "ours, cpu", "dtype": str(dtype).removeprefix("torch.")}
+    ours = [r for document in documents for r in document.select(**values)]
     assert len(ours) > 160
     loses = {max(r.shape["rows"]) for r in ours if r.ratio.reported < 1}
     lengths = {max(r.shape["rows"]) for r in ours}
-    assert max(loses) < row.wins_from
-    assert row.wins_from == min(length for length in lengths if length > max(loses))
+    assert row.wins_from[dtype] == min(length for length in lengths if length > max(loses))
 
 
 def test_auto_leaves_bfloat16_to_torch_where_it_has_amx_and_we_are_untried(monkeypatch):
@@ -96,7 +97,7 @@ def test_auto_leaves_bfloat16_to_torch_where_it_has_amx_and_we_are_untried(monke
     monkeypatch.setattr(dispatch, "_untried_in_bfloat16", lambda: reason)
     monkeypatch.setattr(dispatch, "_missing", lambda requirement: [])
     for dtype, taken in ((torch.bfloat16, "sdpa"), (torch.float32, "cpu")):
-        call = dispatch.Call("bottleneck_attention", torch.device("cpu"), dtype, rows=99)
+        call = dispatch.Call("bottleneck_attention", torch.device("cpu"), dtype, rows=199)
         assert dispatch.select(call) == taken
         assert dispatch.select(call, "cpu") == "cpu"
     gelu = dispatch.Call("bias_gelu", torch.device("cpu"), torch.bfloat16, elements=2**20)

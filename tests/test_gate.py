@@ -8,7 +8,7 @@ import pytest
 from test_record import BASE, OURS, document
 
 from benchmarks import gate, record, regression, run
-from benchmarks.compare import compare, earlier
+from benchmarks.compare import compare, earlier, is_sure
 from benchmarks.environment import stamp, tree_hash
 from benchmarks.fit import fit_power
 from benchmarks.gate import Gate, NotGreen, Outcome
@@ -131,6 +131,22 @@ def test_comparison_shows_ratios_and_what_is_counted(tmp_path):
     record.save(document(BASE), tmp_path / "layer.json")
     assert earlier(tmp_path, "layer") == earlier(tmp_path / "layer.json", "layer") == document(BASE)
     assert earlier(tmp_path, "model") is None
+
+
+def test_comparison_is_of_what_both_runs_have():
+    quiet = replace(OURS, ratio=Spread(2.0, 1.9, 2.1, 1.5))
+    (mixed,) = compare(document(BASE, quiet), document(BASE, OURS))
+    assert (mixed.before, mixed.now) == (2.0, 2.0)
+    slower = replace(OURS, ratio=Spread(2.0, 1.9, 2.1, 1.2))
+    (both,) = compare(document(BASE, slower), document(BASE, quiet))
+    assert (both.before, both.now) == (1.5, 1.2)
+
+
+def test_few_rounds_are_not_sure_of_a_quiet_ratio():
+    known = replace(OURS, uncertainty=0.001, ratio=Spread(2.0, 1.9, 2.1, 1.9))
+    few, many = (replace(known, rounds=rounds) for rounds in (24, 25))
+    assert [is_sure(one) for one in (few, many, OURS)] == [False, True, False]
+    assert not is_sure(replace(many, uncertainty=0.02))
 
 
 def test_fit_of_a_power_law():

@@ -45,7 +45,10 @@ def test_what_is_saved_is_loaded(tmp_path):
         residual=0.01, points=5,
     )  # fmt: skip
     failed = replace(BASE, variant="flex_attention", ms=None, ratio=None, rounds=0, error="no")
-    whole = document(BASE, OURS, failed, gate=gate, fits=[fit], notes=["a note"])
+    quiet = replace(
+        OURS, variant="quiet", ms=Spread(1.0, 0.9, 1.1, 0.8), ratio=Spread(2.0, quiet=1.9)
+    )
+    whole = document(BASE, OURS, quiet, failed, gate=gate, fits=[fit], notes=["a note"])
     record.save(whole, tmp_path / "sub" / "layer.json")
     assert record.load(tmp_path / "sub" / "layer.json") == whole
 
@@ -71,6 +74,7 @@ WRONG = {
     "type of shape": ({"shape": [1]}, TypeError, "shape must be"),
     "quantiles out of order": ({"ms": Spread(2.0, 2.1, 1.9)}, ValueError, "in order"),
     "no time at all": ({"ms": Spread(0.0, 0.0, 0.0)}, ValueError, "positive"),
+    "no quiet time": ({"ms": Spread(2.0, 1.9, 2.1, 0.0)}, ValueError, "positive"),
     "times of no rounds": ({"rounds": 0}, ValueError, "rounds and clock"),
     "error and times": ({"error": "out of memory"}, ValueError, "got both"),
     "baseline that is not there": ({"baseline": "sdpa"}, ValueError, "baseline must be"),
@@ -119,3 +123,10 @@ def test_spread_of_few_and_many():
     assert Spread.of([3.0], 3.0) == (3.0, 3.0, 3.0, 3.0)
     spread = Spread.of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1.0)
     assert spread == (3.5, 2.0, 5.0, 1.0)
+
+
+def test_the_quiet_figure_is_reported_where_there_is_one():
+    quiet = replace(OURS, ms=Spread(1.0, 0.9, 1.1, 0.8), ratio=Spread(2.0, 1.9, 2.1, 1.8))
+    assert (OURS.ms.reported, quiet.ms.reported, quiet.ratio.reported) == (1.0, 0.8, 1.8)
+    assert document(BASE, OURS).rounds_compared == "medians of the rounds"
+    assert document(BASE, quiet).rounds_compared == "quickest fifths of the rounds"

@@ -121,9 +121,8 @@ def ratio_chart(rows: Sequence[Record]) -> Chart:
         Bar(
             row.variant,
             row.ratio.reported,
-            spread_text(row.ratio),
-            row.ratio.p20,
-            row.ratio.p80,
+            _ratio(row),
+            *_interval(row),
             style_of(row.variant),
         )
         for row in rows
@@ -134,7 +133,10 @@ def ratio_chart(rows: Sequence[Record]) -> Chart:
     caption = f"{named}{MODES[rows[0].mode]}"
     note = f"{conditions_of(rows[0])}; higher is better"
     if any(bar.low is not None for bar in bars):
-        note += ", whiskers from p20 to p80 of the rounds"
+        quiet = any(row.ratio and row.ratio.quiet is not None for row in rows)
+        note += (
+            f", whiskers {'of two standard errors' if quiet else 'from p20 to p80 of the rounds'}"
+        )
     svg = bar_chart(bars, title=f"{caption}: {x_label}", x_label=x_label, reference=1.0)
     return Chart(caption, note, svg)
 
@@ -146,8 +148,7 @@ def _depth_chart(groups: Iterable[Sequence[Record]]) -> Chart | None:
         for row in rows:
             if DROP_RATE in row.shape and row.ratio and row.variant != row.baseline:
                 name = f"drop rate {row.shape[DROP_RATE]:g}"
-                spread = (row.ratio.p20, row.ratio.p80)
-                bars.append(Bar(name, row.ratio.reported, spread_text(row.ratio), *spread))
+                bars.append(Bar(name, row.ratio.reported, _ratio(row), *_interval(row)))
                 same = {key: value for key, value in row.shape.items() if key != DROP_RATE}
                 said = conditions_of(replace(row, shape=same))
     if not bars:
@@ -244,7 +245,7 @@ class _Column(NamedTuple):
 
 
 COLUMNS = (
-    _Column("ms\n[p20-p80]", lambda r: _ms(r)),
+    _Column("ms\n[p20-p80 of\nall rounds]", lambda r: _ms(r)),
     _Column("times as fast\nas the baseline", lambda r: _ratio(r)),
     _Column("GFLOP", lambda r: amount(r.flops / 1e9) if r.flops else ""),
     _Column("of torch's\nmatmul", lambda r: _percent(r.share_of_matmul)),
@@ -276,7 +277,8 @@ def _pairs_table(groups: Sequence[Sequence[Record]], label: str) -> str:
             times = (f"{_ms(row)}\n{row.variant}" for row in (base, other))
             ratio = f"{_ratio(other)}\n{other.rounds} rounds" if other.ratio else ""
             body.append([f"{base.case}\n{conditions_of(base)}", *times, other.error or ratio])
-    headers = ["", "baseline\nms [p20-p80]", "variant\nms [p20-p80]", "times\nas fast"]
+    headers = ["", *(f"{of}\nms [p20-p80 of\nall rounds]" for of in ("baseline", "variant"))]
+    headers.append("times\nas fast")
     return table(headers, [body], label)
 
 
@@ -298,10 +300,24 @@ def _ms(record: Record) -> str:
 
 
 def _ratio(record: Record) -> str:
+    """The rounds' own interval stands beside a median of them only."""
     if record.ratio is None:
         return ""
     unsure = "" if record.uncertainty is None else f" \N{PLUS-MINUS SIGN} {record.uncertainty:.1%}"
+    if record.ratio.quiet is not None:
+        return f"{record.ratio.quiet:.2f}{unsure}"
     return f"{spread_text(record.ratio)}{unsure}"
+
+
+def _interval(record: Record) -> tuple[float | None, float | None]:
+    """Of a ratio: two standard errors around one of quiet times, of the rounds around a median."""
+    ratio = record.ratio
+    if ratio is None or ratio.quiet is None:
+        return (ratio.p20, ratio.p80) if ratio else (None, None)
+    if record.uncertainty is None:
+        return None, None
+    error = 2 * record.uncertainty
+    return ratio.quiet * max(0.0, 1 - error), ratio.quiet * (1 + error)
 
 
 def _percent(share: float | None) -> str:

@@ -23,10 +23,11 @@ def provenance_section(results: Results) -> str:
     body = [
         "<p>Every speed-up here comes from a record whose tests of correctness passed at the "
         "commit that was measured; a record without is refused, and says so. Variants of a "
-        "comparison are timed in turns, round by round; a ratio is the median over the rounds of "
-        "the baseline's time by the variant's. On a CPU the rounds come in several passes, "
-        "each in a process of its own, and more of them where a ratio stays unsure; behind "
-        "\N{PLUS-MINUS SIGN} stands the ratio's relative standard error between them.</p>",
+        "comparison are timed in turns, round by round; a ratio is the baseline's time by the "
+        "variant's, each the mean of its quickest fifth of the rounds, or, in older records, the "
+        "median of the rounds' ratios: below each table stands which. On a CPU the rounds come in "
+        "several passes, each in a process of its own, and more of them where a ratio stays "
+        "unsure; behind \N{PLUS-MINUS SIGN} stands the ratio's relative standard error.</p>",
         _machine(results),
         "<p>Shares of torch's matmul and copy are shares of what torch reaches, not of what the "
         "hardware can: more than 100 % is possible.</p>",
@@ -93,7 +94,7 @@ def _parts_chart(records: Sequence[Record]) -> Chart:
     ]
     caption = f"Parts of a layer, {records[0].dtype}"
     svg = bar_chart(bars, title=caption, x_label="milliseconds")
-    return Chart(caption, "Median, with the share of the ceiling that bounds it", svg)
+    return Chart(caption, "With the share of the ceiling that bounds each", svg)
 
 
 def _beside_ceiling(record: Record) -> str:

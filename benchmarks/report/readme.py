@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.record import Document
 from benchmarks.report.fusion import flops_chart, latency_chart
-from benchmarks.report.results import PROFILE, ROOT, Results
+from benchmarks.report.results import CPUS, PROFILE, ROOT, Results, read
 from mbt_fast.report.charts import Chart
 from mbt_fast.report.records import by_series
 from mbt_fast.report.standalone import height_of, standalone
@@ -15,6 +15,7 @@ from mbt_fast.report.standalone import height_of, standalone
 README = ROOT / "README.md"
 WIDTH = 420  # two side by side on a wide screen, one above the other on a phone
 SPEED = ("attention", "layer", "model", "savings")
+DTYPES = ("bfloat16", "float32")
 
 Json = dict[str, Any]
 
@@ -95,11 +96,35 @@ def _cell(record: Any) -> str:
 
 
 def speed_block(results: Results) -> str:
-    """How many times faster than stock PyTorch the parts, a layer and the model are."""
+    """How many times faster than stock PyTorch the parts, a layer and the model are.
+
+    On all CPUs with records, or on the one whose records are elsewhere.
+    """
+    if results.folder in CPUS.values():
+        cpus = {name: read(folder) for name, folder in CPUS.items()}
+    else:
+        cpus = {results.green("layer").environment["device"]: results}
+    columns = {name: _speed(of_cpu) for name, of_cpu in cpus.items()}
+    headers = [f"{name}, {dtype}" for name in columns for dtype in DTYPES]
+    lines = [
+        f"| times faster than stock PyTorch | {' | '.join(headers)} |",
+        f"|---|{'---|' * len(headers)}",
+    ]
+    for what in next(iter(columns.values())):
+        cells = [ratio for column in columns.values() for ratio in column[what]]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    said = "MBT-B, one clip; interleaved rounds. Stock: torch's attention once per modality, eager."
+    lines += ["", said, ""]
+    lines += [f"- {_speed_conditions(name, of_cpu)}" for name, of_cpu in cpus.items()]
+    return "\n".join([*lines, ""])
+
+
+def _speed(results: Results) -> dict[str, list[str]]:
+    """The rows of one CPU, in both dtypes."""
     attention, layer, model, savings = map(results.green, SPEED)
     mbt = {"case": "MBT-B, 8 s", "variant": "ours, cpu", "batch": 1, "threads": 2}
     whole = {"variant": "ours", "mode": "forward"}
-    rows = {
+    return {
         "attention, forward": _ratios(attention, 1, mode="forward", **mbt),
         "attention, backward": _ratios(attention, 1, mode="backward", **mbt),
         "a fusion layer, forward": _ratios(layer, 2, **whole),
@@ -108,27 +133,26 @@ def speed_block(results: Results) -> str:
             savings, 2, case="step", variant="ours, savings"
         ),
     }
-    lines = ["| times faster than stock PyTorch | bfloat16 | float32 |", "|---|---|---|"]
-    lines += [f"| {what} | {' | '.join(ratios)} |" for what, ratios in rows.items()]
-    compiled = _ratios(layer, 2, variant="eager, compiled", mode="forward")
+
+
+def _speed_conditions(name: str, results: Results) -> str:
+    """One sentence on a CPU: what it is, when it was measured, where the records are."""
+    layer = results.green("layer")
     environment, conditions = layer.environment, layer.conditions
-    links = ", ".join(_link(results, f"{name}.json") for name in SPEED)
-    lines += [
-        "",
-        f"MBT-B, one clip; {environment['device']}, {conditions['threads']} threads, "
-        f"{conditions['instruction_set']}; medians of interleaved rounds; torch "
-        f"{environment['torch']}; {environment['date']}. Stock: torch's attention once per "
-        f"modality, eager; the layer under `torch.compile`: {' and '.join(compiled)}. "
-        f"Records: {links}.",
-        "",
-    ]
-    return "\n".join(lines)
+    compiled = _ratios(layer, 2, variant="eager, compiled", mode="forward")
+    links = ", ".join(_link(results, f"{entry}.json") for entry in SPEED)
+    return (
+        f"{name}: {environment['device']}, {conditions['threads']} threads, "
+        f"{conditions['instruction_set']}, torch {environment['torch']}, {environment['date']}; "
+        f"{layer.rounds_compared}; the layer under `torch.compile`: {' and '.join(compiled)}; "
+        f"records: {links}."
+    )
 
 
 def _ratios(document: Document, digits: int, **values: Any) -> list[str]:
     """Of the record with these values, in both dtypes."""
-    records = [document.find(dtype=dtype, **values) for dtype in ("bfloat16", "float32")]
-    return [f"{record.ratio.reported:.{digits}f}" for record in records if record.ratio]
+    records = [document.find(dtype=dtype, **values) for dtype in DTYPES]
+    return [f"{record.ratio.reported:.{digits}f}" if record.ratio else "" for record in records]
 
 
 def _link(results: Results, name: str) -> str:

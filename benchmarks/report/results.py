@@ -9,9 +9,14 @@ from benchmarks import registry
 from benchmarks.gate import NotGreen, load_green
 from benchmarks.record import Document, Spread
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "benchmarks" / "results" / "cpu-epyc-zen5-2cores-torch213"
-AHEAD = ROOT / "benchmarks" / "results" / "aot" / "triton.json"
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ROOT / "benchmarks" / "results"
+CPUS = {
+    "Zen 5": RECORDS / "cpu-epyc-zen5-2cores-torch213",
+    "Zen 4": RECORDS / "cpu-epyc-zen4-2cores-torch213",
+}
+FOLDER = CPUS["Zen 5"]  # of the README's plots, and of the page unless another is asked for
+AHEAD = RECORDS / "aot" / "triton.json"
 PROFILE = "profile.json"
 AGAIN = "again"
 
@@ -63,6 +68,7 @@ class Results:
             f"{threads} CPU threads",
             *filter(None, [conditions["instruction_set"]]),
             f"torch {environment['torch']}",
+            document.rounds_compared,
             *document.notes,
         ]
         return ", ".join(said) + "."
@@ -85,6 +91,7 @@ def read(folder: Path) -> Results:
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"results must be a folder, got {folder}")
+    folder = folder.resolve()
     documents, refused = _read_documents(folder)
     again, _ = _read_documents(folder / AGAIN)
     profile = folder / PROFILE
@@ -117,5 +124,5 @@ def _read_documents(folder: Path) -> tuple[dict[str, Document], dict[str, str]]:
 def spread_text(spread: Spread, digits: int = 2) -> str:
     """``1.82 [1.79-1.85]``; without the interval where it was not recorded."""
     if spread.p20 is None or spread.p80 is None:
-        return f"{spread.reported:.{digits}f}"
-    return f"{spread.reported:.{digits}f} [{spread.p20:.{digits}f}-{spread.p80:.{digits}f}]"
+        return f"{spread.median:.{digits}f}"
+    return f"{spread.median:.{digits}f} [{spread.p20:.{digits}f}-{spread.p80:.{digits}f}]"
