@@ -54,7 +54,8 @@ def _changes(now: Document, before: Document) -> Iterator[Change]:
         if record.ratio and old.ratio and record.variant != record.baseline:
             both, sure = (old.ratio, record.ratio), is_sure(old) and is_sure(record)
             quiet = all(ratio.quiet is not None for ratio in both)  # the same of both runs
-            yield Change(record, "ratio", *(r.reported if quiet else r.median for r in both), sure)
+            first, second = (ratio.reported if quiet else ratio.median for ratio in both)
+            yield Change(record, "ratio", first, second, sure)
         for name in COUNTED:
             first, second = getattr(old, name), getattr(record, name)
             if first and second and (first != second):
