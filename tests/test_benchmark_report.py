@@ -312,6 +312,11 @@ class TestFusion:
         assert "1.25 rms 0.12, 3 points" in said
         assert "Against fusion layer" not in said  # one point is no line
 
+    def test_two_points_are_no_fit(self, folder):
+        two = [replace(fit, points=2) for fit in fits()]
+        save(document("sweeps", sweep(), fits=two), folder / "sweeps.json")
+        assert "Exponents" not in section(rendered(folder), "sweeps")
+
 
 class TestRefusal:
     def refuse(self, folder, **changes):

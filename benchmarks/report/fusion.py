@@ -275,6 +275,7 @@ def _points(
 
 def _fits(fits: Sequence[Fit]) -> str:
     """Exponents, by axis and quantity in rows and by way to fuse in columns."""
+    fits = [fit for fit in fits if fit.points > 2]  # any two points lie on a line
     if not fits:
         return ""
     ways = [variant for variant in NAMES if any(fit.variant == variant for fit in fits)]
