@@ -215,7 +215,7 @@ class TestComparisons:
         save(document("layer", records), folder / "layer.json")
         said = section(rendered(folder), "layer")
         assert "1.60 \N{PLUS-MINUS SIGN} 1.0%" in said
-        assert "11.50 [12.00-13.00]" in said
+        assert "11.5 [12.0-13.0]" in said
         assert "whiskers of two standard errors" in said
         assert "quickest fifths of the rounds" in said
 
