@@ -211,7 +211,7 @@ OURS = {torch.float32: 24, torch.bfloat16: 28}  # whose slots are averaged in fl
 def test_launches_of_a_layer(dtype, monkeypatch):
     """One attention and no joined streams, but more operators to share slots than eager takes."""
     monkeypatch.undo()  # poisoning fresh memory takes operators
-    size = {"rgb": (4, 64, 64), "spectrogram": (128, 128)}  # so that the kernels are taken
+    size = {"rgb": (8, 64, 64), "spectrogram": (128, 128)}  # so that the kernels are taken
     task = Task("mbt_small", "forward", 1, dtype, layer.ONE | {"input_size": size})
     variants = layer.variants(task, SCOPE)
     launches = {name: count_launches(variants[name].run, CPU) for name in ("ours", "eager")}
@@ -224,6 +224,6 @@ def test_launches_of_a_layer_whose_streams_are_normed_and_summed_at_once(monkeyp
     monkeypatch.undo()
     for op in ("add_layer_norm", "residual_add"):
         monkeypatch.setitem(dispatch.CPU_WINS_IN, op, {torch.float32: 0})
-    size = {"rgb": (4, 64, 64), "spectrogram": (128, 128)}
+    size = {"rgb": (8, 64, 64), "spectrogram": (128, 128)}
     task = Task("mbt_small", "forward", 1, torch.float32, layer.ONE | {"input_size": size})
     assert count_launches(layer.variants(task, SCOPE)["ours"].run, CPU) == 14
