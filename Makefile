@@ -6,8 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,triton_kernels triton_layer known_bugs \
-	bottleneck_attention layer_ops layer_ops_calls residual_add all_streams tracing random_calls))
+KERNEL_TESTS := tests/ops tests/kernels/test_triton_kernels.py tests/kernels/test_triton_layer.py tests/layers
 INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
 .PHONY: profile test setup lint types unit interpret regression sanitize clean
@@ -54,8 +53,8 @@ sanitize: setup
 		--no-deps --upgrade --target build/sanitize .
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		PYTHONPATH=build/sanitize $(BIN)/pytest -q -k "not sdpa and not triton" \
-		tests/test_cpu_kernels.py tests/test_bottleneck_attention.py tests/test_layer_ops.py \
-		tests/test_residual_add.py
+		tests/kernels/test_cpu_kernels.py tests/ops/test_bottleneck_attention.py tests/ops/test_layer_ops.py \
+		tests/ops/test_residual_add.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mbt_fast/*.so profile.json profile.html

@@ -15,7 +15,7 @@ from mbt_fast.errors import CheckpointError
 from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.mbt import MBT
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDINGS = (
     "bottleneck",
     "bottleneck_shared_encoder",

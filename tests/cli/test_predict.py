@@ -21,8 +21,8 @@ pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")
 pytest.importorskip("safetensors")
 
-NASA = str(Path(__file__).parent / "golden" / "nasa.mp4")
-OFFICIAL = str(Path(__file__).parent / "golden" / "bottleneck.checkpoint")
+NASA = str(Path(__file__).parents[1] / "golden" / "nasa.mp4")
+OFFICIAL = str(Path(__file__).parents[1] / "golden" / "bottleneck.checkpoint")
 TINY = ["--model", "mbt_tiny", "--device", "cpu"]
 
 

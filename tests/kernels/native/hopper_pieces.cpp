@@ -1,4 +1,4 @@
-// What tests/test_hopper_emulation.py calls: a kernel per instruction, and programs that misuse it.
+// What tests/kernels/test_hopper_emulation.py calls: a kernel per instruction, and programs that misuse it.
 #include <cstring>
 #include <string>
 

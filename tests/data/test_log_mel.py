@@ -10,7 +10,7 @@ from mbt_fast.data.log_mel import FLOOR, WINDOWS, log_mel, mel_filters
 
 np = pytest.importorskip("numpy")
 
-GOLDEN = Path(__file__).parent / "golden" / "log_mel.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "log_mel.npz"
 SIGNALS = ("chirp", "speech")
 EPS32 = torch.finfo(torch.float32).eps
 EPS64 = torch.finfo(torch.float64).eps

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = {"mbt_fast": ROOT / "mbt_fast", "mbt_fast.kernels": ROOT / "kernels"}
 OPTIONAL = {"av", "msgpack", "numpy", "safetensors", "tabulate", "tqdm", "triton"}
 

@@ -20,7 +20,7 @@ from model_cases import (
 
 from mbt_fast import MBT, MBTConfig, checkpoint, create_model, list_models
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = [
     "bottleneck",
     "bottleneck_shared_encoder",

@@ -15,7 +15,7 @@ from benchmarks.report import readme
 from benchmarks.report.results import FOLDER, read
 from mbt_fast.profiling import figure3
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(mbt_fast.__path__, "mbt_fast.")

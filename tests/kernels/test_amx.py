@@ -17,7 +17,7 @@ import torch
 from mbt_fast import native
 from mbt_fast.testing import assert_close_to_exact
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # in the order of the kernels' tables
 TILE_INSTRUCTIONS = {"ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps"}
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
@@ -25,7 +25,10 @@ FLAGS = (
     "-O3 -std=c++17 -ffp-contract=off -fPIC -shared -fvisibility=hidden -mavx2 -mfma -mf16c"
     " -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16"
 )
-SOURCES = ["tests/native/amx_pieces.cpp", *(f"csrc/cpu/{u}.cpp" for u in ("amx", "amx_emulated"))]
+SOURCES = [
+    "tests/kernels/native/amx_pieces.cpp",
+    *(f"csrc/cpu/{u}.cpp" for u in ("amx", "amx_emulated")),
+]
 
 needs_features = pytest.mark.skipif(
     not native.cpu_features().get("avx512_bf16"), reason="emulated tiles need AVX512-BF16"
@@ -111,7 +114,7 @@ def test_tiles_flush_denormals(pieces, a, b):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("count", "own", "dim"), [(1, 1, 16), (35, 30, 24), (131, 127, 64)])
 def test_machine_code_with_trapped_instructions_agrees_bit_for_bit(pieces, dtype, count, own, dim):
-    """Instructions are decoded and carried out by tests/native/amx_traps.hpp."""
+    """Instructions are decoded and carried out by tests/kernels/native/amx_traps.hpp."""
     qkv, dout = torch.randn(count, 3, dim).to(dtype), torch.randn(count, dim).to(dtype)
     results, trapped = [], []
     for emulated in (False, True):

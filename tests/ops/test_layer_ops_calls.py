@@ -157,7 +157,7 @@ def test_auto_takes_the_kernels_where_they_win():
     assert dispatch.select(small, "cpu") == dispatch.select(erf, "cpu") == "cpu"
 
 
-RECORDS = sorted((Path(__file__).parents[1] / "benchmarks/results").glob("*/layer_ops.json"))
+RECORDS = sorted((Path(__file__).parents[2] / "benchmarks/results").glob("*/layer_ops.json"))
 CASES_OF = {
     "bias_gelu": "gelu tanh",
     "bias_gelu_erf": "gelu none",

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mbt_fast import create_model
 from mbt_fast.testing import assert_close_to_exact
-from tests.model_cases import SAVINGS, random_inputs
+from model_cases import SAVINGS, random_inputs
 
 RANKS, PER_RANK = 2, 2
 SECONDS = 300  # on a quiet machine it takes 10

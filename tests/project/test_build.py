@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PARTS = ["mbt_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 
 

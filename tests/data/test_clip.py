@@ -19,7 +19,7 @@ from mbt_fast.models.config import MBTConfig
 av = pytest.importorskip("av")
 np = pytest.importorskip("numpy")
 
-NASA = Path(__file__).parent / "golden" / "nasa.mp4"
+NASA = Path(__file__).parents[1] / "golden" / "nasa.mp4"
 SILENCE = math.log(FLOOR)
 
 

@@ -20,7 +20,7 @@ from attention_cases import DEVICE, Case
 from mbt_fast import dispatch, native
 from mbt_fast.cuda import arguments
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 WARNINGS = ["-Wno-unknown-pragmas", "-Wno-psabi"]
 FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, "-x", "c++", "-c"]

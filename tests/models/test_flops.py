@@ -30,7 +30,7 @@ VARIANTS = {
 
 
 def table():
-    with open(Path(__file__).parent / "golden" / "flops.csv", newline="") as file:
+    with open(Path(__file__).parents[1] / "golden" / "flops.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -25,7 +25,7 @@ from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.registry import config_for
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"rgb": [4, 16, 16], "spectrogram": [24, 16]}
 SET_SIZES = ("--set", f"input_size={json.dumps(SIZES)}")
 DATASET = {"num_frames": 4, "crop_size": 16, "num_spec_frames": 3, "spec_shape": [8, 16]}

@@ -10,7 +10,7 @@ from mbt_fast.checkpoint import flax_msgpack, load_scenic, save_scenic
 from mbt_fast.checkpoint.flax_msgpack import pack, unpack
 from mbt_fast.errors import CheckpointError
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "bottleneck.checkpoint"
 
 

@@ -75,7 +75,7 @@ def test_a_row_may_have_a_most_of_channels():
     assert [row.reasons(call) for call in calls] == [[], [reason], [], []]
 
 
-RESULTS = Path(__file__).parents[1] / "benchmarks/results"
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 RECORDS = [path for path in RESULTS.glob("cpu-*/*.json") if path.stem.endswith("attention")]
 
 

@@ -9,7 +9,7 @@ import torch
 from mbt_fast.layers.branches import run_towers, towers_apart
 from mbt_fast.models import capture
 from mbt_fast.testing import assert_close_to_exact
-from tests.model_cases import fusions, int32, lengths, random_inputs, tiny
+from model_cases import fusions, int32, lengths, random_inputs, tiny
 
 
 @pytest.fixture

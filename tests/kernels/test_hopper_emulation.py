@@ -12,7 +12,7 @@ import torch
 
 from mbt_fast.testing import assert_close_to_exact
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 SEEDS = (0, 1, 2)  # copies complete at once, as late as can be, and in any order
 K, MN = 0, 1  # majors
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not shutil.which(COMPILER[0]), reason="no C++ co
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory):
     library = tmp_path_factory.mktemp("hopper") / "pieces.so"
-    source = ROOT / "tests/native/hopper_pieces.cpp"
+    source = ROOT / "tests/kernels/native/hopper_pieces.cpp"
     flags = ["-O2", "-std=c++17", "-fPIC", "-shared", f"-I{ROOT / 'csrc'}"]
     subprocess.run([*COMPILER, *flags, source, "-o", library], check=True)
     pieces = ctypes.CDLL(str(library))
