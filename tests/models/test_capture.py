@@ -5,11 +5,11 @@ from copy import deepcopy
 
 import pytest
 import torch
+from model_cases import fusions, int32, lengths, random_inputs, tiny
 
 from mbt_fast.layers.branches import run_towers, towers_apart
 from mbt_fast.models import capture
 from mbt_fast.testing import assert_close_to_exact
-from model_cases import fusions, int32, lengths, random_inputs, tiny
 
 
 @pytest.fixture

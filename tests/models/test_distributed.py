@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from model_cases import SAVINGS, random_inputs
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from mbt_fast import create_model
 from mbt_fast.testing import assert_close_to_exact
-from model_cases import SAVINGS, random_inputs
 
 RANKS, PER_RANK = 2, 2
 SECONDS = 300  # on a quiet machine it takes 10
