@@ -19,9 +19,23 @@ Invariants.
 - Gradients of the slots of an absent stream are loaded for dweight and dbias alone.
 """
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from mbt_fast.kernels.column_sums import sum_columns, tiles_per_chunk
+from mbt_fast.kernels.launch import (
+    device_of,
+    given,
+    given_lengths,
+    given_masks,
+    last_dim_contiguous,
+    one_dtype,
+    strides_of,
+)
 from mbt_fast.kernels.rows import (
     is_marked,
     is_set,
@@ -29,6 +43,7 @@ from mbt_fast.kernels.rows import (
     load_rows,
     store_branch_gradient,
 )
+from mbt_fast.kernels.table import row_tile
 from mbt_fast.kernels.tiles import find_stream, pick, pick_int, store_tile
 
 
@@ -182,3 +197,47 @@ def add_layer_norm_bwd_kernel(
             partial_ptr, keep_ptrs, strides, dnormed_strides, dsum_strides, rows, tiles, chunks,
             step, all_chunks, pid - slot_programs, B, P, M, HAS_DSUM, HAS_KEEP, C, BLOCK_R, BLOCK_C,
         )  # fmt: skip
+
+
+def launch(
+    dxs: Sequence[Tensor],
+    dbranches: Sequence[Tensor],
+    dweights: Sequence[Tensor],
+    dbiases: Sequence[Tensor],
+    dsums: Sequence[Tensor | None],
+    dnormed: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    keep: Sequence[Tensor | None],
+    lengths: Sequence[Tensor | None],
+    n_bottlenecks: int,
+) -> None:
+    """Fill the gradients of ``add_layer_norm``; those of branches are empty without a mask."""
+    sums, dnormed = ([last_dim_contiguous(t) for t in kind] for kind in (sums, dnormed))
+    batch, _, channels = sums[0].shape
+    wide = one_dtype(weights)
+    dparameters = [weight.new_empty(weight.shape) for weight in (*wide, *wide)]
+    also, has_dsum = given(dsums, sums[0], last_dim_contiguous)
+    masks, has_keep = given_masks(keep, sums[0])
+    valid, has_lengths = given_lengths(lengths, sums[0])
+    rows = tuple(total.shape[1] for total in sums)
+    tile = row_tile(channels)
+    tiles = tuple(triton.cdiv(s, tile.block_r) for s in rows)
+    step = tiles_per_chunk(sum(tiles) * batch, tile.block_r)
+    chunks = tuple(triton.cdiv(count * batch, step) for count in tiles)
+    slot_tiles = triton.cdiv(n_bottlenecks, tile.block_r)
+    partial = sums[0].new_empty(2, sum(chunks), channels, dtype=torch.float32)
+    with device_of(sums[0]):
+        if sum(chunks):
+            add_layer_norm_bwd_kernel[(sum(chunks) + slot_tiles * batch,)](
+                tuple(sums), tuple(dnormed), also, tuple(dxs), tuple(dbranches),
+                tuple(stat.contiguous() for stat in stats), wide, partial, masks, valid,
+                strides_of(sums), strides_of(dnormed), strides_of(also), rows, tiles, chunks, step,
+                sum(chunks), slot_tiles, batch, n_bottlenecks, M=len(sums), HAS_DSUM=has_dsum,
+                HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
+                BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps,
+            )  # fmt: skip
+        sum_columns(partial.flatten(0, 1), dparameters, (*chunks, *chunks))
+    for grad, summed in zip((*dweights, *dbiases), dparameters, strict=True):
+        grad.copy_(summed)

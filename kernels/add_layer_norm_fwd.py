@@ -15,10 +15,23 @@ Invariants.
 - A branch that its example drops, and the slots of an absent stream, are never loaded.
 """
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from mbt_fast.kernels.launch import (
+    device_of,
+    given,
+    given_lengths,
+    given_masks,
+    last_dim_contiguous,
+    one_dtype,
+    strides_of,
+)
 from mbt_fast.kernels.rows import is_marked, is_set, load_channels, load_sum, mean_of_slots
+from mbt_fast.kernels.table import row_tile
 from mbt_fast.kernels.tiles import find_stream, pick, pick_int, store_tile
 
 
@@ -120,4 +133,42 @@ def add_layer_norm_fwd_kernel(
         _write(
             x, sum_ptrs, normed_ptrs, stats_ptrs, weight_ptrs, bias_ptrs, m, b, row, inside, S, B,
             eps, M, WRITES_SUM, C, BLOCK_C,
+        )  # fmt: skip
+
+
+def launch(
+    sums: Sequence[Tensor],
+    normed: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    keep: Sequence[Tensor | None],
+    lengths: Sequence[Tensor | None],
+    n_bottlenecks: int,
+    eps: float,
+) -> None:
+    """Fill the results of ``add_layer_norm``: sums, empty where not written, their norm, stats."""
+    streams = [last_dim_contiguous(stream) for stream in streams]
+    batch, _, channels = streams[0].shape
+    written = [n_bottlenecks > 0 or branch is not None for branch in branches]
+    added, has_branch = given(branches, streams[0], last_dim_contiguous)
+    masks, has_keep = given_masks(keep, streams[0])
+    valid, has_lengths = given_lengths(lengths, streams[0])
+    rows = tuple(stream.shape[1] for stream in streams)
+    tile = row_tile(channels)
+    tiles = tuple(triton.cdiv(s - n_bottlenecks, tile.block_r) for s in rows)
+    slot_tiles = triton.cdiv(n_bottlenecks, tile.block_r)
+    programs = (sum(tiles) + slot_tiles) * batch
+    if not programs:
+        return
+    with device_of(streams[0]):
+        add_layer_norm_fwd_kernel[(programs,)](
+            tuple(streams), added, tuple(sums), tuple(normed), tuple(stats), one_dtype(weights),
+            one_dtype(biases), masks, valid, strides_of(streams), strides_of(added), rows, tiles,
+            slot_tiles, batch, n_bottlenecks, eps, M=len(streams), HAS_BRANCH=has_branch,
+            WRITES_SUM=sum(1 << m for m, is_written in enumerate(written) if is_written),
+            HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
+            BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps,
         )  # fmt: skip

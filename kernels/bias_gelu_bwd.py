@@ -9,10 +9,16 @@ adds up the partial sums in the order of the chunks, which depend on the shape a
 bitwise repeatable. dbias is the sum of dx before it is rounded.
 """
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from mbt_fast.kernels.bias_gelu_fwd import CUBIC, SCALE, tanh_cdf
+from mbt_fast.kernels.bias_gelu_fwd import CUBIC, SCALE, check_form, place, tanh_cdf
+from mbt_fast.kernels.column_sums import MOST_CHUNKS, sum_columns, tiles_per_chunk
+from mbt_fast.kernels.launch import device_of
 
 
 @triton.jit(do_not_specialize=["rows", "step"])
@@ -51,3 +57,36 @@ def bias_gelu_bwd_kernel(
         tl.store(dx_ptr + row * C + channel, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if HAS_BIAS:
         tl.store(partial_ptr + chunk * C + channel, tl.sum(dbias, 0)[None, :], mask=channel < C)
+
+
+def launch(
+    dxs: Sequence[Tensor],
+    dbiases: Sequence[Tensor],
+    douts: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    approximate: str,
+) -> None:
+    """Fill the gradients of each stream and of its bias, empty where there is none."""
+    check_form(approximate)
+    for call in zip(dxs, dbiases, douts, xs, biases, strict=True):
+        _launch_one(*call)
+
+
+def _launch_one(dx: Tensor, dbias: Tensor, dout: Tensor, x: Tensor, bias: Tensor | None) -> None:
+    if not x.numel():
+        dbias.zero_()
+        return
+    tile, rows, blocks = place(x)
+    tiles = triton.cdiv(rows, tile.block_r)
+    step = tiles_per_chunk(tiles, tile.block_r, triton.cdiv(MOST_CHUNKS, blocks))
+    chunks = triton.cdiv(tiles, step)
+    partial = x.new_empty(0 if bias is None else chunks, x.shape[-1], dtype=torch.float32)
+    with device_of(x):
+        bias_gelu_bwd_kernel[(chunks * blocks,)](
+            dout.contiguous(), x.contiguous(), x if bias is None else bias.contiguous(), dx,
+            partial, rows, step, HAS_BIAS=bias is not None, C=x.shape[-1], BLOCK_R=tile.block_r,
+            BLOCK_C=tile.block_c, num_warps=tile.num_warps,
+        )  # fmt: skip
+        if bias is not None:
+            sum_columns(partial, [dbias], [chunks])

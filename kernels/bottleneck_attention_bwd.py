@@ -29,9 +29,22 @@ Invariants.
 - The shared update is undone before (1): the launcher has put the mean's gradient into dout.
 """
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from mbt_fast.kernels.launch import (
+    Streams,
+    block_d,
+    device_of,
+    last_dim_contiguous,
+    precision_of,
+    strides_of,
+)
+from mbt_fast.kernels.table import tiles_for
 from mbt_fast.kernels.tiles import (
     LOG2_E,
     has_choice,
@@ -270,3 +283,84 @@ def bottleneck_attention_bwd_dq_kernel(
         dq = tl.where(valid[:, None], dq * scale, 0.0)
     dq_ptr = pick(dqkv_ptrs, m, M) + (b * S * 3 * H + h) * D
     store_tile(dq_ptr, row, 3 * H * D, dq, row < S, D, BLOCK_D)
+
+
+def launch(
+    dqkv: Sequence[Tensor],
+    douts: Sequence[Tensor],
+    dlses: Sequence[Tensor | None],
+    outs: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    slots: Sequence[Tensor],
+    qkv: Sequence[Tensor],
+    lengths: Sequence[Tensor | None],
+    n_bottlenecks: int,
+    update_mean: bool,
+    scale: float,
+) -> None:
+    """Fill the packed gradients of ``bottleneck_attention``, contiguous."""
+    streams = Streams.of(qkv, lengths)
+    batch, _, _, heads, head_dim = qkv[0].shape
+    update_mean = update_mean and n_bottlenecks > 0
+    if update_mean:
+        douts = _through_the_mean(douts, lengths, n_bottlenecks)
+    if not batch * heads * sum(streams.rows()):
+        return
+    grads = tuple(last_dim_contiguous(dout) for dout in streams.arrange(douts))
+    stats = streams.arrange(stats)
+    deltas = tuple(entry.new_empty(entry.shape[1:]) for entry in stats)
+    shared = {
+        "M": len(qkv),
+        "HAS_LENGTHS": streams.has_lengths,
+        "D": head_dim,
+        "BLOCK_D": block_d(head_dim),
+        "PRECISION": precision_of(qkv[0].dtype),
+    }
+
+    def place(block: int) -> tuple[tuple[int], tuple[object, ...]]:
+        """The grid for tiles of ``block`` rows, and the sizes that every kernel takes."""
+        tiles = tuple(triton.cdiv(count, block) for count in streams.rows())
+        return (sum(tiles) * batch * heads,), (streams.rows(), tiles, batch, heads, n_bottlenecks)
+
+    with device_of(qkv[0]):
+        tiles = tiles_for("delta", qkv[0])
+        grid, sizes = place(tiles.block_m)
+        dlse = [None if d is None else d.contiguous() for d in streams.arrange(dlses)]
+        bottleneck_attention_bwd_delta_kernel[grid](
+            tuple(streams.qkv), tuple(streams.arrange(outs)), slots[0], grads,
+            tuple(deltas[0] if d is None else d for d in dlse), tuple(stats), deltas,
+            tuple(streams.lengths), strides_of(streams.qkv), strides_of(grads), *sizes, scale,
+            HAS_DLSE=sum(1 << m for m, d in enumerate(dlse) if d is not None),
+            UPDATE_MEAN=update_mean, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages, **shared,
+        )  # fmt: skip
+        for kernel, name in (
+            (bottleneck_attention_bwd_dkdv_kernel, "dkdv"),
+            (bottleneck_attention_bwd_dq_kernel, "dq"),
+        ):
+            tiles = tiles_for(name, qkv[0])
+            grid, sizes = place(tiles.block_m)
+            kernel[grid](
+                tuple(streams.qkv), grads, tuple(stats), deltas, tuple(streams.arrange(dqkv)),
+                tuple(streams.lengths), strides_of(streams.qkv), strides_of(grads), *sizes, scale,
+                BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, num_warps=tiles.num_warps,
+                num_stages=tiles.num_stages, **shared,
+            )  # fmt: skip
+
+
+def _through_the_mean(
+    douts: Sequence[Tensor], lengths: Sequence[Tensor | None], n_bottlenecks: int
+) -> list[Tensor]:
+    """Give the slots of every stream the mean's gradient: the sum over present ones / count."""
+    total: Tensor | float = 0.0
+    count: Tensor | float = 0.0
+    for dout, length in zip(douts, lengths, strict=True):
+        slots = dout[:, dout.shape[1] - n_bottlenecks :].float()
+        if length is None:
+            total, count = total + slots, count + 1.0
+        else:
+            present = (length > 0)[:, None, None, None]
+            total, count = total + torch.where(present, slots, 0.0), count + present.float()
+    mean = torch.as_tensor(total / (count.clamp(min=1) if isinstance(count, Tensor) else count))
+    own = [dout[:, : dout.shape[1] - n_bottlenecks] for dout in douts]
+    return [torch.cat([rows, mean.to(rows.dtype)], dim=1) for rows in own]

@@ -28,9 +28,15 @@ Invariants.
 - Accumulation is in float32; probabilities are rounded to the dtype of v before the second product.
 """
 
+import math
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from mbt_fast.kernels.launch import Streams, block_d, device_of, precision_of, strides_of
+from mbt_fast.kernels.table import tiles_for
 from mbt_fast.kernels.tiles import (
     LN_2,
     head_of,
@@ -217,4 +223,43 @@ def bottleneck_attention_fwd_kernel(
         _store_lse(
             pick(lse_ptrs, m, M), pick(stats_ptrs, m, M), (b * H + h) * S + row, heads * S, top,
             log2_sum, inside,
+        )  # fmt: skip
+
+
+def launch(
+    outs: Sequence[Tensor],
+    lses: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    slots: Sequence[Tensor],
+    qkv: Sequence[Tensor],
+    lengths: Sequence[Tensor | None],
+    n_bottlenecks: int,
+    update_mean: bool,
+    scale: float,
+    return_lse: bool,
+) -> None:
+    """Fill the results of ``bottleneck_attention``, the log-sum-exps in any case.
+
+    ``stats`` are the maximum and the sum of the softmax; ``slots`` holds one tensor, the slots of
+    all streams before the shared update, in the order of the launch.
+    """
+    streams = Streams.of(qkv, lengths)
+    batch, _, _, heads, head_dim = qkv[0].shape
+    update_mean = update_mean and n_bottlenecks > 0
+    tiles = tiles_for("fwd_mean" if update_mean else "fwd", qkv[0])
+    own = [s - n_bottlenecks if update_mean else s for s in streams.rows()]
+    row_tiles = tuple(triton.cdiv(rows, tiles.block_m) for rows in own)
+    slot_tiles = triton.cdiv(n_bottlenecks, tiles.block_m) if update_mean else 0
+    programs = (sum(row_tiles) + slot_tiles) * batch * heads
+    if not programs:
+        return
+    with device_of(qkv[0]):
+        bottleneck_attention_fwd_kernel[(programs,)](
+            tuple(streams.qkv), *(tuple(streams.arrange(kind)) for kind in (outs, lses, stats)),
+            slots[0], tuple(streams.lengths), strides_of(streams.qkv), streams.rows(), row_tiles,
+            slot_tiles, batch, heads, n_bottlenecks, scale * math.log2(math.e), M=len(qkv),
+            HAS_LENGTHS=streams.has_lengths, UPDATE_MEAN=update_mean, D=head_dim,
+            BLOCK_D=block_d(head_dim), BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+            PRECISION=precision_of(qkv[0].dtype), num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
         )  # fmt: skip

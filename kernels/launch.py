@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,7 +24,7 @@ class Streams(NamedTuple):
         valid, bits = given_lengths([lengths[m] for m in order], qkv[0])
         return cls(
             order=order,
-            qkv=[unit_last_stride(qkv[m]) for m in order],
+            qkv=[last_dim_contiguous(qkv[m]) for m in order],
             lengths=list(valid),
             has_lengths=bits,
         )
@@ -33,11 +33,7 @@ class Streams(NamedTuple):
         """``S_m`` in the order of the launch."""
         return tuple(stream.shape[1] for stream in self.qkv)
 
-    def restore(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """From the order of the launch back to that of the call."""
-        return [tensors[self.order.index(m)] for m in range(len(self.order))]
-
-    def arrange(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def arrange(self, tensors: Sequence[Any]) -> list[Any]:
         """From the order of the call to that of the launch."""
         return [tensors[m] for m in self.order]
 
@@ -67,9 +63,15 @@ def given_masks(keep: Sequence[Tensor | None], like: Tensor) -> tuple[tuple[Tens
     return given(keep, anything, lambda mask: mask.contiguous().view(torch.uint8))
 
 
-def unit_last_stride(tensor: Tensor) -> Tensor:
+def last_dim_contiguous(tensor: Tensor) -> Tensor:
     """The tensor itself, or a copy if its last dimension is strided."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def one_dtype(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Parameters of one dtype, contiguous: a tuple of pointers has one."""
+    same = len({parameter.dtype for parameter in parameters}) == 1
+    return tuple((p if same else p.float()).contiguous() for p in parameters)
 
 
 def strides_of(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:

@@ -16,10 +16,21 @@ Invariants.
 - Every element is written by exactly one program: no atomics.
 """
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from mbt_fast.kernels.launch import (
+    device_of,
+    given_lengths,
+    given_masks,
+    last_dim_contiguous,
+    strides_of,
+)
 from mbt_fast.kernels.rows import is_marked, load_rows, store_branch_gradient
+from mbt_fast.kernels.table import row_tile
 from mbt_fast.kernels.tiles import find_stream, pick, pick_int, store_tile
 
 
@@ -98,4 +109,36 @@ def residual_add_bwd_kernel(
         _write(
             dx, dx_ptrs, dbranch_ptrs, keep_ptrs, m, b, row, inside, S, M, HAS_KEEP, SHARES, C,
             BLOCK_C,
+        )  # fmt: skip
+
+
+def launch(
+    dxs: Sequence[Tensor],
+    dbranches: Sequence[Tensor],
+    dsums: Sequence[Tensor],
+    keep: Sequence[Tensor | None],
+    lengths: Sequence[Tensor | None],
+    n_bottlenecks: int,
+) -> None:
+    """Fill the gradients of ``residual_add``: of streams with slots, of branches with a mask."""
+    dsums = [last_dim_contiguous(dsum) for dsum in dsums]
+    batch, _, channels = dsums[0].shape
+    masks, has_keep = given_masks(keep, dsums[0])
+    valid, has_lengths = given_lengths(lengths, dsums[0])
+    rows = tuple(dsum.shape[1] for dsum in dsums)
+    tile = row_tile(channels)
+    tiles = tuple(
+        triton.cdiv(s - n_bottlenecks, tile.block_r) if n_bottlenecks or mask is not None else 0
+        for s, mask in zip(rows, keep, strict=True)
+    )
+    slot_tiles = triton.cdiv(n_bottlenecks, tile.block_r)
+    programs = (sum(tiles) + slot_tiles) * batch
+    if not programs:
+        return
+    with device_of(dsums[0]):
+        residual_add_bwd_kernel[(programs,)](
+            tuple(dsums), tuple(dxs), tuple(dbranches), masks, valid, strides_of(dsums), rows,
+            tiles, slot_tiles, batch, n_bottlenecks, M=len(dsums), HAS_KEEP=has_keep,
+            HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
+            BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps,
         )  # fmt: skip

@@ -15,10 +15,21 @@ Invariants.
 - A branch that its example drops, and the slots of an absent stream, are never loaded.
 """
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from mbt_fast.kernels.launch import (
+    device_of,
+    given_lengths,
+    given_masks,
+    last_dim_contiguous,
+    strides_of,
+)
 from mbt_fast.kernels.rows import load_sum, mean_of_slots
+from mbt_fast.kernels.table import row_tile
 from mbt_fast.kernels.tiles import find_stream, pick, pick_int, store_tile
 
 
@@ -68,3 +79,34 @@ def residual_add_fwd_kernel(
             HAS_KEEP, C, BLOCK_C,
         )  # fmt: skip
         store_tile(pick(sum_ptrs, m, M) + b * S * C, row, C, x, inside, C, BLOCK_C)
+
+
+def launch(
+    sums: Sequence[Tensor],
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor],
+    keep: Sequence[Tensor | None],
+    lengths: Sequence[Tensor | None],
+    n_bottlenecks: int,
+) -> None:
+    """Fill the sums of ``residual_add``."""
+    streams = [last_dim_contiguous(stream) for stream in streams]
+    branches = [last_dim_contiguous(branch) for branch in branches]
+    batch, _, channels = streams[0].shape
+    masks, has_keep = given_masks(keep, streams[0])
+    valid, has_lengths = given_lengths(lengths, streams[0])
+    rows = tuple(stream.shape[1] for stream in streams)
+    tile = row_tile(channels)
+    tiles = tuple(triton.cdiv(s - n_bottlenecks, tile.block_r) for s in rows)
+    slot_tiles = triton.cdiv(n_bottlenecks, tile.block_r)
+    programs = (sum(tiles) + slot_tiles) * batch
+    if not programs:
+        return
+    with device_of(streams[0]):
+        residual_add_fwd_kernel[(programs,)](
+            tuple(streams), tuple(branches), tuple(sums), masks, valid, strides_of(streams),
+            strides_of(branches), rows, tiles, slot_tiles, batch, n_bottlenecks,
+            M=len(streams), HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths,
+            SHARES=n_bottlenecks > 0, C=channels, BLOCK_R=tile.block_r, BLOCK_C=tile.block_c,
+            num_warps=tile.num_warps,
+        )  # fmt: skip

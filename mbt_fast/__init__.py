@@ -6,9 +6,9 @@ alone, and touches no device.
 """
 
 from mbt_fast import checkpoint, dispatch, errors, flops, functional
+from mbt_fast.activation_checkpointing import checkpoint_policy
 from mbt_fast.functional import bottleneck_attention, dense_attention, share_slots_
 from mbt_fast.models import MBT, MBTConfig, create_model, fuse, list_models
-from mbt_fast.recompute import checkpoint_policy
 
 __version__ = "0.1.0"
 

@@ -71,12 +71,12 @@ def forward_flops(
     Args:
         config: The model.
         cost: ``"efficient"`` counts what the equations ask for, and what ``MBT`` computes with
-            its default savings; but for heads below 16 channels, which it pads.
+            its default options; but for heads below 16 channels, which it pads.
             ``"official"`` counts vanilla fusion with own weights as the official code computes it:
             each modality's whole block over the tokens of all, of which only its own are kept.
         cls_only: Count the last layer for the CLS rows alone, all that a token head reads: every
             key and value, but one query per modality. What ``MBT`` computes with
-            ``set_savings(cls_only=True)``.
+            ``set_execution(cls_only=True)``.
 
     Raises:
         ValueError: ``cost`` is unknown.

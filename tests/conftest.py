@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from mbt_fast import native
+from mbt_fast.ops import extension as native
 
 
 def pytest_collection_modifyitems(config, items):

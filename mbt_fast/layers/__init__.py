@@ -2,7 +2,7 @@
 
 from mbt_fast.layers.block import Attention, Block, Mlp
 from mbt_fast.layers.embed import StreamEmbedding
-from mbt_fast.layers.fusion import FusionLayer
-from mbt_fast.layers.savings import Savings
+from mbt_fast.layers.execution import Execution
+from mbt_fast.layers.fusion_layer import FusionLayer
 
-__all__ = ["Attention", "Block", "FusionLayer", "Mlp", "Savings", "StreamEmbedding"]
+__all__ = ["Attention", "Block", "Execution", "FusionLayer", "Mlp", "StreamEmbedding"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mbt_fast.reference import drop_padding, valid_rows
+from mbt_fast.ops.streams import drop_padding, valid_rows
 
 CHANNELS = 3
 

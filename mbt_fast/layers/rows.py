@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mbt_fast.reference import valid_rows
+from mbt_fast.ops.streams import valid_rows
 
 Rows = Sequence[int] | slice | None  # numbers, a range, or all of them
 

@@ -1,32 +1,40 @@
 """Inference without the host's share of the time: CUDA graphs of a model, one per shape."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mbt_fast.autocast import autocast_dtype
-from mbt_fast.layers.branches import towers_apart
-
-if TYPE_CHECKING:
-    from mbt_fast.models.mbt import MBT
+from mbt_fast.ops.autocast import autocast_dtype
 
 Tensors = Mapping[str, Tensor]
 WARM_UPS = 3  # what PyTorch's own recipe for capture takes
+_SIDE_STREAMS = ContextVar("mbt_fast_side_streams", default=False)
+
+
+class Model(Protocol):
+    """What a model needs for its inference to be captured; an ``MBT`` has it."""
+
+    norm: nn.LayerNorm
+    training: bool
+    parameters: Callable[[], Iterator[nn.Parameter]]
+    check_inputs: Callable[..., dict[str, Tensor]]
+    __call__: Callable[..., Tensor]
 
 
 class CapturedMBT:
     """What ``MBT.capture`` returns; called like the model.
 
     A graph reads the weights where they are: training the model, or loading weights into it, is
-    seen by the next call; weights that have moved (``Module.to``) are refused. Backend, savings and
-    hooks are those of the moment at which a shape is first seen. One caller at a time: the graphs
+    seen by the next call; weights that have moved (``Module.to``) are refused. Backend, execution
+    and hooks are those of the moment at which a shape is first seen. One caller at a time: the graphs
     share their inputs and their memory.
     """
 
-    def __init__(self, model: "MBT") -> None:
+    def __init__(self, model: Model) -> None:
         """Capture nothing yet."""
         self._model = model
         self._graphs: dict[Any, Graph] = {}
@@ -90,7 +98,7 @@ class Graph:
         pool: Memory that it shares with other graphs.
     """
 
-    def __init__(self, model: "MBT", inputs: Tensors, lengths: Tensors, pool: Any) -> None:
+    def __init__(self, model: Model, inputs: Tensors, lengths: Tensors, pool: Any) -> None:
         """Record."""
         self._model = model
         self._inputs = {m: x.detach().clone() for m, x in inputs.items()}
@@ -112,7 +120,7 @@ class Graph:
         return self._logits.clone()
 
     def _run(self) -> Tensor:
-        with towers_apart(), _uncached_autocast(self._model.norm.weight.device):
+        with side_streams(), _uncached_autocast(self._model.norm.weight.device):
             logits: Tensor = self._model(self._inputs, self._lengths)
             return logits
 
@@ -144,7 +152,7 @@ def record(run: Callable[[], Tensor], pool: Any) -> tuple[Callable[[], object], 
     return graph.replay, result
 
 
-def _addresses(model: "MBT") -> list[int]:
+def _addresses(model: Model) -> list[int]:
     return [parameter.data_ptr() for parameter in model.parameters()]
 
 
@@ -152,3 +160,49 @@ def _uncached_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Autocast as it is, but that a graph casts the weights itself: it must see them change."""
     enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
     return torch.autocast(device.type, dtype, enabled=enabled, cache_enabled=False)
+
+
+@contextmanager
+def side_streams() -> Iterator[None]:
+    """Within it ``run_modalities`` gives each modality a CUDA stream of its own.
+
+    Below the fusion layer the modalities do not meet. Eager PyTorch gains nothing from running them
+    side by side: at small batches it waits for the host, at large ones one modality fills the GPU.
+    A graph has no host to wait for, and small modalities then share the GPU.
+
+    Warm-up runs must be within it as well as the capture: one modality alone may call other
+    kernels than all of them together, and none may be compiled during a capture.
+    """
+    token = _SIDE_STREAMS.set(True)
+    try:
+        yield
+    finally:
+        _SIDE_STREAMS.reset(token)
+
+
+def run_modalities(
+    run: Callable[[Sequence[str]], dict[str, Tensor]], modalities: Sequence[str]
+) -> dict[str, Tensor]:
+    """``run(modalities)``, or within ``side_streams`` one call for each, side by side.
+
+    Whatever a side stream does is ordered after what the current stream did before, and before what
+    it does next; so memory that one frees is not written by the other too early.
+
+    Args:
+        run: Maps some modalities to their streams; the modalities are independent.
+        modalities: All of them.
+    """
+    if torch.compiler.is_compiling() or not _SIDE_STREAMS.get() or len(modalities) == 1:
+        return run(modalities)
+    first, *others = modalities
+    current = torch.cuda.current_stream()
+    sides = [torch.cuda.Stream() for _ in others]
+    parts = {}
+    for modality, side in zip(others, sides, strict=True):
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            parts[modality] = run([modality])[modality]
+    parts[first] = run([first])[first]
+    for side in sides:
+        current.wait_stream(side)
+    return {modality: parts[modality] for modality in modalities}

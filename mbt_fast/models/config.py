@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from mbt_fast.validation import MAX_HEAD_DIM
+from mbt_fast.ops.checks import MAX_HEAD_DIM
 
 FUSIONS = ("bottleneck", "vanilla")
 
@@ -176,7 +176,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-_RESERVED = ("shared", "block_of", "set_backend", "set_savings")  # names of a FusionLayer
+_RESERVED = ("shared", "block_of", "set_backend", "set_execution")  # names of a FusionLayer
 
 
 def check_modalities(modalities: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 """The Multimodal Bottleneck Transformer (Nagrani et al., 2021, arXiv 2107.00135), exactly."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,26 +10,27 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mbt_fast import dispatch
-from mbt_fast.autocast import autocast_dtype
-from mbt_fast.layers import Block, FusionLayer, Savings, StreamEmbedding
+from mbt_fast.layers import Block, Execution, FusionLayer, StreamEmbedding
 from mbt_fast.layers.block import LAYER_NORM_EPS
-from mbt_fast.layers.branches import run_towers
-from mbt_fast.layers.fusion import SHARED, Streams, enter_fusion
+from mbt_fast.layers.fusion_layer import SHARED, Streams, enter_fusion
+from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
-from mbt_fast.models.capture import CapturedMBT
+from mbt_fast.models.capture import CapturedMBT, run_modalities
 from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.init import initialise
-from mbt_fast.reference import expand
-from mbt_fast.validation import check_length
+from mbt_fast.ops.autocast import autocast_dtype
+from mbt_fast.ops.checks import check_length
+from mbt_fast.ops.dispatch import check_name
+from mbt_fast.ops.streams import expand
 
 Inputs = Mapping[str, Tensor]
+_MEMORY = {"full": "none", "reduced": "norms", "minimal": "mlp"}  # of set_savings: recompute
 
 
 class MBT(nn.Module):
     """Transformer towers per modality that exchange information through bottleneck tokens.
 
-    The streams never meet but in the mean over their slots; see ``layers.fusion`` for the layers,
+    The streams never meet but in the mean over their slots; see ``layers.fusion_layer`` for the layers,
     and DESIGN.md for streams and slots.
 
     Args:
@@ -45,7 +47,7 @@ class MBT(nn.Module):
         self.bottleneck_tokens = nn.Parameter(slots) if config.n_slots else None
         self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)  # shared by the modalities
         self.head = nn.Linear(config.hidden_size, config.num_classes)  # likewise
-        self._savings = Savings()
+        self._execution = Execution()
         initialise(self, self.bottleneck_tokens, self.head)
 
     def forward(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -85,7 +87,8 @@ class MBT(nn.Module):
         nothing, and no gradient should be sent through them.
         """
         features = self.forward_features(inputs, lengths)
-        return {modality: self.head(cls) for modality, cls in features.items()}
+        with named_range("head"):
+            return {modality: self.head(cls) for modality, cls in features.items()}
 
     def forward_features(
         self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
@@ -93,9 +96,10 @@ class MBT(nn.Module):
         """The CLS token ``[B, C]`` of each modality after the final LayerNorm, before the head."""
         lengths = self.check_inputs(inputs, lengths)
         given = [m for m in self.config.modalities if m in inputs]
-        streams = run_towers(partial(self._below_fusion, inputs, lengths), given)
+        streams = run_modalities(partial(self._below_fusion, inputs, lengths), given)
         tokens = self._fuse(streams, lengths)
-        return {modality: self.norm(cls) for modality, cls in tokens.items()}
+        with named_range("norm"):
+            return {modality: self.norm(cls) for modality, cls in tokens.items()}
 
     def capture(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> CapturedMBT:
         """Record the forward as a CUDA graph, for inference that does not wait for the host.
@@ -131,41 +135,61 @@ class MBT(nn.Module):
     def set_backend(self, backend: str) -> "MBT":
         """Choose the backend of every op in the model; returns the model.
 
-        The few queries of ``savings.cls_only`` are for kernels too few: with a backend that has no
+        The few queries of ``cls_only`` are for kernels too few: with a backend that has no
         ``dense_attention``, ``"auto"`` runs them.
 
         Raises:
             ValueError: ``backend`` is neither ``"auto"`` nor a name of ``dispatch.BACKENDS``.
         """
-        dispatch.check_name(backend)
+        check_name(backend)
         for layer in self.layers:
             layer.set_backend(backend)
         return self
 
-    def set_savings(self, **changes: Any) -> "MBT":
+    def set_execution(self, **changes: Any) -> "MBT":
         """Choose what is neither computed nor kept, none of which changes a result.
 
         Args:
-            **changes: Fields of ``mbt_fast.layers.Savings`` that differ from now. By default
-                dropped branches are skipped and ``memory`` is ``"reduced"``; ``cls_only=True``
-                makes the last layer cheaper, about a twelfth of the model.
+            **changes: Fields of ``mbt_fast.layers.Execution`` that differ from now. By default
+                dropped branches are skipped, and outputs of LayerNorm and GELU are recomputed;
+                ``cls_only=True`` makes the last layer cheaper, about a twelfth of the model.
 
         Returns:
             The model.
 
         Raises:
             TypeError: No such field, or a value of the wrong type.
-            ValueError: ``memory`` is unknown.
+            ValueError: ``recompute`` is unknown.
         """
-        self._savings = replace(self._savings, **changes)
+        self._execution = replace(self._execution, **changes)
         for layer in self.layers:
-            layer.set_savings(self._savings)
+            layer.set_execution(self._execution)
         return self
 
     @property
-    def savings(self) -> Savings:
+    def execution(self) -> Execution:
         """What the model neither computes nor keeps."""
-        return self._savings
+        return self._execution
+
+    def set_savings(self, *, memory: str | None = None, **changes: Any) -> "MBT":
+        """Deprecated name of ``set_execution``.
+
+        Args:
+            memory: ``"full"``, ``"reduced"`` or ``"minimal"``, which ``recompute`` calls
+                ``"none"``, ``"norms"`` and ``"mlp"``.
+            **changes: As in ``set_execution``.
+
+        Raises:
+            TypeError: As in ``set_execution``.
+            ValueError: ``memory`` is none of the three.
+        """
+        message = "set_savings is deprecated; use set_execution, with recompute= instead of memory="
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        if memory is not None:
+            if memory not in _MEMORY:
+                raise ValueError(f"memory must be one of {', '.join(_MEMORY)}, got {memory!r}")
+            changes["recompute"] = _MEMORY[memory]
+        return self.set_execution(**changes)
 
     @property
     def layers(self) -> list[FusionLayer]:
@@ -233,7 +257,10 @@ class MBT(nn.Module):
         self, inputs: Inputs, lengths: dict[str, Tensor], modalities: Sequence[str]
     ) -> Streams:
         """Embed some modalities, and pass them through the layers in which they do not meet."""
-        streams = {m: self.embedding(m)(inputs[m], lengths.get(m)) for m in modalities}
+        streams = {}
+        for m in modalities:
+            with named_range(f"embed / {m}"):
+                streams[m] = self.embedding(m)(inputs[m], lengths.get(m))
         lengths = {m: length for m, length in lengths.items() if m in modalities}
         for layer in self.layers[: self._first_fused_layer()]:
             streams = layer(streams, lengths, rows=self._rows_of(layer, [0]))
@@ -260,7 +287,7 @@ class MBT(nn.Module):
         """
         dropout = self.training and self.config.dropout > 0
         last = layer is self.blocks[-1]
-        return cls if last and self._savings.cls_only and not dropout else None
+        return cls if last and self._execution.cls_only and not dropout else None
 
     def _first_fused_layer(self) -> int:
         """The official code runs bottleneck fusion unimodally at test time if so configured.
@@ -337,5 +364,6 @@ def _layer(config: MBTConfig, index: int) -> FusionLayer:
                 config.dropout,
             )
             for name in names
-        }
+        },
+        name=f"layer {index}",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mbt_fast import native
+from mbt_fast.ops import extension as native
 from mbt_fast.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,1 +1,0 @@
-"""``autograd.Function``s around the operators of ``ops``, one module per op."""

@@ -1,1 +1,0 @@
-"""Launchers of the CUDA kernels for NVIDIA Hopper, ``csrc/cuda``."""

@@ -1,0 +1,432 @@
+"""One layer of all modalities: the pre-LN block, on a list of streams.
+
+::
+
+    norm1, qkv  ->  attention  ->  proj, sum, norm2, fc1  ->  GELU, fc2  ->  sum, shared slots
+
+Every arrow is one call for all streams, of an op or of a block that recomputes activations, on
+whatever backend is chosen. Streams that do not fit into one call, because stochastic depth left
+them different batches or their norms differ, take a call each. Modules that were replaced or have
+hooks are called.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from mbt_fast.layers.block import GELU, Block, Mlp
+from mbt_fast.layers.drop_path import Keep
+from mbt_fast.layers.execution import Execution
+from mbt_fast.layers.ranges import named_range
+from mbt_fast.layers.recompute import (
+    Affine,
+    add_norm_linear,
+    are_unmodified,
+    gelu_linear,
+    norm_mlp,
+)
+from mbt_fast.layers.rows import Rows, joint_valid, row_ranges, take_rows
+from mbt_fast.ops import add_layer_norm, bias_gelu, residual_add
+from mbt_fast.ops.autocast import autocast_dtype
+from mbt_fast.ops.bottleneck_attention import attend
+from mbt_fast.ops.checks import MIN_HEAD_DIM
+from mbt_fast.ops.dense_attention import attend as attend_densely
+from mbt_fast.ops.dispatch import STOCK, implements
+from mbt_fast.ops.operator import Entries, Implementation
+from mbt_fast.ops.streams import valid_rows, write_mean_slots
+
+SHARED = "shared"  # the name of the one block of a shared encoder
+
+Streams = dict[str, Tensor]  # modality -> [B, S_m, C]
+Lengths = Mapping[str, Tensor]  # modality -> int32 [B]; a modality without padding has no entry
+Linear = nn.Linear | Mlp | Affine  # a module, or parameters
+Part = tuple[slice, bool]  # streams that take one call, and whether their modules are unmodified
+
+
+class FusionLayer(nn.ModuleDict):
+    """The blocks of one layer, by modality, or one block ``"shared"`` for all of them.
+
+    Args:
+        blocks: ``Block`` per modality, or ``{"shared": Block}``.
+        name: Of the layer, in traces.
+    """
+
+    def __init__(self, blocks: Mapping[str, Block], name: str = "layer") -> None:
+        """Keep the blocks."""
+        super().__init__(blocks)
+        self._name = name
+        self._execution = Execution()
+        self._backend = self._layer_backend = "auto"
+
+    def set_backend(self, backend: str) -> None:
+        """Choose the backend of every op; where it has attention alone, the rest is stock."""
+        self._backend = backend
+        self._layer_backend = backend if implements(backend, "add_layer_norm") else STOCK.name
+        for block in self.values():
+            cast(Block, block).mlp.backend = self._layer_backend
+
+    def set_execution(self, execution: Execution) -> None:
+        """Choose what the blocks neither compute nor keep."""
+        self._execution = execution
+
+    def block_of(self, modality: str) -> Block:
+        """The block through which the stream of ``modality`` passes."""
+        return cast(Block, self[SHARED if SHARED in self else modality])
+
+    def forward(
+        self,
+        streams: Streams,
+        lengths: Lengths,
+        *,
+        n_slots: int = 0,
+        pairwise: bool = False,
+        valid: Tensor | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Streams:
+        """Pass all streams through the layer.
+
+        Args:
+            streams: ``[B, S_m, C]`` per modality, own tokens then slots; or, in a shared encoder,
+                all modalities as the one stream ``"shared"``.
+            lengths: int32 ``[B]`` per modality that has padding; not checked here.
+            n_slots: ``P``, the last rows of every stream that the layer shares (Eq. 7-9); 0 leaves
+                the streams to themselves.
+            pairwise: Let every stream's queries attend to the keys of all (Eq. 5-6).
+            valid: bool ``[B, S]``, the rows of joined streams that take part, ``None`` for all.
+            rows: Rows of every stream to compute, ``None`` for all. The others are keys and values
+                only, and no slots are shared. A backend without ``dense_attention`` leaves these
+                few queries to ``"auto"``.
+
+        Returns:
+            The streams after the layer, of ``len(rows)`` rows if these are given.
+        """
+        name = self._name if len(streams) > 1 else f"{self._name} / {next(iter(streams))}"
+        blocks = [self.block_of(modality) for modality in streams]
+        with named_range(name):
+            xs = list(streams.values())
+            kept = [b.sample_keep(x, self._execution) for b, x in zip(blocks, xs, strict=True)]
+            attention, mlp = [pair[0] for pair in kept], [pair[1] for pair in kept]
+            if pairwise or valid is not None or rows is not None:
+                heads = self._attend_densely(
+                    blocks, streams, lengths, attention, n_slots, pairwise, valid, rows
+                )
+                xs = [take_rows(x, rows) for x in xs]
+            else:
+                heads = self._attend_within(blocks, streams, lengths, attention, n_slots)
+            with named_range(f"{name} / proj"):
+                branches = [b.attention_branch(h) for b, h in zip(blocks, heads, strict=True)]
+            with named_range(f"{name} / mlp"):
+                sums, branches = self._pass_mlps(blocks, xs, branches, attention, mlp)
+            with named_range(f"{name} / residual, shared slots"):
+                padding = [lengths.get(m) if rows is None else None for m in streams]
+                shared = n_slots if rows is None else 0
+                outs = self._add_mlps(sums, branches, mlp, shared, padding)
+        return dict(zip(streams, outs, strict=True))
+
+    def _attend_within(
+        self,
+        blocks: Sequence[Block],
+        streams: Streams,
+        lengths: Lengths,
+        kept: Sequence[Keep],
+        n_slots: int,
+    ) -> list[Tensor]:
+        """Self-attention of each stream, slots included: ``[K, S_m, H, D]``.
+
+        Heads below the op's smallest size are padded with zeros, which changes nothing.
+        """
+        with named_range(f"{self._name} / qkv"):
+            xs = [keep.take(x) for keep, x in zip(kept, streams.values(), strict=True)]
+            norms, linears = [b.norm1 for b in blocks], [b.attn.qkv for b in blocks]
+            nothing = [None] * len(xs)
+            _, products = self._norm_linears(xs, nothing, nothing, norms, linears)
+            packed = [b.attn.split(x) for b, x in zip(blocks, products, strict=True)]
+        padding = [keep.take(lengths.get(m)) for keep, m in zip(kept, streams, strict=True)]
+        head_dim = packed[0].shape[-1]
+        missing = max(MIN_HEAD_DIM - head_dim, 0)
+        if missing:
+            packed = [pad(stream, (0, missing)) for stream in packed]
+        alike = all(stream.shape[0] == packed[0].shape[0] for stream in packed)
+        heads: list[Tensor] = []
+        with named_range(f"{self._name} / attention"):
+            for part in [slice(None)] if alike else _one_by_one(packed):
+                heads += attend(
+                    packed[part],
+                    n_slots,
+                    padding[part],
+                    scale=head_dim**-0.5,
+                    backend=self._backend,
+                )[0]
+        return [out[..., :head_dim] for out in heads] if missing else heads
+
+    def _attend_densely(
+        self,
+        blocks: Sequence[Block],
+        streams: Streams,
+        lengths: Lengths,
+        kept: Sequence[Keep],
+        n_slots: int,
+        pairwise: bool,
+        valid: Tensor | None,
+        rows: Sequence[int] | None,
+    ) -> list[Tensor]:
+        """Queries of some rows; keys and values of the own stream, or of all under its weights."""
+        backend = self._backend
+        if rows is not None and not implements(backend, "dense_attention"):
+            backend = "auto"
+        if pairwise:
+            valid = joint_valid(streams, lengths)
+            joined = torch.cat(list(streams.values()), dim=1)
+        heads = []
+        ranges = row_ranges(streams)
+        for (modality, x), block, keep in zip(streams.items(), blocks, kept, strict=True):
+            tokens, mask, queries = x, valid, cast(Rows, rows)
+            if pairwise:
+                own = ranges[modality]
+                tokens, queries = joined, own if rows is None else [own.start + r for r in rows]
+            elif valid is None:
+                mask = valid_rows(lengths.get(modality), x.shape[1], n_slots)
+            with named_range(f"{self._name} / qkv"):
+                projected = self._query_key_value(block, keep.take(tokens), queries)
+            with named_range(f"{self._name} / attention"):
+                out = attend_densely(*projected, keep.take(mask), backend=backend)
+            heads.append(out.transpose(1, 2))
+        return heads
+
+    def _query_key_value(
+        self, block: Block, x: Tensor, rows: Rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of some rows of ``[B, S, C]``, keys and values of all: ``[B, H, rows, D]``.
+
+        Nothing else is computed, unless ``qkv`` has been replaced or has hooks: then it is called
+        as a module, and the queries are picked from its output.
+        """
+        attn, norm = block.attn, [block.norm1]
+        if rows is None or not are_unmodified((attn.qkv,), nn.Linear):
+            _, (product,) = self._norm_linears([x], [None], [None], norm, [attn.qkv])
+            query, key, value = attn.split(product).unbind(2)
+            query = take_rows(query, rows)
+        else:
+            of_query, of_key_value = attn.query_and_key_value()
+            _, (product,) = self._norm_linears(
+                [take_rows(x, rows)], [None], [None], norm, [of_query]
+            )
+            query = attn.split(product).squeeze(2)
+            _, (product,) = self._norm_linears([x], [None], [None], norm, [of_key_value])
+            key, value = attn.split(product).unbind(2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _pass_mlps(
+        self,
+        blocks: Sequence[Block],
+        xs: Sequence[Tensor],
+        branches: Sequence[Tensor],
+        attention: Sequence[Keep],
+        mlp: Sequence[Keep],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Streams with their attention branches added, and what the MLPs make of the kept ones."""
+        unmodified = [b.is_mlp_unmodified() for b in blocks]
+        recomputes_all = self._recompute() == "mlp" and all(unmodified)
+        if recomputes_all or _skips(attention) or _skips(mlp):
+            sums = [k.add(*pair) for k, *pair in zip(attention, xs, branches, strict=True)]
+            inputs, nothing = [k.take(y) for k, y in zip(mlp, sums, strict=True)], [None] * len(xs)
+            return sums, self._mlps(blocks, inputs, nothing, nothing, unmodified)[1]
+        masks = [keep.mask for keep in attention]
+        return self._mlps(blocks, xs, branches, masks, unmodified)
+
+    def _mlps(
+        self,
+        blocks: Sequence[Block],
+        xs: Sequence[Tensor],
+        branches: Entries,
+        masks: Entries,
+        unmodified: Sequence[bool],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Sums of streams and branches, and the MLPs of their norms."""
+        norms, gelu = [b.norm2 for b in blocks], self._choose_gelu(blocks, xs)
+        recompute = self._recompute()
+        if recompute == "mlp" and all(unmodified):
+            parts = _parts(xs, branches, norms, [b.mlp.fc1 for b in blocks])
+            if all(fits for _, fits in parts):
+                return list(xs), self._norm_mlps(blocks, xs, parts, gelu)
+        # Torch adds the first bias in the Linear, a kernel in GELU.
+        adds_bias = gelu is not bias_gelu.TORCH and all(unmodified)
+        firsts = [
+            b.mlp.fc1 if whole else b.mlp for b, whole in zip(blocks, unmodified, strict=True)
+        ]
+        if adds_bias:
+            firsts = [Affine(b.mlp.fc1.weight, None) for b in blocks]
+        sums, hidden = self._norm_linears(xs, branches, masks, norms, firsts)
+        together = all(unmodified) and len({x.dtype for x in hidden}) == 1
+        for part in [slice(None)] if together else _one_by_one(hidden):
+            if all(unmodified[part]):
+                biases = [b.mlp.fc1.bias if adds_bias else None for b in blocks[part]]
+                seconds = _affine([b.mlp.fc2 for b in blocks[part]])
+                hidden[part] = gelu_linear(
+                    hidden[part], biases, seconds, GELU, gelu, recompute=recompute != "none"
+                )
+        return sums, hidden
+
+    def _norm_mlps(
+        self,
+        blocks: Sequence[Block],
+        xs: Sequence[Tensor],
+        parts: Sequence[Part],
+        gelu: Implementation,
+    ) -> list[Tensor]:
+        """MLPs of which nothing but the input is kept."""
+        outs: list[Tensor] = []
+        for part, _ in parts:
+            streams, norms = xs[part], [b.norm2 for b in blocks[part]]
+            linears = ([getattr(b.mlp, name) for b in blocks[part]] for name in ("fc1", "fc2"))
+            norm = add_layer_norm.choose(streams, self._layer_backend)
+            affine = (_affine(modules) for modules in (norms, *linears))
+            outs += norm_mlp(streams, *affine, norms[0].eps, GELU, norm, gelu)
+        return outs
+
+    def _norm_linears(
+        self,
+        xs: Sequence[Tensor],
+        branches: Entries,
+        masks: Entries,
+        norms: Sequence[nn.LayerNorm],
+        linears: Sequence[Linear],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Sums of streams and branches, and a Linear of their LayerNorm."""
+        recomputes = self._recompute() != "none"
+        sums: list[Tensor] = []
+        products: list[Tensor] = []
+        for part, fits in _parts(xs, branches, norms, linears):
+            call = (xs[part], branches[part], masks[part], norms[part], linears[part])
+            if fits:
+                norm = add_layer_norm.choose(xs[part], self._layer_backend)
+                affine = (_affine(norms[part]), _affine(linears[part]))
+                results = add_norm_linear(
+                    *call[:3], *affine, norms[part][0].eps, norm, recompute=recomputes
+                )
+            else:
+                results = _call_modules(*call)
+            sums += results[0]
+            products += results[1]
+        return sums, products
+
+    def _add_mlps(
+        self,
+        sums: Sequence[Tensor],
+        branches: Sequence[Tensor],
+        kept: Sequence[Keep],
+        n_slots: int,
+        lengths: Entries,
+    ) -> list[Tensor]:
+        """The end of a layer: each stream's MLP is added, and the slots are shared (Eq. 9).
+
+        Slots or masks take one call of the op, unless a branch was computed for some examples only,
+        or streams have different dtypes, before or after the sum.
+        """
+        masks = [keep.mask for keep in kept]
+        shares = n_slots > 0 and len(sums) > 1
+        pairs = list(zip(sums, branches, strict=True))
+        dtypes = {torch.promote_types(x.dtype, branch.dtype) for x, branch in pairs}
+        plain = not shares and all(mask is None for mask in masks)
+        if plain or _skips(kept) or len(dtypes | {x.dtype for x in sums}) > 1:
+            outs = [keep.add(x, branch) for (x, branch), keep in zip(pairs, kept, strict=True)]
+            if shares:
+                write_mean_slots(outs, n_slots, lengths)
+            return outs
+        branches = [branch.to(x.dtype) for x, branch in pairs]
+        return residual_add.add(sums, branches, masks, lengths, n_slots, self._layer_backend)
+
+    def _choose_gelu(self, blocks: Sequence[Block], xs: Sequence[Tensor]) -> Implementation:
+        """Who runs GELU of what the first Linears make of these streams."""
+        weight = blocks[0].mlp.fc1.weight
+        elements = sum(x.shape[0] * x.shape[1] for x in xs) * weight.shape[0]
+        dtype = autocast_dtype(weight)
+        return bias_gelu.choose(xs[0].device, dtype, elements, GELU, self._layer_backend)
+
+    def _recompute(self) -> str:
+        """What blocks compute again in the backward; a compiler makes this choice by itself."""
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return "none"
+        return self._execution.recompute
+
+
+def _parts(
+    xs: Sequence[Tensor],
+    branches: Entries,
+    norms: Sequence[nn.LayerNorm],
+    linears: Sequence[Linear],
+) -> list[Part]:
+    """Which streams take one call, and whether it may use weights in place of their modules."""
+    first = (xs[0].shape[0], xs[0].dtype, norms[0].eps)
+    alike = all((x.shape[0], x.dtype, n.eps) == first for x, n in zip(xs, norms, strict=True))
+    parts = [slice(None)] if alike else _one_by_one(xs)
+    fits = [_fit(xs[part], branches[part], norms[part], linears[part]) for part in parts]
+    if all(fits):
+        return [(part, True) for part in parts]
+    if alike and len(xs) > 1:
+        parts = _one_by_one(xs)
+        fits = [_fit(xs[part], branches[part], norms[part], linears[part]) for part in parts]
+    return list(zip(parts, fits, strict=True))
+
+
+def _fit(
+    xs: Sequence[Tensor],
+    branches: Entries,
+    norms: Sequence[nn.LayerNorm],
+    linears: Sequence[Linear],
+) -> bool:
+    """Whether modules are as they were built, and of dtypes that the ops take."""
+    modules = [each for each in linears if not isinstance(each, Affine)]
+    if not are_unmodified(norms, nn.LayerNorm) or not are_unmodified(modules, nn.Linear):
+        return False
+    for x, branch, norm in zip(xs, branches, norms, strict=True):
+        if norm.weight is None or norm.bias is None:
+            return False
+        if norm.weight.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
+            return False
+        if branch is not None and torch.promote_types(x.dtype, branch.dtype) != x.dtype:
+            return False
+    return True
+
+
+def _call_modules(
+    xs: Sequence[Tensor],
+    branches: Entries,
+    masks: Entries,
+    norms: Sequence[nn.LayerNorm],
+    linears: Sequence[Linear],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``add_norm_linear`` by calling norms and Linears."""
+    each = zip(xs, branches, masks, strict=True)
+    sums = [x if branch is None else Keep(mask=mask).add(x, branch) for x, branch, mask in each]
+    normed = [norm(total) for norm, total in zip(norms, sums, strict=True)]
+    return sums, [
+        linear(x, *module) if isinstance(module, Affine) else module(x)
+        for x, module in zip(normed, linears, strict=True)
+    ]
+
+
+def _affine(modules: Sequence[Linear]) -> list[Affine]:
+    """The parameters of Linears or LayerNorms."""
+    return [m if isinstance(m, Affine) else Affine(m.weight, m.bias) for m in modules]
+
+
+def _one_by_one(xs: Sequence[object]) -> list[slice]:
+    return [slice(index, index + 1) for index in range(len(xs))]
+
+
+def _skips(kept: Sequence[Keep]) -> bool:
+    """Whether a branch is computed for some examples only."""
+    return any(keep.index is not None for keep in kept)
+
+
+def enter_fusion(streams: Streams, bottleneck_tokens: Tensor) -> Streams:
+    """Append each stream's copy of the bottleneck tokens ``[1, P, C]``, its slots."""
+    fused = {}
+    for modality, x in streams.items():
+        slots = bottleneck_tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+        fused[modality] = torch.cat([x, slots], dim=1)
+    return fused

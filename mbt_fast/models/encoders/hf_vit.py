@@ -1,0 +1,116 @@
+"""Towers with the attributes of Hugging Face's ViT, DeiT and AST, before and since version 5."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mbt_fast.models.encoders.family import NO_DROPOUT, Family, Layer, Need, Tower
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class _HuggingFace(Family):
+    """What both layouts share: ``embeddings``, ``layernorm``, and a head around the encoder."""
+
+    def body(self, tower: Tower) -> Tower:
+        """The encoder inside ``ViTForImageClassification`` and its like."""
+        return getattr(tower, getattr(tower, "base_model_prefix", ""), tower)
+
+    def embed(self, tower: Tower, x: Tensor) -> Tensor:
+        """Patches, CLS and, in DeiT and AST, a distillation token, and positions."""
+        return self.body(tower).embeddings(x)
+
+    def norm(self, tower: Tower, x: Tensor) -> Tensor:
+        """The result is the ``last_hidden_state``."""
+        return self.body(tower).layernorm(x)
+
+
+class HuggingFaceViT4(_HuggingFace):
+    """Transformers up to version 4."""
+
+    title = "a Hugging Face ViT or AST"
+    signs = ("embeddings", "encoder.layer", "layernorm")
+    stack = "encoder.layer"
+    parts = (
+        "layernorm_before",
+        "attention.attention.query",
+        "attention.attention.key",
+        "attention.attention.value",
+        "attention.output",
+        "layernorm_after",
+        "intermediate",
+        "output",
+    )
+    tower_needs = (
+        Need("encoder.relative_position_bias", None, "relative positions are not supported"),
+    )
+    training_needs = (
+        Need("attention.attention.dropout.p", 0.0, NO_DROPOUT),
+        Need("attention.attention.dropout_prob", 0.0, NO_DROPOUT),
+    )
+
+    def packed(self, layer: Layer, x: Tensor) -> Tensor:
+        """Of three Linears."""
+        attention = layer.attention.attention
+        linears = (attention.query, attention.key, attention.value)
+        return _packed(linears, layer.layernorm_before(x), attention.num_attention_heads)
+
+    def finish(self, layer: Layer, x: Tensor, heads: Tensor) -> Tensor:
+        """The layer's ``output`` adds its residual, that of its attention does not."""
+        y = layer.attention.output(heads.flatten(2), x) + x
+        return layer.output(layer.intermediate(layer.layernorm_after(y)), y)
+
+
+class HuggingFaceViT5(_HuggingFace):
+    """Transformers from version 5 on."""
+
+    title = "a ViT or AST of transformers 5"
+    signs = ("embeddings", "layers", "layernorm")
+    stack = "layers"
+    parts = (
+        "layernorm_before",
+        "attention.q_proj",
+        "attention.k_proj",
+        "attention.v_proj",
+        "attention.o_proj",
+        "layernorm_after",
+        "mlp",
+        "dropout",
+    )
+    training_needs = (Need("attention.attention_dropout", 0.0, NO_DROPOUT),)
+
+    def packed(self, layer: Layer, x: Tensor) -> Tensor:
+        """Of three Linears."""
+        attention = layer.attention
+        linears = (attention.q_proj, attention.k_proj, attention.v_proj)
+        return _packed(linears, layer.layernorm_before(x), attention.num_attention_heads)
+
+    def finish(self, layer: Layer, x: Tensor, heads: Tensor) -> Tensor:
+        """One ``dropout`` for both branches."""
+        y = layer.dropout(layer.attention.o_proj(heads.flatten(2))) + x
+        return layer.dropout(layer.mlp(layer.layernorm_after(y))) + y
+
+
+def _packed(linears: Sequence[nn.Linear], x: Tensor, num_heads: int) -> Tensor:
+    """Pack query, key and value of three Linears.
+
+    One product with their joined weights is faster than three and a copy of the results. Where one
+    of them is more than a Linear, by an adapter or a hook, each is called.
+    """
+    if not _are_plain(linears):
+        packed = torch.stack([module(x) for module in linears], dim=2)
+        return packed.unflatten(-1, (num_heads, -1))
+    weight = torch.cat([module.weight for module in linears])
+    biases: list[Tensor] = [module.bias for module in linears if module.bias is not None]
+    packed = linear(x, weight, torch.cat(biases) if biases else None)
+    return packed.unflatten(-1, (3, num_heads, -1))
+
+
+def _are_plain(linears: Sequence[nn.Linear]) -> bool:
+    """Linears of torch's own, all with a bias or none, and nothing that would go unnoticed."""
+    if any(type(module) is not nn.Linear for module in linears):
+        return False
+    hooked = any(getattr(module, hooks) for module in linears for hooks in HOOKS)
+    return not hooked and len({module.bias is None for module in linears}) == 1

@@ -1,0 +1,241 @@
+"""Pretrained encoders of other libraries, fused through bottleneck tokens, their weights shared."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
+from mbt_fast.models.config import check_modalities
+from mbt_fast.models.encoders import Layer, check_training, families_of
+from mbt_fast.models.init import TOKEN_STD
+from mbt_fast.ops.bottleneck_attention import attend
+from mbt_fast.ops.checks import check_length
+from mbt_fast.ops.dispatch import check_name
+from mbt_fast.ops.streams import drop_padding, valid_rows, write_mean_slots
+
+
+def fuse(
+    towers: Mapping[str, nn.Module], fusion_layer: int, n_bottlenecks: int = 4
+) -> "FusedTowers":
+    """Fuse pretrained encoders through bottleneck tokens, as MBT fuses its own (Eq. 7-9).
+
+    Equal, for layer ``l`` of each tower ``m`` and its stream ``x_m``, to::
+
+        if l == fusion_layer:
+            x_m = cat([x_m, bottleneck_tokens])
+        x_m = layer_m(x_m)
+        if l >= fusion_layer:
+            slots of every x_m = mean over the present m of the slots of x_m
+
+    The towers are not copied: training the fused model trains them. They are recognised by their
+    attributes: timm's ``VisionTransformer``, the ViT, DeiT and AST of Hugging Face, and
+    ``torch.nn.TransformerEncoder(norm_first=True)``. From the fusion layer on the parts of a layer
+    are called around our attention: activation, eps, biases, layer scale, dropout and stochastic
+    depth are the tower's own. Hooks on the layer itself, wrappers around it, and activation
+    checkpointing that the tower brings are passed over.
+
+    Args:
+        towers: Modality to encoder, all of one depth, width and number of heads. Each layer is
+            tried on five random tokens, but for towers on the meta device.
+        fusion_layer: 0-based first fused layer; the number of layers for none (late fusion).
+        n_bottlenecks: ``P >= 0``, bottleneck tokens.
+
+    Returns:
+        The model, with new bottleneck tokens drawn from N(0, 0.02^2) as in the official code.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: Something in a tower does not fit, such as post-norm or rotary positions: the
+            message names the first such thing. Or a number is out of range. Attention dropout is
+            refused when a fused layer is trained with it.
+
+    Example:
+        >>> layer = torch.nn.TransformerEncoderLayer(
+        ...     64, nhead=4, dropout=0.0, norm_first=True, batch_first=True)
+        >>> towers = {
+        ...     modality: torch.nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+        ...     for modality in ("rgb", "spectrogram")}
+        >>> model = fuse(towers, fusion_layer=8, n_bottlenecks=4)
+        >>> clip = {"rgb": torch.randn(2, 50, 64), "spectrogram": torch.randn(2, 25, 64)}
+        >>> {modality: tuple(tokens.shape) for modality, tokens in model(clip).items()}
+        {'rgb': (2, 50, 64), 'spectrogram': (2, 25, 64)}
+    """
+    return FusedTowers(towers, fusion_layer, n_bottlenecks)
+
+
+class FusedTowers(nn.Module):
+    """What ``fuse`` returns.
+
+    Attributes:
+        towers: The given encoders themselves, by modality.
+        bottleneck_tokens: Parameter ``[1, P, C]``; ``None`` where nothing can be exchanged, for
+            want of bottlenecks, of fused layers or of a second tower.
+    """
+
+    def __init__(
+        self, towers: Mapping[str, nn.Module], fusion_layer: int, n_bottlenecks: int
+    ) -> None:
+        """Arguments are those of ``fuse``."""
+        super().__init__()
+        if not isinstance(towers, Mapping):
+            raise TypeError(f"towers must be a mapping from modality to module, got {towers!r}")
+        check_modalities(tuple(towers))
+        self._families = families_of(towers)
+        self.towers = nn.ModuleDict(towers)
+        self.num_layers = len(self._layers(next(iter(towers))))
+        _check_integer("fusion_layer", fusion_layer, self.num_layers)
+        _check_integer("n_bottlenecks", n_bottlenecks)
+        self.fusion_layer = fusion_layer
+        exchanges = len(towers) > 1 and fusion_layer < self.num_layers
+        self.n_slots = n_bottlenecks if exchanges else 0
+        self.bottleneck_tokens = self._draw_tokens() if self.n_slots else None
+        self._backend = "auto"
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Encode.
+
+        Below the fusion layer a tower without padding runs its own layers, and gives its own
+        numbers bit for bit.
+
+        Args:
+            inputs: Per modality what its tower takes: images or spectrograms, and for
+                ``torch.nn.TransformerEncoder`` tokens ``[B, N, C]``. A modality that is left out is
+                absent for every example.
+            lengths: Per modality int32 ``[B]``: how many of the tower's tokens are valid, CLS and
+                its like included; 0 means absent for this example. A modality without an entry, or
+                with ``None``, has no padding.
+
+        Returns:
+            Tokens ``[B, N, C]`` per modality after the tower's last norm, which is what its head
+            takes: in timm ``tower.forward_head``, in Hugging Face the pooler or classifier. Rows of
+            padding and of absent examples are zero.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: A name, shape, device or value does not fit.
+        """
+        streams = self._embed(inputs)
+        lengths = _checked_lengths(lengths, streams)
+        streams = {m: _drop_padding(x, lengths.get(m)) for m, x in streams.items()}
+        first = self.fusion_layer if self.n_slots else self.num_layers
+        for index in range(first):
+            streams = {m: self._layer_alone(index, m, x, lengths) for m, x in streams.items()}
+        if self.bottleneck_tokens is not None:
+            streams = enter_fusion(streams, self.bottleneck_tokens)
+        for index in range(first, self.num_layers):
+            streams = self._layer_apart(index, streams, lengths, self.n_slots)
+        return {m: self._leave(m, x, lengths.get(m)) for m, x in streams.items()}
+
+    def set_backend(self, backend: str) -> "FusedTowers":
+        """Choose the backend of our attention; returns the model.
+
+        Raises:
+            ValueError: ``backend`` is neither ``"auto"`` nor a name of ``dispatch.BACKENDS``.
+        """
+        check_name(backend)
+        self._backend = backend
+        return self
+
+    def extra_repr(self) -> str:
+        """Show what no submodule shows."""
+        return f"fusion_layer={self.fusion_layer}, n_slots={self.n_slots}"
+
+    def _layers(self, modality: str) -> Sequence[Layer]:
+        return self._families[modality].layers(self.towers[modality])
+
+    def _draw_tokens(self) -> nn.Parameter:
+        modality = next(iter(self.towers))
+        layer = self._layers(modality)[0]
+        weight = next(p for p in layer.parameters() if p.is_floating_point())
+        tokens = weight.new_empty(1, self.n_slots, self._families[modality].width(layer))
+        return nn.Parameter(nn.init.normal_(tokens, std=TOKEN_STD))
+
+    def _embed(self, inputs: Mapping[str, Tensor]) -> Streams:
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"inputs must be a mapping from modality to tensor, got {inputs!r}")
+        unknown = [modality for modality in inputs if modality not in self.towers]
+        if unknown or not inputs:
+            raise ValueError(
+                f"inputs must name some of {', '.join(self.towers)}, "
+                f"got {', '.join(map(repr, unknown)) or 'none'}"
+            )
+        streams = {m: self._embed_one(m, inputs[m]) for m in self.towers if m in inputs}
+        first = next(iter(streams))
+        for modality, x in streams.items():
+            if len(x) != len(streams[first]):
+                raise ValueError(
+                    f"inputs[{modality!r}] must have batch size {len(streams[first])} like "
+                    f"inputs[{first!r}], got {len(x)}"
+                )
+        return streams
+
+    def _embed_one(self, modality: str, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs[{modality!r}] must be a tensor, got {type(x).__name__}")
+        tokens = self._families[modality].embed(self.towers[modality], x)
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3:
+            got = list(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(
+                f"towers[{modality!r}] must embed its input as tokens [B, N, C], got {got}"
+            )
+        return tokens
+
+    def _layer_alone(self, index: int, modality: str, x: Tensor, lengths: Lengths) -> Tensor:
+        """A layer of one tower; taken apart for padding only, which its own forward cannot mask."""
+        if modality in lengths:
+            return self._layer_apart(index, {modality: x}, lengths, 0)[modality]
+        return self._families[modality].whole(self._layers(modality)[index], x)
+
+    def _layer_apart(self, index: int, streams: Streams, lengths: Lengths, n_slots: int) -> Streams:
+        """The same layer of several towers: all attentions in one call, then the shared update."""
+        layers = {m: self._layers(m)[index] for m in streams}
+        for m, layer in layers.items():
+            check_training(
+                f"towers[{m!r}].{self._families[m].stack}[{index}]", layer, self._families[m]
+            )
+        padding = [lengths.get(modality) for modality in streams]
+        heads, _ = attend(
+            [self._families[m].packed(layers[m], x) for m, x in streams.items()],
+            n_slots,
+            padding,
+            backend=self._backend,
+        )
+        after = {
+            m: self._families[m].finish(layers[m], x, out)
+            for (m, x), out in zip(streams.items(), heads, strict=True)
+        }
+        if n_slots and len(after) > 1:
+            write_mean_slots(list(after.values()), n_slots, padding)
+        return after
+
+    def _leave(self, modality: str, x: Tensor, length: Tensor | None) -> Tensor:
+        own = x[:, : x.shape[1] - self.n_slots]
+        return _drop_padding(self._families[modality].norm(self.towers[modality], own), length)
+
+
+def _drop_padding(x: Tensor, length: Tensor | None) -> Tensor:
+    return drop_padding(x, valid_rows(length, x.shape[1], 0))
+
+
+def _checked_lengths(lengths: Mapping[str, Tensor] | None, streams: Streams) -> dict[str, Tensor]:
+    """Entries that say something: ``None`` means no padding, as does a missing one."""
+    if lengths is None:
+        return {}
+    if not isinstance(lengths, Mapping):
+        raise TypeError(f"lengths must be a mapping from modality to tensor, got {lengths!r}")
+    for modality, length in lengths.items():
+        if modality not in streams:
+            raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
+        x = streams[modality]
+        check_length(f"lengths[{modality!r}]", length, x, x.shape[1])
+    return {modality: length for modality, length in lengths.items() if length is not None}
+
+
+def _check_integer(name: str, value: int, most: int | None = None) -> None:
+    if type(value) is not int:
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 0 or (most is not None and value > most):
+        bound = "at least 0" if most is None else f"in 0..{most}, the layers"
+        raise ValueError(f"{name} must be {bound}, got {value}")

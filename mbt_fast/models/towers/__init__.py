@@ -1,6 +1,0 @@
-"""Encoders of other libraries, recognised by their attributes; none of them is imported."""
-
-from mbt_fast.models.towers.family import Family, Layer, Tower
-from mbt_fast.models.towers.fit import check_training, families_of
-
-__all__ = ["Family", "Layer", "Tower", "check_training", "families_of"]

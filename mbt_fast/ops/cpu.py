@@ -1,0 +1,304 @@
+"""Launchers of the C++ kernels for CPUs, ``csrc/cpu``: tensors become addresses and strides.
+
+Each takes the outputs to fill, allocated by ``ops.operator``, and then the arguments of the op.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbt_fast.ops import extension
+from mbt_fast.ops.layout import contiguous, last_dim_contiguous
+
+Entries = Sequence[Tensor | None]  # one per stream
+F32, I32, BOOL = torch.float32, torch.int32, torch.bool
+
+
+def bottleneck_attention_fwd(
+    outs: Sequence[Tensor],
+    lses: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    slots: Sequence[Tensor],
+    qkv: Sequence[Tensor],
+    lengths: Entries,
+    n_bottlenecks: int,
+    update_mean: bool,
+    scale: float,
+    return_lse: bool,
+) -> None:
+    """Fill outputs and log-sum-exps, which are computed in any case, and what the backward needs.
+
+    ``stats`` are the shift of the softmax and log2 of its sum; ``slots`` holds one tensor, the
+    slots of all streams before the shared update.
+    """
+    if not any(out.numel() for out in outs):
+        return
+    (qkv,), (lengths,) = last_dim_contiguous(qkv), contiguous(lengths)
+    module, dtype = extension.module(), qkv[0].dtype
+    xs, counts = _addresses(qkv=(qkv, dtype), lengths=(lengths, I32))
+    streams = [
+        module.StreamForward(
+            x, q.stride()[:4], q.shape[1], n, out.data_ptr(), lse.data_ptr(), stat.data_ptr()
+        )
+        for q, x, n, out, lse, stat in zip(qkv, xs, counts, outs, lses, stats, strict=True)
+    ]
+    kept = slots[0].data_ptr() if slots[0].numel() else 0
+    module.bottleneck_attention_fwd(_attention_call(qkv[0], n_bottlenecks, scale), streams, kept)
+
+
+def bottleneck_attention_bwd(
+    dqkv: Sequence[Tensor],
+    douts: Sequence[Tensor],
+    dlses: Entries,
+    outs: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    slots: Sequence[Tensor],
+    qkv: Sequence[Tensor],
+    lengths: Entries,
+    n_bottlenecks: int,
+    update_mean: bool,
+    scale: float,
+) -> None:
+    """Fill the packed gradients."""
+    if not any(grad.numel() for grad in dqkv):
+        return
+    qkv, douts = last_dim_contiguous(qkv, douts)
+    dlses, outs, stats, slots, lengths = contiguous(dlses, outs, stats, slots, lengths)
+    module, dtype = extension.module(), qkv[0].dtype
+    xs, counts, out, stat, dout, dlse = _addresses(
+        qkv=(qkv, dtype), lengths=(lengths, I32), outs=(outs, dtype), stats=(stats, F32),
+        douts=(douts, dtype), dlses=(dlses, F32),
+    )  # fmt: skip
+    addresses = zip(xs, counts, out, stat, dout, dlse, strict=True)
+    streams = [
+        module.StreamBackward(
+            x, q.stride()[:4], q.shape[1], n, o, s, do, d.stride()[:3], dl, grad.data_ptr()
+        )
+        for q, d, grad, (x, n, o, s, do, dl) in zip(qkv, douts, dqkv, addresses, strict=True)
+    ]
+    shares = update_mean and n_bottlenecks > 0
+    ((kept,),) = _addresses(slots=(slots if shares else [None], dtype))
+    module.bottleneck_attention_bwd(_attention_call(qkv[0], n_bottlenecks, scale), streams, kept)
+
+
+def bias_gelu_fwd(
+    outs: Sequence[Tensor], xs: Sequence[Tensor], biases: Entries, approximate: str
+) -> None:
+    """Fill ``gelu(x + bias)``."""
+    (xs,), biases = contiguous(xs), _float32(biases)
+    addresses = _addresses(xs=(xs, xs[0].dtype), biases=(biases, F32))
+    run = extension.module().bias_gelu_fwd
+    for out, x, x_ptr, bias_ptr in zip(outs, xs, *addresses, strict=True):
+        if x.numel():
+            run(_gelu_call(x, approximate), x_ptr, bias_ptr, out.data_ptr())
+
+
+def bias_gelu_bwd(
+    dxs: Sequence[Tensor],
+    dbiases: Sequence[Tensor],
+    douts: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    biases: Entries,
+    approximate: str,
+) -> None:
+    """Fill the gradients of ``x`` and, where there is one, of the bias."""
+    xs, douts = contiguous(xs, douts)
+    biases, dtype = _float32(biases), xs[0].dtype
+    addresses = _addresses(xs=(xs, dtype), biases=(biases, F32), douts=(douts, dtype))
+    run = extension.module().bias_gelu_bwd
+    for dx, dbias, x, pointers in zip(dxs, dbiases, xs, zip(*addresses, strict=True), strict=True):
+        wide = torch.zeros(dbias.shape, dtype=F32)  # sums are added to what is there
+        if x.numel():
+            run(_gelu_call(x, approximate), *pointers, dx.data_ptr(), wide.data_ptr())
+        dbias.copy_(wide)
+
+
+def add_layer_norm_fwd(
+    sums: Sequence[Tensor],
+    normed: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    streams: Sequence[Tensor],
+    branches: Entries,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    keep: Entries,
+    lengths: Entries,
+    n_bottlenecks: int,
+    eps: float,
+) -> None:
+    """Fill sums, their LayerNorm, and mean and reciprocal standard deviation of each row."""
+    if not any(out.numel() for out in normed):
+        return
+    streams, branches = last_dim_contiguous(streams, branches)
+    keep, lengths = contiguous(keep, lengths)
+    weights, biases = _float32(weights), _float32(biases)
+    module, dtype = extension.module(), streams[0].dtype
+    written = [total if total.numel() else None for total in sums]
+    rows = _rows(
+        streams=(streams, dtype), branches=(branches, dtype), sums=(written, dtype),
+        normed=(normed, dtype),
+    )  # fmt: skip
+    rest = _addresses(
+        keep=(keep, BOOL), lengths=(lengths, I32), weights=(weights, F32), biases=(biases, F32),
+        stats=(stats, F32),
+    )  # fmt: skip
+    each = zip(zip(*rows, strict=True), streams, zip(*rest, strict=True), strict=True)
+    entries = [module.NormForward(*tokens, x.shape[1], *pointers) for tokens, x, pointers in each]
+    module.add_layer_norm_fwd(
+        module.NormCall(
+            *_how(streams[0]), _shape(streams[0], n_bottlenecks), eps, torch.get_num_threads()
+        ),
+        entries,
+    )
+
+
+def add_layer_norm_bwd(
+    dxs: Sequence[Tensor],
+    dbranches: Sequence[Tensor],
+    dweights: Sequence[Tensor],
+    dbiases: Sequence[Tensor],
+    dsums: Entries,
+    dnormed: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    keep: Entries,
+    lengths: Entries,
+    n_bottlenecks: int,
+) -> None:
+    """Fill the gradients of streams, of branches that have a mask, of weights and of biases."""
+    sums, dnormed, dsums = last_dim_contiguous(sums, dnormed, dsums)
+    stats, keep, lengths = contiguous(stats, keep, lengths)
+    wide, module, dtype = _float32(weights), extension.module(), sums[0].dtype
+    added = [torch.zeros(2, *weight.shape) for weight in weights]  # sums are added to what is there
+    written = [grad if grad.numel() else None for grad in dbranches]
+    rows = _rows(
+        sums=(sums, dtype), dsums=(dsums, dtype), dnormed=(dnormed, dtype), dxs=(dxs, dtype),
+        dbranches=(written, dtype),
+    )  # fmt: skip
+    rest = _addresses(
+        keep=(keep, BOOL), lengths=(lengths, I32), weights=(wide, F32), stats=(stats, F32),
+        dparameters=(added, F32),
+    )  # fmt: skip
+    if any(dx.numel() for dx in dxs):
+        each = zip(zip(*rows, strict=True), sums, zip(*rest, strict=True), strict=True)
+        module.add_layer_norm_bwd(
+            module.NormCall(
+                *_how(sums[0]), _shape(sums[0], n_bottlenecks), 0.0, torch.get_num_threads()
+            ),
+            [module.NormBackward(*tokens, x.shape[1], *pointers) for tokens, x, pointers in each],
+        )
+    for dweight, dbias, both in zip(dweights, dbiases, added, strict=True):
+        dweight.copy_(both[0])
+        dbias.copy_(both[1])
+
+
+def residual_add_fwd(
+    sums: Sequence[Tensor],
+    streams: Sequence[Tensor],
+    branches: Sequence[Tensor],
+    keep: Entries,
+    lengths: Entries,
+    n_bottlenecks: int,
+) -> None:
+    """Fill the sums."""
+    if not any(total.numel() for total in sums):
+        return
+    streams, branches = last_dim_contiguous(streams, branches)
+    keep, lengths = contiguous(keep, lengths)
+    module, dtype = extension.module(), streams[0].dtype
+    rows = _rows(streams=(streams, dtype), branches=(branches, dtype), sums=(sums, dtype))
+    rest = _addresses(keep=(keep, BOOL), lengths=(lengths, I32))
+    each = zip(zip(*rows, strict=True), streams, zip(*rest, strict=True), strict=True)
+    module.residual_add_fwd(
+        module.ResidualCall(
+            *_how(streams[0]), _shape(streams[0], n_bottlenecks), torch.get_num_threads()
+        ),
+        [module.ResidualForward(*tokens, x.shape[1], *pointers) for tokens, x, pointers in each],
+    )
+
+
+def residual_add_bwd(
+    dxs: Sequence[Tensor],
+    dbranches: Sequence[Tensor],
+    dsums: Sequence[Tensor],
+    keep: Entries,
+    lengths: Entries,
+    n_bottlenecks: int,
+) -> None:
+    """Fill the gradients of streams, if slots are shared, and of branches that have a mask."""
+    if not any(dsum.numel() for dsum in dsums):
+        return
+    (dsums,), (keep, lengths) = last_dim_contiguous(dsums), contiguous(keep, lengths)
+    module, dtype = extension.module(), dsums[0].dtype
+    own, branch = ([g if g.numel() else None for g in grads] for grads in (dxs, dbranches))
+    rows = _rows(dsums=(dsums, dtype), dxs=(own, dtype), dbranches=(branch, dtype))
+    rest = _addresses(keep=(keep, BOOL), lengths=(lengths, I32))
+    each = zip(zip(*rows, strict=True), dsums, zip(*rest, strict=True), strict=True)
+    module.residual_add_bwd(
+        module.ResidualCall(
+            *_how(dsums[0]), _shape(dsums[0], n_bottlenecks), torch.get_num_threads()
+        ),
+        [module.ResidualBackward(*tokens, x.shape[1], *pointers) for tokens, x, pointers in each],
+    )
+
+
+def _attention_call(stream: Tensor, n_bottlenecks: int, scale: float) -> object:
+    batch, _, _, heads, head_dim = stream.shape
+    shape = (batch, heads, n_bottlenecks, head_dim)
+    return extension.module().Call(*_how(stream), shape, scale, torch.get_num_threads())
+
+
+def _gelu_call(x: Tensor, approximate: str) -> object:
+    return extension.module().GeluCall(
+        *_how(x), approximate, x.numel(), x.shape[-1], torch.get_num_threads()
+    )
+
+
+def _how(tensor: Tensor) -> tuple[str, str]:
+    """Instruction set, and dtype as the kernels name it: ``"float32"``."""
+    return extension.instruction_set(), str(tensor.dtype).removeprefix("torch.")
+
+
+def _shape(stream: Tensor, n_bottlenecks: int) -> tuple[int, int, int]:
+    return stream.shape[0], n_bottlenecks, stream.shape[2]
+
+
+def _addresses(**lists: tuple[Entries, torch.dtype]) -> list[list[int]]:
+    """Addresses of lists of tensors that must have a dtype, by argument; 0 for none.
+
+    A program that was exported or traced on the CPU may be run elsewhere, and what autograd hands
+    over under autocast may have another dtype; neither may reach raw memory.
+
+    Raises:
+        ValueError: A tensor is not on the CPU.
+        TypeError: A tensor has another dtype.
+    """
+    for name, (entries, dtype) in lists.items():
+        for tensor in entries:
+            if tensor is None:
+                continue
+            if not tensor.is_cpu:
+                device = tensor.device
+                raise ValueError(f"{name} must be on the CPU for backend 'cpu', got {device}")
+            if tensor.dtype != dtype:
+                raise TypeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
+    return [[0 if t is None else t.data_ptr() for t in entries] for entries, _ in lists.values()]
+
+
+def _rows(**lists: tuple[Entries, torch.dtype]) -> list[list[tuple[int, int, int]]]:
+    """Addresses of ``[B, S, C]``, with the strides of examples and rows; zeros for none."""
+    return [
+        [
+            (0, 0, 0) if t is None else (address, t.stride(0), t.stride(1))
+            for address, t in zip(addresses, entries, strict=True)
+        ]
+        for addresses, (entries, _) in zip(_addresses(**lists), lists.values(), strict=True)
+    ]
+
+
+def _float32(parameters: Sequence[Any]) -> list[Any]:
+    """Parameters as the kernels read them."""
+    return [None if entry is None else entry.float().contiguous() for entry in parameters]
