@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from mbt_fast.config import MBTConfig
 from mbt_fast.layers.embed import CHANNELS
-from mbt_fast.models.config import MBTConfig
 
 COSTS = ("efficient", "official")
 

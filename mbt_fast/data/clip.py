@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from mbt_fast.config import MBTConfig
 from mbt_fast.data.decode import decode
 from mbt_fast.data.frames import VideoWindow
 from mbt_fast.data.log_mel import WINDOWS
@@ -16,7 +17,6 @@ from mbt_fast.data.probe import probe
 from mbt_fast.data.sound import FRAMES_PER_SECOND, SoundWindow
 from mbt_fast.data.views import view_starts
 from mbt_fast.errors import ClipError
-from mbt_fast.models.config import MBTConfig
 
 KIND = {"rgb": "video", "spectrogram": "audio"}
 AST_STATISTICS = (-4.2677393, 4.5689974)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mbt_fast import dispatch
+from mbt_fast.config import check_modalities
 from mbt_fast.functional import bottleneck_attention, share_slots_
 from mbt_fast.layers.fusion import Lengths, Streams, enter_fusion
-from mbt_fast.models.config import check_modalities
 from mbt_fast.models.init import TOKEN_STD
 from mbt_fast.models.towers import Layer, check_training, families_of
 from mbt_fast.reference import drop_padding, valid_rows

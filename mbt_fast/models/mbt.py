@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from mbt_fast import dispatch
 from mbt_fast.autocast import autocast_dtype
+from mbt_fast.config import MBTConfig
 from mbt_fast.layers import Block, FusionLayer, Savings, StreamEmbedding
 from mbt_fast.layers.block import LAYER_NORM_EPS
 from mbt_fast.layers.branches import run_towers
 from mbt_fast.layers.fusion import SHARED, Streams, enter_fusion
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT
-from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.init import initialise
 from mbt_fast.reference import expand
 from mbt_fast.validation import check_length

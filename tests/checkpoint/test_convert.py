@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mbt_fast import MBTConfig
 from mbt_fast.checkpoint import (
     from_vit,
     load_pretrained,
@@ -22,7 +23,6 @@ from mbt_fast.checkpoint.shapes import vit_shapes
 from mbt_fast.cli import convert
 from mbt_fast.cli.main import main
 from mbt_fast.errors import CheckpointError, InputError
-from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.registry import config_for
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -9,15 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mbt_fast import MBTConfig
 from mbt_fast.checkpoint import (
     expected_shapes,
     load_pretrained,
     resize_position_embeddings,
     save_pretrained,
 )
-from mbt_fast.checkpoint.overrides import changed
 from mbt_fast.errors import CheckpointError
-from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.mbt import MBT
 from mbt_fast.models.registry import config_for, create_model
 
@@ -235,7 +234,7 @@ def test_sizes_are_merged_and_unknown_modalities_are_errors(tmp_path, name):
     tiny = config_for("mbt_tiny")
     smaller = tuple(size // 2 for size in tiny.patch_size["spectrogram"])
     override = {name: {"spectrogram": {"input_size": (128, 32), "patch_size": smaller}[name]}}
-    for config in (config_for("mbt_tiny", **override), changed(tiny, override)):
+    for config in (config_for("mbt_tiny", **override), tiny.replace(**override)):
         assert getattr(config, name) == {**getattr(tiny, name), **override[name]}
     save_pretrained(tmp_path, tiny, weights(tiny))
     unknown = {name: {"spectogram": (64, 32)}}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from mbt_fast import MBTConfig
 from mbt_fast.checkpoint import expected_shapes, infer_config, scenic_to_torch, torch_to_scenic
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.errors import CheckpointError
-from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.mbt import MBT
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mbt_fast import MBTConfig
 from mbt_fast.checkpoint import expected_shapes, from_vit
 from mbt_fast.checkpoint.shapes import vit_shapes
 from mbt_fast.errors import CheckpointError
-from mbt_fast.models.config import MBTConfig
 
 WIDTH, MLP, DEPTH, PATCH, SIDE, CLASSES = 8, 12, 2, 4, 14, 3
 CONFIG = {

@@ -8,7 +8,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from mbt_fast import MBT, MBTConfig
+from mbt_fast import MBT, MBTConfig, bottleneck_attention
+from mbt_fast.config import MAX_HEAD_DIM
 
 
 def test_defaults_are_the_papers_mbt_base():
@@ -118,6 +119,12 @@ def test_bad_fields_are_named(fields, error, message):
         MBTConfig(**fields)
 
 
+def test_the_widest_head_is_the_attention_ops():
+    bottleneck_attention([torch.zeros(1, 2, 3, 1, MAX_HEAD_DIM)], 1)
+    with pytest.raises(ValueError, match=f"to {MAX_HEAD_DIM}, got {MAX_HEAD_DIM + 1}"):
+        bottleneck_attention([torch.zeros(1, 2, 3, 1, MAX_HEAD_DIM + 1)], 1)
+
+
 def test_unknown_keys_are_named():
     with pytest.raises(ValueError, match="no field 'depth', 'width'"):
         MBTConfig.from_dict({"width": 3, "depth": 2})
@@ -131,7 +138,7 @@ def test_is_hashable_and_cannot_be_changed_inside():
         lambda sizes: sizes.__setitem__("rgb", (1, 2, 3)),
         lambda sizes: sizes.pop("rgb"),
     ):
-        with pytest.raises(TypeError, match=r"use dataclasses\.replace"):
+        with pytest.raises(TypeError, match=r"use MBTConfig\.replace"):
             change(config.input_size)
 
 
