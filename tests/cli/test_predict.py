@@ -12,8 +12,7 @@ import torch
 
 import mbt_fast
 from mbt_fast.cli.main import main
-from mbt_fast.data.clip import ClipTransform, load_clip
-from mbt_fast.data.labels import read_labels
+from mbt_fast.data import ClipTransform, load_clip, read_labels
 from mbt_fast.errors import InputError
 
 pytest.importorskip("av")
@@ -220,7 +219,7 @@ def test_ctrl_c_leaves_what_is_finished(wav, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return load_clip(path, *args, **kwargs)
 
-    monkeypatch.setattr("mbt_fast.data.clip.load_clip", interrupt_the_second)
+    monkeypatch.setattr("mbt_fast.cli.predict.load_clip", interrupt_the_second)
     out = tmp_path / "out.json"
     assert predict(wav, NASA, wav, *TINY, "--json", out) == 130
     assert [clip["path"] for clip in json.loads(out.read_text())["clips"]] == [str(wav)]
@@ -229,7 +228,7 @@ def test_ctrl_c_leaves_what_is_finished(wav, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["", "absent/out.json"])
 def test_json_that_cannot_be_written_is_told_before_any_clip(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr("mbt_fast.data.clip.load_clip", None)
+    monkeypatch.setattr("mbt_fast.cli.predict.load_clip", None)
     assert predict(NASA, *TINY, "--json", tmp_path / name) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
