@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -263,12 +261,3 @@ def test_overrides_may_bring_a_modality_with_its_sizes():
 def test_missing_directory_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_pretrained(tmp_path / "absent")
-
-
-def test_importing_needs_torch_alone():
-    code = (
-        "import sys\n"
-        "for name in ('msgpack', 'safetensors'): sys.modules[name] = None\n"
-        "import mbt_fast.checkpoint\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
