@@ -11,7 +11,7 @@ from torch import nn
 from mbt_fast.scenic_config import config_from_scenic
 
 FUSIONS = ("bottleneck", "vanilla")
-MAX_HEAD_DIM = 128  # of the attention op, which stands above this module
+MAX_HEAD_DIM = 128  # the widest head of the attention op, repeated: config imports no op
 
 _PER_MODALITY = ("input_size", "patch_size")
 _MAY_BE_ZERO = ("fusion_layer", "n_bottlenecks")

@@ -30,8 +30,6 @@ from mbt_fast.checkpoint.pretrained import resize_grid
 from mbt_fast.checkpoint.scenic import cls_path
 from mbt_fast.checkpoint.shapes import (
     Shape,
-    block_owners,
-    block_shapes,
     check_dtypes,
     check_shapes,
     expected_shapes,
@@ -48,9 +46,10 @@ _HEAD = ("head.weight", "head.bias")
 
 _WRAPPERS = ("model", "state_dict")
 _PARALLEL = "module."
+_HEADS = {"pre_logits.fc": "pre_logits", "head": "head"}  # timm's names, Google's
 _PREFIXES = ("opt/target/", "params/img/", "params/")
 
-_BLOCK = "Transformer/encoderblock_0"  # tells the sizes of all
+_BLOCK = "Transformer/encoderblock_0"  # all have its sizes
 
 # The original release numbers all submodules of a block in one row; big_vision and scenic number
 # each kind apart.
@@ -118,12 +117,12 @@ def from_vit(
     elif config.n_slots:
         drawn = torch.randn(1, config.n_slots, config.hidden_size, generator=generator)
         mbt["bottleneck_tokens"] = (_BOTTLENECK_STD * drawn).to(vit["pos_embed"])
-    for layer in range(config.num_layers):
-        for owner in block_owners(config):
-            for part in block_shapes(config.hidden_size, config.mlp_dim):
-                mbt[f"blocks.{layer}.{owner}.{part}"] = vit[f"blocks.{layer}.{part}"]
-    mbt["norm.weight"], mbt["norm.bias"] = vit["norm.weight"], vit["norm.bias"]
     expected = expected_shapes(config)
+    for name in expected:
+        if name.startswith("blocks."):
+            _, layer, _, part = name.split(".", 3)
+            mbt[name] = vit[f"blocks.{layer}.{part}"]
+    mbt["norm.weight"], mbt["norm.bias"] = vit["norm.weight"], vit["norm.bias"]
     for name in _HEAD:
         mbt[name] = vit[name] if restore_head else vit["norm.bias"].new_zeros(expected[name])
     check_shapes(mbt, expected, "the result does not fit the config")
@@ -348,7 +347,7 @@ def _table(params: Mapping[str, Any], depth: int, num_heads: int) -> list[Entry]
     for layer in range(depth):
         path = f"Transformer/encoderblock_{layer}"
         entries += block_entries(f"blocks.{layer}", path, num_heads)
-    for name, path in (("pre_logits.fc", "pre_logits"), ("head", "head")):
+    for name, path in _HEADS.items():
         if f"{path}/kernel" in params:
             entries += dense_entries(name, path)
     return entries
@@ -361,7 +360,7 @@ def _timm_shapes(params: Mapping[str, Any], depth: int) -> dict[str, Shape]:
     mlp_dim = _size(params, f"{_BLOCK}/MlpBlock_0/Dense_0/bias", 0)
     shapes = vit_shapes(width, mlp_dim, depth, patch, _size(params, "pos_embedding", 1))
     features = width
-    for name, path in (("pre_logits.fc", "pre_logits"), ("head", "head")):
+    for name, path in _HEADS.items():
         outputs = _size(params, f"{path}/bias", 0)
         shapes |= {f"{name}.weight": (outputs, features), f"{name}.bias": (outputs,)}
         features = outputs if f"{path}/kernel" in params else features

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -36,11 +37,7 @@ def weights(config=CONFIG, dtype=torch.float32):
     return {n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()}
 
 
-def assert_equal(actual, expected):
-    assert actual.keys() == expected.keys()
-    for name in expected:
-        assert actual[name].dtype == expected[name].dtype
-        assert torch.equal(actual[name], expected[name]), name
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)  # names and dtypes too
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

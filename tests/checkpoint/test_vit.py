@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -280,10 +281,7 @@ def google_arrays(source, names):
     return {prefix + name: array for name, array in arrays.items()}
 
 
-def assert_equal(actual, expected):
-    assert actual.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(actual[name], expected[name]), name
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)  # names and dtypes too
 
 
 @pytest.mark.parametrize("names", NAMES)
