@@ -3,6 +3,7 @@
 import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from math import prod
 from numbers import Real
 from typing import Any, NoReturn
 
@@ -136,10 +137,7 @@ class MBTConfig:
 
     def n_tokens(self, modality: str) -> int:
         """Own tokens ``N`` of a stream: CLS and the patches."""
-        count = 1
-        for extent in self.grid(modality):
-            count *= extent
-        return count + 1
+        return 1 + prod(self.grid(modality))
 
     def drop_rate(self, layer: int) -> float:
         """Probability that a residual branch of ``layer`` is dropped in training."""
@@ -151,7 +149,7 @@ class MBTConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MBTConfig":
-        """Inverse of ``to_dict``. An unknown key is an error, not a surprise later."""
+        """Inverse of ``to_dict``; an unknown key raises ``ValueError``."""
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise ValueError(f"MBTConfig has no field {', '.join(map(repr, unknown))}")
@@ -161,7 +159,17 @@ class MBTConfig:
     def from_scenic(
         cls, scenic_config: Mapping[str, Any], input_shapes: Mapping[str, tuple[int, ...]]
     ) -> "MBTConfig":
-        """Read a config with the official keys; arguments and errors of ``config_from_scenic``."""
+        """Read a config with the official keys (``scenic/projects/mbt``).
+
+        Args:
+            scenic_config: The ``config.model`` of scenic together with ``num_classes``.
+            input_shapes: ``{"rgb": [B, T, H, W, 3], "spectrogram": [B, time, mel, 3]}``; the batch
+                dimension may be left out.
+
+        Raises:
+            ValueError: A key is missing, malformed, or asks for something that this library does
+                not implement; the message names it.
+        """
         return cls(**config_from_scenic(scenic_config, input_shapes))
 
     def replace(self, **overrides: Any) -> "MBTConfig":

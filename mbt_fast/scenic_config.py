@@ -17,17 +17,9 @@ def config_from_scenic(
     ``n_bottlenecks=4``, ``dropout_rate=0.1``, ``attention_dropout_rate=0.1``. With the token head
     the official code adds one bottleneck token to ``n_bottlenecks``, and so does this function.
 
-    Args:
-        scenic_config: The ``config.model`` of scenic together with ``num_classes``.
-        input_shapes: ``{"rgb": [B, T, H, W, 3], "spectrogram": [B, time, mel, 3]}``; the batch
-            dimension may be left out.
-
     Returns:
         Keyword arguments of ``MBTConfig``; the modalities keep the order of ``modality_fusion``.
-
-    Raises:
-        ValueError: A key is missing, malformed, or asks for something that this library does not
-            implement; the message names it.
+        Arguments and errors are those of ``MBTConfig.from_scenic``.
     """
     _check_supported(scenic_config)
     modalities = modalities_of(scenic_config)

@@ -8,8 +8,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from mbt_fast import MBT, MBTConfig, bottleneck_attention
-from mbt_fast.config import MAX_HEAD_DIM
+from mbt_fast import MBT, MBTConfig, bottleneck_attention, create_model
+from mbt_fast.config import MAX_HEAD_DIM, check_modalities
 
 
 def test_defaults_are_the_papers_mbt_base():
@@ -53,19 +53,9 @@ BAD = {
     ),
     "numbers": ({"modalities": (1, 2)}, TypeError, "modalities must be strings, got 1"),
     "a method": ({"modalities": ("keys",)}, ValueError, "like a part of a module, got 'keys'"),
-    "an attribute": ({"modalities": ("training",)}, ValueError, "of a module, got 'training'"),
     "no bool": ({"share_encoder": "false"}, TypeError, "share_encoder must be a bool, got 'false'"),
     "no": ({"test_with_bottlenecks": 0}, TypeError, "test_with_bottlenecks must be a bool, got 0"),
     "text": ({"dropout": "0.1"}, TypeError, "dropout must be a number, got '0.1'"),
-    "reserved": (
-        {
-            "modalities": ("shared",),
-            "input_size": {"shared": (8, 8)},
-            "patch_size": {"shared": (4, 4)},
-        },
-        ValueError,
-        "like a part of a module, got 'shared'",
-    ),
     "no identifier": (
         {"modalities": ("a.b",), "input_size": {"a.b": (8, 8)}, "patch_size": {"a.b": (4, 4)}},
         ValueError,
@@ -117,6 +107,15 @@ BAD = {
 def test_bad_fields_are_named(fields, error, message):
     with pytest.raises(error, match=message):
         MBTConfig(**fields)
+
+
+def test_no_modality_is_named_like_a_part_of_a_layer():
+    layer = create_model("mbt_tiny").blocks[0]
+    names = {name for name in dir(layer) if not name.startswith("_")} - {"rgb", "spectrogram"}
+    assert {"training", "keys", "set_backend"} <= names
+    for name in names | {"shared"}:  # of the one block for all modalities
+        with pytest.raises(ValueError, match=f"like a part of a module, got '{name}'"):
+            check_modalities((name,))
 
 
 def test_the_widest_head_is_the_attention_ops():
