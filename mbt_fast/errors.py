@@ -1,5 +1,8 @@
 """Errors that a user, not a programmer, has to mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """A file, checkpoint or flag cannot be used; the message is one line and says why.
@@ -14,3 +17,18 @@ class ClipError(InputError):
 
 class CheckpointError(InputError):
     """Weights cannot be read, or do not fit the configuration."""
+
+
+@contextmanager
+def as_input_error() -> Iterator[None]:
+    """In a command: what the library refuses comes from the user's flags.
+
+    Raises:
+        InputError: In place of any ``TypeError`` or ``ValueError`` of the block.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error

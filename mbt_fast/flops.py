@@ -11,12 +11,12 @@ Example:
     (434.45, 96.92)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
+from mbt_fast.config import MBTConfig
 from mbt_fast.layers.embed import CHANNELS
-from mbt_fast.models.config import MBTConfig
 
 COSTS = ("efficient", "official")
 
@@ -124,16 +124,14 @@ def _block(config: MBTConfig, queries: int, keys: int) -> LayerFlops:
     return LayerFlops(linear, 4 * queries * keys * width)
 
 
-def _sum(blocks) -> LayerFlops:
+def _sum(blocks: Iterable[LayerFlops]) -> LayerFlops:
     blocks = list(blocks)
     return LayerFlops(sum(b.linear for b in blocks), sum(b.attention for b in blocks))
 
 
 def _stem(config: MBTConfig) -> int:
-    per_modality: Mapping[str, int] = {
-        modality: prod(config.input_size[modality]) for modality in config.modalities
-    }
-    return sum(2 * CHANNELS * pixels * config.hidden_size for pixels in per_modality.values())
+    pixels = sum(prod(config.input_size[modality]) for modality in config.modalities)
+    return 2 * CHANNELS * pixels * config.hidden_size
 
 
 def _head(config: MBTConfig) -> int:

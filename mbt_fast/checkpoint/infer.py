@@ -5,9 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mbt_fast.checkpoint.overrides import changed, check_sizes
+from mbt_fast.config import MBTConfig, check_sizes
 from mbt_fast.errors import CheckpointError
-from mbt_fast.models.config import MBTConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +46,7 @@ def infer_config(params: "Mapping[str, np.ndarray]", **known: Any) -> tuple[MBTC
     if "fusion_layer" not in known and len(values["modalities"]) > 1:
         assumptions.append(f"fusion_layer is assumed to be {values['fusion_layer']}")
     inferred = MBTConfig.from_dict({**values, "input_size": sizes})
-    return changed(inferred, known), assumptions
+    return inferred.replace(**known), assumptions
 
 
 def _architecture(params: "Mapping[str, np.ndarray]") -> dict[str, Any]:

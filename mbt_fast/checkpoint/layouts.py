@@ -6,11 +6,18 @@ for bit. ``Entry`` pairs a PyTorch name with its flax paths: a table of entries 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mbt_fast.checkpoint.shapes import Shape
+from mbt_fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_NUMPY_DTYPES = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -122,3 +129,37 @@ def flax_shapes(entries: Sequence[Entry], shapes: Mapping[str, Shape]) -> dict[s
     """Shapes by flax path from shapes by PyTorch name."""
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     return {path: tuple(part.shape) for path, part in to_flax(entries, tensors).items()}
+
+
+def to_tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Copy numpy arrays to CPU tensors of the same dtype.
+
+    Raises:
+        CheckpointError: A dtype is none of float16, float32, float64.
+    """
+    import numpy as np
+
+    for name, array in arrays.items():
+        dtype = getattr(array, "dtype", None)
+        _check_numpy_has(name, getattr(dtype, "name", type(array).__name__))
+    return {
+        name: torch.from_numpy(np.array(array, dtype=array.dtype.name, order="C"))
+        for name, array in arrays.items()
+    }
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> "dict[str, np.ndarray]":
+    """Copy tensors, of any device and with or without gradient, to arrays of the same dtype.
+
+    Raises:
+        CheckpointError: A dtype is none of float16, float32, float64; numpy has no bfloat16.
+    """
+    for name, tensor in tensors.items():
+        _check_numpy_has(name, str(tensor.dtype).removeprefix("torch."))
+    dense = torch.contiguous_format
+    return {n: t.detach().cpu().clone(memory_format=dense).numpy() for n, t in tensors.items()}
+
+
+def _check_numpy_has(name: str, dtype: str) -> None:
+    if dtype not in _NUMPY_DTYPES:
+        raise CheckpointError(f"{name} must be one of {', '.join(_NUMPY_DTYPES)}, got {dtype}")

@@ -1,26 +1,25 @@
 """Our own format: a directory with ``config.json`` and ``model.safetensors``."""
 
 import json
+import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mbt_fast.checkpoint.atomic import replacing
-from mbt_fast.checkpoint.dtypes import check_dtypes
-from mbt_fast.checkpoint.overrides import changed
-from mbt_fast.checkpoint.positions import resize_positions
-from mbt_fast.checkpoint.safetensors_file import read_safetensors
-from mbt_fast.checkpoint.shapes import check_shapes, expected_shapes
+from mbt_fast.checkpoint.files import read_safetensors, replacing
+from mbt_fast.checkpoint.shapes import check_dtypes, check_shapes, expected_shapes
+from mbt_fast.config import MBTConfig
 from mbt_fast.errors import CheckpointError
-from mbt_fast.models.config import MBTConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-_STAMP = {"format": "mbt_fast", "version": 1}
+STAMP = {"format": "mbt_fast", "version": 1}  # in the config file, beside the fields
+_MODES = {2: "bilinear", 3: "trilinear"}
 
 
 def save_pretrained(
@@ -47,7 +46,7 @@ def save_pretrained(
     directory.mkdir(parents=True, exist_ok=True)
     dense = torch.contiguous_format  # cloned, for safetensors refuses tensors that share memory
     tensors = {n: t.detach().cpu().clone(memory_format=dense) for n, t in state_dict.items()}
-    text = json.dumps({**_STAMP, **config.to_dict()}, indent=2) + "\n"
+    text = json.dumps({**STAMP, **config.to_dict()}, indent=2) + "\n"
     with (
         replacing(directory / CONFIG_FILE) as config_path,
         replacing(directory / WEIGHTS_FILE) as weights_path,
@@ -84,7 +83,7 @@ def load_pretrained(
     what = f"{directory}: the weights do not fit the config"
     check_shapes(state_dict, expected_shapes(saved), what)
     check_dtypes(state_dict, f"{directory}: the weights cannot be used")
-    config = changed(saved, overrides)
+    config = saved.replace(**overrides)
     state_dict = resize_position_embeddings(state_dict, saved, config)
     check_shapes(state_dict, expected_shapes(config), what)
     return config, state_dict
@@ -115,8 +114,31 @@ def resize_position_embeddings(
             raise ValueError(f"input_size[{m!r}] must have {len(old)} sizes as before, got {new}")
         if old != new:
             name = f"embed.{m}.pos_embed"
-            resized[name] = resize_positions(state_dict[name], old, new)
+            cls_entry, patches = state_dict[name].split((1, math.prod(old)), dim=1)
+            grid = resize_grid(patches[0].unflatten(0, old), new)
+            resized[name] = torch.cat([cls_entry, grid.flatten(0, -2).unsqueeze(0)], dim=1)
     return resized
+
+
+def resize_grid(grid: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Interpolate linearly along each axis, corner to corner.
+
+    The corners of the new grid are the corners of the old one; an axis of extent 1 takes the first
+    entry. This is ``scipy.ndimage.zoom(order=1)``, which the official code uses.
+
+    Args:
+        grid: ``[*extents, C]`` with two or three extents, any floating dtype.
+        size: The new extents.
+
+    Returns:
+        ``[*size, C]`` in the dtype of ``grid``; ``grid`` itself if the size is the same.
+    """
+    if tuple(grid.shape[:-1]) == tuple(size):
+        return grid
+    channels_first = grid.movedim(-1, 0).unsqueeze(0)
+    wide = channels_first.to(torch.promote_types(grid.dtype, torch.float32))
+    resized = F.interpolate(wide, size=tuple(size), mode=_MODES[len(size)], align_corners=True)
+    return resized.squeeze(0).movedim(0, -1).to(grid.dtype)
 
 
 def read_config(path: Path) -> MBTConfig:
@@ -131,9 +153,9 @@ def read_config(path: Path) -> MBTConfig:
         if not isinstance(values, dict):
             kind = type(values).__name__
             raise CheckpointError(f"{path}: must hold a JSON object, got {kind}")
-        stamp = {key: values.pop(key, None) for key in _STAMP}
-        if stamp != _STAMP:
-            raise CheckpointError(f"{path}: format must be {_STAMP}, got {stamp}")
+        stamp = {key: values.pop(key, None) for key in STAMP}
+        if stamp != STAMP:
+            raise CheckpointError(f"{path}: format must be {STAMP}, got {stamp}")
         return MBTConfig.from_dict(values)
     except CheckpointError:
         raise

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mbt_fast.checkpoint.arrays import to_arrays, to_tensors
-from mbt_fast.checkpoint.atomic import replacing
+from mbt_fast.checkpoint.files import replacing
 from mbt_fast.checkpoint.flax_msgpack import pack, unpack
 from mbt_fast.checkpoint.layouts import (
     SAME,
@@ -23,12 +22,14 @@ from mbt_fast.checkpoint.layouts import (
     dense_entries,
     flax_shapes,
     norm_entries,
+    to_arrays,
     to_flax,
+    to_tensors,
     to_torch,
 )
 from mbt_fast.checkpoint.shapes import Shape, block_owners, check_shapes, expected_shapes
+from mbt_fast.config import MBTConfig
 from mbt_fast.errors import CheckpointError
-from mbt_fast.models.config import MBTConfig
 
 if TYPE_CHECKING:
     import numpy as np

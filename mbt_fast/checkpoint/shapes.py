@@ -1,14 +1,19 @@
-"""The state dict of an MBT as data: every name with its shape, and the check against it."""
+"""The state dict of an MBT as data: names, shapes and the one dtype; and the checks against it."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from mbt_fast.config import MBTConfig
 from mbt_fast.errors import CheckpointError
-from mbt_fast.models.config import MBTConfig
 
 Shape = tuple[int, ...]
 
 _NAMES_SHOWN = 5
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def block_shapes(width: int, mlp_dim: int) -> dict[str, Shape]:
@@ -52,32 +57,35 @@ def expected_shapes(config: MBTConfig) -> dict[str, Shape]:
         shapes[f"embed.{m}.proj.bias"] = (width,)
     if config.n_slots:
         shapes["bottleneck_tokens"] = (1, config.n_slots, width)
-    for layer in range(config.num_layers):
-        for owner in block_owners(config):
-            for name, shape in block_shapes(width, config.mlp_dim).items():
-                shapes[f"blocks.{layer}.{owner}.{name}"] = shape
-    shapes["norm.weight"] = shapes["norm.bias"] = (width,)
-    shapes["head.weight"] = (config.num_classes, width)
-    shapes["head.bias"] = (config.num_classes,)
-    return shapes
+    owners = [f"{layer}.{m}" for layer in range(config.num_layers) for m in block_owners(config)]
+    return {
+        **shapes,
+        **_blocks(owners, width, config.mlp_dim),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (config.num_classes, width),
+        "head.bias": (config.num_classes,),
+    }
 
 
 def vit_shapes(
     width: int, mlp_dim: int, depth: int, patch: Shape, n_positions: int
 ) -> dict[str, Shape]:
     """Names and shapes of a plain image ViT, timm's, without its classifier."""
-    shapes: dict[str, Shape] = {
+    return {
         "cls_token": (1, 1, width),
         "pos_embed": (1, n_positions, width),
         "patch_embed.proj.weight": (width, 3, *patch),
         "patch_embed.proj.bias": (width,),
+        **_blocks(range(depth), width, mlp_dim),
         "norm.weight": (width,),
         "norm.bias": (width,),
     }
-    for layer in range(depth):
-        for name, shape in block_shapes(width, mlp_dim).items():
-            shapes[f"blocks.{layer}.{name}"] = shape
-    return shapes
+
+
+def _blocks(owners: Iterable[Any], width: int, mlp_dim: int) -> dict[str, Shape]:
+    shapes = block_shapes(width, mlp_dim)
+    return {f"blocks.{o}.{name}": shape for o in owners for name, shape in shapes.items()}
 
 
 def check_shapes(found: Mapping[str, Any], expected: Mapping[str, Shape], what: str) -> None:
@@ -103,12 +111,40 @@ def check_shapes(found: Mapping[str, Any], expected: Mapping[str, Shape], what: 
         "unexpected": found.keys() - expected.keys(),
         "misshapen": misshapen,
     }
-    reasons = [f"{kind} {shortened(names)}" for kind, names in problems.items() if names]
+    reasons = [f"{kind} {_shortened(names)}" for kind, names in problems.items() if names]
     if reasons:
         raise CheckpointError(f"{what}: {'; '.join(reasons)}")
 
 
-def shortened(names: Iterable[str]) -> str:
+def check_dtypes(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Check that the tensors have one dtype among float16, bfloat16, float32 and float64.
+
+    Weights of several dtypes are refused, not cast: the caller must say which one is meant.
+
+    Args:
+        tensors: Weights by name.
+        what: Opens the message, e.g. ``"the weights cannot be saved"``.
+
+    Raises:
+        CheckpointError: Names the tensors that are not floating point, or that differ from most.
+    """
+    kinds = {name: _dtype_name(tensor.dtype) for name, tensor in tensors.items()}
+    wrong = [f"{n} ({kinds[n]})" for n, t in tensors.items() if t.dtype not in _FLOATING]
+    if wrong:
+        allowed = ", ".join(map(_dtype_name, _FLOATING))
+        raise CheckpointError(f"{what}: dtypes must be one of {allowed}, got {_shortened(wrong)}")
+    counts = Counter(kinds.values())
+    if len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
+        odd = [f"{name} ({kind})" for name, kind in kinds.items() if kind != usual]
+        raise CheckpointError(f"{what}: all must be {usual} like most, got {_shortened(odd)}")
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shortened(names: Iterable[str]) -> str:
     """The first few names in order, and how many there are if that is not all."""
     ordered = sorted(map(str, names))
     shown = ", ".join(ordered[:_NAMES_SHOWN])

@@ -1,30 +1,65 @@
-"""From an image ViT to an MBT, the official way (``scenic/projects/mbt/model_utils.py``)."""
+"""Image ViTs: the files in which they are published, and from a ViT to an MBT.
+
+Sources: ``scenic/projects/mbt/model_utils.py`` for the way from ViT to MBT; timm, and Google's
+releases (AugReg, big_vision), for the names.
+"""
 
 import math
 import re
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from mbt_fast.checkpoint.dtypes import check_dtypes
-from mbt_fast.checkpoint.positions import resize_grid
+from mbt_fast.checkpoint.files import read_safetensors
+from mbt_fast.checkpoint.layouts import (
+    SAME,
+    Entry,
+    block_entries,
+    convolution,
+    dense_entries,
+    flax_shapes,
+    norm_entries,
+    to_tensors,
+    to_torch,
+)
+from mbt_fast.checkpoint.pretrained import resize_grid
 from mbt_fast.checkpoint.scenic import cls_path
 from mbt_fast.checkpoint.shapes import (
-    block_owners,
-    block_shapes,
+    Shape,
+    check_dtypes,
     check_shapes,
     expected_shapes,
     vit_shapes,
 )
+from mbt_fast.config import MBTConfig
 from mbt_fast.errors import CheckpointError
-from mbt_fast.models.config import MBTConfig
 
 BOTTLENECK_INITS = ("position", "normal")
 TEMPORAL_INITS = ("central_frame", "average")
 
 _BOTTLENECK_STD = 0.02
 _HEAD = ("head.weight", "head.bias")
+
+_WRAPPERS = ("model", "state_dict")
+_PARALLEL = "module."
+_HEADS = {"pre_logits.fc": "pre_logits", "head": "head"}  # timm's names, Google's
+_PREFIXES = ("opt/target/", "params/img/", "params/")
+
+_BLOCK = "Transformer/encoderblock_0"  # all have its sizes
+
+# The original release numbers all submodules of a block in one row; big_vision and scenic number
+# each kind apart.
+_RELEASE_NAMES = (
+    (r"(encoderblock_\d+/)LayerNorm_2/", r"\1LayerNorm_1/"),
+    (r"(encoderblock_\d+/)MultiHeadDotProductAttention_1/", r"\1MultiHeadDotProductAttention_0/"),
+    (r"(encoderblock_\d+/)MlpBlock_3/", r"\1MlpBlock_0/"),
+    (r"^Transformer/posembed_input/pos_embedding$", "pos_embedding"),
+    (r"^output_projection/", "head/"),
+)
 
 
 def from_vit(
@@ -82,12 +117,12 @@ def from_vit(
     elif config.n_slots:
         drawn = torch.randn(1, config.n_slots, config.hidden_size, generator=generator)
         mbt["bottleneck_tokens"] = (_BOTTLENECK_STD * drawn).to(vit["pos_embed"])
-    for layer in range(config.num_layers):
-        for owner in block_owners(config):
-            for part in block_shapes(config.hidden_size, config.mlp_dim):
-                mbt[f"blocks.{layer}.{owner}.{part}"] = vit[f"blocks.{layer}.{part}"]
-    mbt["norm.weight"], mbt["norm.bias"] = vit["norm.weight"], vit["norm.bias"]
     expected = expected_shapes(config)
+    for name in expected:
+        if name.startswith("blocks."):
+            _, layer, _, part = name.split(".", 3)
+            mbt[name] = vit[f"blocks.{layer}.{part}"]
+    mbt["norm.weight"], mbt["norm.bias"] = vit["norm.weight"], vit["norm.bias"]
     for name in _HEAD:
         mbt[name] = vit[name] if restore_head else vit["norm.bias"].new_zeros(expected[name])
     check_shapes(mbt, expected, "the result does not fit the config")
@@ -197,3 +232,142 @@ def _bottlenecks(positions: Tensor, count: int) -> Tensor:
         )
     grid = resize_grid(_square_grid(positions), (rows, columns)).flatten(0, 1)
     return torch.cat([cls_entry, grid.unsqueeze(0)], dim=1)
+
+
+def load_vit(path: "str | PathLike[str]") -> dict[str, Tensor]:
+    """Read an image ViT as a state dict with timm's names.
+
+    Args:
+        path: ``.safetensors``; ``.npz`` with the names of Google's release, AugReg or big_vision;
+            or ``.pth``, ``.pt``, ``.bin`` with tensors alone, at top level or under ``"model"`` or
+            ``"state_dict"``. Nothing in the file is executed. The prefix ``module.`` of
+            ``DataParallel`` is taken off.
+
+    Returns:
+        Tensors on CPU; those of an ``.npz`` under timm's names, any others as the file has them.
+
+    Raises:
+        CheckpointError: The suffix is unknown, the file is malformed, holds more than tensors, or
+            is not a ViT.
+        OSError: The file cannot be read.
+    """
+    path = Path(path)
+    readers = {".safetensors": read_safetensors, ".npz": _read_npz}
+    readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_pickle)
+    if path.suffix not in readers:
+        raise CheckpointError(f"a ViT file must end in {', '.join(readers)}, got {path.name!r}")
+    return _without_prefix(readers[path.suffix](path))
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names inside the module that ``DataParallel`` wraps, if it wraps all of them."""
+    if not all(name.startswith(_PARALLEL) for name in tensors):
+        return tensors
+    return {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except OSError:
+        raise
+    except Exception as error:  # a malformed archive may raise anything
+        raise CheckpointError(f"{path}: not a whole npz file of arrays alone") from error
+    try:
+        return google_to_timm(arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a malformed pickle may raise anything
+        raise CheckpointError(
+            f"{path}: not a whole file of tensors alone, and nothing else is loaded"
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(map(torch.is_tensor, found.values())):
+        raise CheckpointError(
+            f"{path}: must hold tensors by name, alone or under model, state_dict"
+        )
+    return dict(found)
+
+
+def google_to_timm(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Rename and transpose the parameters of a flax ViT to timm's.
+
+    Args:
+        arrays: By path, with the names of the original release and AugReg (``LayerNorm_2``,
+            ``MultiHeadDotProductAttention_1``, ``MlpBlock_3``), of big_vision, or of scenic; with
+            or without the prefix ``opt/target/`` or ``params/``.
+
+    Returns:
+        The ViT as CPU tensors in the dtype of the arrays.
+
+    Raises:
+        CheckpointError: Arrays are missing, misshapen, or have no place in a plain ViT.
+    """
+    params = {_plain_name(path): array for path, array in arrays.items()}
+    matches = (re.match(r"Transformer/encoderblock_(\d+)/", path) for path in params)
+    depth = len({match[1] for match in matches if match})
+    num_heads = _size(params, f"{_BLOCK}/MultiHeadDotProductAttention_0/query/kernel", 1)
+    width = _size(params, "embedding/bias", 0)
+    if num_heads < 1 or width % num_heads:
+        raise CheckpointError(f"the heads of a ViT must divide its width {width}, got {num_heads}")
+    entries = _table(params, depth, num_heads)
+    expected = flax_shapes(entries, _timm_shapes(params, depth))
+    check_shapes(params, expected, "the arrays are not a plain ViT")
+    return to_torch(entries, to_tensors(params))
+
+
+def _plain_name(path: str) -> str:
+    """A path without prefix, in the names of scenic."""
+    prefix = next((p for p in _PREFIXES if path.startswith(p)), "")
+    name = path.removeprefix(prefix)
+    for release, scenic in _RELEASE_NAMES:
+        name = re.sub(release, scenic, name)
+    return name
+
+
+def _table(params: Mapping[str, Any], depth: int, num_heads: int) -> list[Entry]:
+    entries = [
+        Entry("cls_token", ("cls",), SAME),
+        Entry("pos_embed", ("pos_embedding",), SAME),
+        *dense_entries("patch_embed.proj", "embedding", convolution(2)),
+        *norm_entries("norm", "Transformer/encoder_norm"),
+    ]
+    for layer in range(depth):
+        path = f"Transformer/encoderblock_{layer}"
+        entries += block_entries(f"blocks.{layer}", path, num_heads)
+    for name, path in _HEADS.items():
+        if f"{path}/kernel" in params:
+            entries += dense_entries(name, path)
+    return entries
+
+
+def _timm_shapes(params: Mapping[str, Any], depth: int) -> dict[str, Shape]:
+    """Shapes of the ViT that has the sizes which its biases and its stem tell."""
+    width = _size(params, "embedding/bias", 0)
+    patch = (_size(params, "embedding/kernel", 0), _size(params, "embedding/kernel", 1))
+    mlp_dim = _size(params, f"{_BLOCK}/MlpBlock_0/Dense_0/bias", 0)
+    shapes = vit_shapes(width, mlp_dim, depth, patch, _size(params, "pos_embedding", 1))
+    features = width
+    for name, path in _HEADS.items():
+        outputs = _size(params, f"{path}/bias", 0)
+        shapes |= {f"{name}.weight": (outputs, features), f"{name}.bias": (outputs,)}
+        features = outputs if f"{path}/kernel" in params else features
+    return shapes
+
+
+def _size(params: Mapping[str, Any], path: str, axis: int) -> int:
+    """An extent of an array; 1 where there is none, which the check of shapes then reports."""
+    shape = params[path].shape if path in params else ()
+    return int(shape[axis]) if axis < len(shape) else 1

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 import mbt_fast
-from mbt_fast import dispatch, native
+from mbt_fast import dispatch
 from mbt_fast.kernels import sources
+from mbt_fast.ops import extension
+from mbt_fast.ops.dispatch import verdict
 from mbt_fast.profiling.machine import device_name
 
 HELP = "Show versions, devices, the compiled part, and every backend with its reasons."
@@ -47,11 +49,11 @@ def collect() -> dict[str, Any]:
         "packages": {name: _version(name) for name in OPTIONAL},
         "cpu threads": torch.get_num_threads(),
         "devices": _devices(),
-        "compiled part": "; ".join(native.why_missing()) or f"built by {native.compiler()}",
-        "cuda part": "; ".join(native.why_no_cuda_kernels()) or _cuda_build(),
-        "cpu features": native.cpu_features(),
-        "cpu kernels": {"in use": _cpu_kernels(), **native.NEVER_RUN},
-        "backends": {row.name: dispatch.verdict(row) for row in dispatch.BACKENDS},
+        "compiled part": "; ".join(extension.why_missing()) or f"built by {extension.compiler()}",
+        "cuda part": "; ".join(extension.why_no_cuda_kernels()) or _cuda_build(),
+        "cpu features": extension.cpu_features(),
+        "cpu kernels": {"in use": _cpu_kernels(), **extension.NEVER_RUN},
+        "backends": {row.name: verdict(row) for row in dispatch.BACKENDS},
         "kernels verified on a GPU": {
             **{
                 f"triton {kernel}": _verified(kernel, sources.source_hash(kernel), "triton")
@@ -63,12 +65,12 @@ def collect() -> dict[str, Any]:
 
 
 def _cpu_kernels() -> str:
-    return "; ".join(native.why_no_cpu_kernels()) or native.instruction_set()
+    return "; ".join(extension.why_no_cpu_kernels()) or extension.instruction_set()
 
 
 def _cuda_build() -> dict[str, str]:
     """What nvcc made: per kernel what it needs."""
-    module = native.cuda_module()
+    module = extension.cuda_module()
     facts = {"compiler": module.compiler, "for": module.architectures, "sources": module.sources}
     for kernel, (registers, _, spilled) in module.ptxas.items():
         shared = module.shared_memory.get(" ".join(kernel.split()[::2]), 0)
@@ -79,9 +81,9 @@ def _cuda_build() -> dict[str, str]:
 
 
 def _cuda_verified() -> str:
-    if native.why_no_cuda_kernels():
+    if extension.why_no_cuda_kernels():
         return "no: not built"
-    return _verified("cuda", native.cuda_module().sources, "cuda")
+    return _verified("cuda", extension.cuda_module().sources, "cuda")
 
 
 def _verified(kernel: str, digest: str, with_version: str) -> str:

@@ -2,54 +2,30 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from mbt_fast.data.decode import decode
-from mbt_fast.data.frames import VideoWindow
-from mbt_fast.data.log_mel import WINDOWS
-from mbt_fast.data.probe import probe
-from mbt_fast.data.sound import FRAMES_PER_SECOND, SoundWindow
-from mbt_fast.data.views import view_starts
+from mbt_fast.config import MBTConfig
+from mbt_fast.data.audio import FRAMES_PER_SECOND, WINDOWS, AudioWindow
+from mbt_fast.data.decode import decode, probe
+from mbt_fast.data.video import VideoWindow
 from mbt_fast.errors import ClipError
-from mbt_fast.models.config import MBTConfig
 
 KIND = {"rgb": "video", "spectrogram": "audio"}
 AST_STATISTICS = (-4.2677393, 4.5689974)
 MBT_STATISTICS = (1.102, 2.762)
 
 
-class Collector(Protocol):
-    """Takes the decoded frames of one stream and makes them one modality's input."""
-
-    def push(self, time: Fraction, frame: Any) -> None:
-        """Take the next frame, which starts at ``time``."""
-
-    def finish(self) -> Tensor | None:
-        """The input of all views, or ``None`` if no frame came."""
-
-
-class Window(Protocol):
-    """What one view takes of one stream."""
-
-    @property
-    def seconds(self) -> Fraction:
-        """Length of the window."""
-
-    def collector(self, starts: Sequence[Fraction]) -> Collector:
-        """An empty collector for windows with these starts, in seconds."""
-
-
 @dataclass(frozen=True)
 class ClipTransform:
-    """How the frames and the sound of a clip become numbers.
+    """How the video and the audio of a clip become tensors.
 
-    A window spans ``time / 100`` seconds of sound (hop 10 ms) and ``frames * stride / fps`` seconds
-    of video. Video is scaled, cut to its centre and mapped to [-1, 1]. Sound is averaged to mono at
+    A window spans ``time / 100`` seconds of audio (hop 10 ms) and ``frames * stride / fps`` seconds
+    of video. Video is scaled, centre-cropped and mapped to [-1, 1]. Audio is averaged to mono at
     16 kHz and becomes ``(log_mel - mean) / std``.
 
     The default mean and standard deviation are those of Kaldi's filterbanks, Hann window, over
@@ -59,19 +35,19 @@ class ClipTransform:
 
     Args:
         rgb: Frames, height and width of one window, or ``None`` for a model without video.
-        spectrogram: Time and mel size of one window, or ``None`` for a model without sound.
+        spectrogram: Time and mel size of one window, or ``None`` for a model without audio.
         fps: Frames per second that ``stride`` counts in; the file may have any rate.
         stride: Distance of frames, whole or not. ``None`` makes the video last as long as the
-            sound, or 8 seconds without sound: 25 for the paper's 8 frames. The released
+            audio, or 8 seconds without audio: 25 for the paper's 8 frames. The released
             checkpoints take 32 frames with stride 2.
-        min_side: Short side of a frame before its centre is cut out; ``None`` is 256/224 of the
-            cut's.
+        min_side: Short side of a frame before the centre crop; ``None`` is 256/224 of the
+            crop's.
         window: Analysis window of the spectrogram, ``"hamming"`` (MBT) or ``"hann"`` (AST).
         mean: Subtracted from the log-mel spectrogram.
         std: Divides it.
 
     Raises:
-        ValueError: An option is out of range, or there is neither video nor sound.
+        ValueError: An option is out of range, or there is neither video nor audio.
     """
 
     rgb: tuple[int, ...] | None = (8, 224, 224)
@@ -115,9 +91,9 @@ class ClipTransform:
         return cls(rgb, spectrogram, **options)
 
     @property
-    def windows(self) -> dict[str, Window]:
+    def windows(self) -> dict[str, VideoWindow | AudioWindow]:
         """What one view takes, per modality of the model."""
-        windows: dict[str, Window] = {}
+        windows: dict[str, VideoWindow | AudioWindow] = {}
         seconds = Fraction(8)
         if self.spectrogram is not None:
             seconds = Fraction(self.spectrogram[0], FRAMES_PER_SECOND)
@@ -130,7 +106,7 @@ class ClipTransform:
             windows["rgb"] = VideoWindow(frames, height, width, distance, side)
         if self.spectrogram is not None:
             time, mel = self.spectrogram
-            windows["spectrogram"] = SoundWindow(time, mel, self.window, self.mean, self.std)
+            windows["spectrogram"] = AudioWindow(time, mel, self.window, self.mean, self.std)
         return windows
 
 
@@ -162,13 +138,13 @@ class Clip:
 def load_clip(path: str | os.PathLike[str], transform: ClipTransform, n_views: int = 4) -> Clip:
     """Decode a file into views that are evenly spaced over it, as MBT is tested.
 
-    The last frame is repeated where the video ends early; missing sound is silence.
+    The last frame is repeated where the video ends early; missing audio is silence.
 
     >>> clip = load_clip("clip.mp4", ClipTransform.from_config(model.config))  # doctest: +SKIP
     >>> logits = model(clip.inputs).mean(0)  # doctest: +SKIP
 
     Args:
-        path: A media file: video, sound or both, in any container that FFmpeg reads.
+        path: A media file: video, audio or both, in any container that FFmpeg reads.
         transform: What the model takes.
         n_views: Number of views of a clip longer than a window; a shorter one has a single view.
 
@@ -185,7 +161,7 @@ def load_clip(path: str | os.PathLike[str], transform: ClipTransform, n_views: i
     lengths = {modality: window.seconds for modality, window in windows.items()}
     starts = view_starts(source.duration, lengths, n_views)
 
-    collectors = {
+    collectors: dict[str, Any] = {  # each takes the frames of its own kind
         KIND[modality]: window.collector([source.start + start for start in starts[modality]])
         for modality, window in windows.items()
     }
@@ -202,3 +178,36 @@ def load_clip(path: str | os.PathLike[str], transform: ClipTransform, n_views: i
         formats={modality: source.formats[KIND[modality]] for modality in windows},
         starts={modality: tuple(map(float, starts[modality])) for modality in windows},
     )
+
+
+def view_starts(
+    duration: Fraction, windows: dict[str, Fraction], n_views: int
+) -> dict[str, list[Fraction]]:
+    """Starts of ``n_views`` windows per modality, evenly spaced over the clip.
+
+    The first window starts with the clip and the last one ends with it; a single one lies in the
+    middle. Modalities whose windows differ in length stand at the same proportion of their own
+    range, as in the paper's synchronous sampling. A clip no longer than any window has one view.
+
+    Args:
+        duration: Length of the clip in seconds.
+        windows: Length of the window of each modality in seconds.
+        n_views: Number of views of a long clip, at least 1.
+
+    Returns:
+        For each modality the starts in seconds from the start of the clip, equally many.
+
+    Raises:
+        ValueError: ``n_views`` is below 1.
+    """
+    if n_views < 1:
+        raise ValueError(f"n_views must be at least 1, got {n_views}")
+    ranges = {modality: max(duration - window, Fraction(0)) for modality, window in windows.items()}
+    if not any(ranges.values()):
+        return {modality: [Fraction(0)] for modality in windows}
+    if n_views == 1:
+        return {modality: [reach / 2] for modality, reach in ranges.items()}
+    return {
+        modality: [reach * view / (n_views - 1) for view in range(n_views)]
+        for modality, reach in ranges.items()
+    }

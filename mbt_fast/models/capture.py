@@ -30,8 +30,8 @@ class CapturedMBT:
 
     A graph reads the weights where they are: training the model, or loading weights into it, is
     seen by the next call; weights that have moved (``Module.to``) are refused. Backend, execution
-    and hooks are those of the moment at which a shape is first seen. One caller at a time: the graphs
-    share their inputs and their memory.
+    and hooks are those of the moment at which a shape is first seen. One caller at a time: the
+    graphs share their inputs and their memory.
     """
 
     def __init__(self, model: Model) -> None:

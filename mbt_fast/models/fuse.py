@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mbt_fast.config import check_modalities
 from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
-from mbt_fast.models.config import check_modalities
 from mbt_fast.models.encoders import Layer, check_training, families_of
 from mbt_fast.models.init import TOKEN_STD
 from mbt_fast.ops.bottleneck_attention import attend

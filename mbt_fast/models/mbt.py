@@ -10,13 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mbt_fast import checkpoint
+from mbt_fast.config import MBTConfig
 from mbt_fast.layers import Block, Execution, FusionLayer, StreamEmbedding
 from mbt_fast.layers.block import LAYER_NORM_EPS
 from mbt_fast.layers.fusion_layer import SHARED, Streams, enter_fusion
 from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT, run_modalities
-from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.init import initialise
 from mbt_fast.ops.autocast import autocast_dtype
 from mbt_fast.ops.checks import check_length
@@ -30,8 +31,8 @@ _MEMORY = {"full": "none", "reduced": "norms", "minimal": "mlp"}  # of set_savin
 class MBT(nn.Module):
     """Transformer towers per modality that exchange information through bottleneck tokens.
 
-    The streams never meet but in the mean over their slots; see ``layers.fusion_layer`` for the layers,
-    and DESIGN.md for streams and slots.
+    The streams meet in the mean over their slots alone; see ``layers.fusion_layer``, and DESIGN.md
+    for streams and slots.
 
     Args:
         config: Sizes and the kind of fusion.
@@ -229,8 +230,6 @@ class MBT(nn.Module):
 
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` to ``directory``."""
-        from mbt_fast import checkpoint
-
         checkpoint.save_pretrained(directory, self.config, self.state_dict())
 
     @classmethod
@@ -245,8 +244,6 @@ class MBT(nn.Module):
         Raises:
             mbt_fast.errors.CheckpointError: Not readable, or weights that do not fit; names which.
         """
-        from mbt_fast import checkpoint
-
         config, state_dict = checkpoint.load_pretrained(directory, **overrides)
         with torch.device("meta"):
             model = cls(config)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mbt_fast.models.config import MBTConfig
+from mbt_fast.config import MBTConfig
 from mbt_fast.models.mbt import MBT
 
 # The sizes of ViT (Dosovitskiy et al., 2021, Table 1; small: DeiT). Two thirds of the layers are
@@ -46,11 +46,9 @@ def config_for(name: str, **overrides: Any) -> MBTConfig:
         TypeError: An override has the wrong type.
         ValueError: Unknown name, field or modality, or a contradiction.
     """
-    from mbt_fast.checkpoint.overrides import changed
-
     if name not in _MODELS:
         raise ValueError(f"name must be one of {', '.join(_MODELS)}, got {name!r}")
-    return changed(MBTConfig.from_dict(_MODELS[name]), overrides)
+    return MBTConfig.from_dict(_MODELS[name]).replace(**overrides)
 
 
 def create_model(name: str, **overrides: Any) -> MBT:

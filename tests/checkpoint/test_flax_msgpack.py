@@ -1,7 +1,6 @@
 """The flax container: read, write, and refuse what is not one."""
 
-from pathlib import Path
-
+import golden
 import msgpack
 import numpy as np
 import pytest
@@ -10,13 +9,11 @@ from mbt_fast.checkpoint import flax_msgpack, load_scenic, save_scenic
 from mbt_fast.checkpoint.flax_msgpack import pack, unpack
 from mbt_fast.errors import CheckpointError
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-CHECKPOINT = GOLDEN / "bottleneck.checkpoint"
+CHECKPOINT = golden.CHECKPOINT
 
 
 def recorded_params():
-    with np.load(GOLDEN / "bottleneck.npz") as archive:
-        return {k[7:]: archive[k] for k in archive.files if k.startswith("params/")}
+    return golden.group(golden.read(), "params")
 
 
 def assert_same_tree(actual, expected):

@@ -1,45 +1,28 @@
 """Official parameters to a state dict and back, on recordings of the official module."""
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 import torch
 
+from mbt_fast import MBTConfig
 from mbt_fast.checkpoint import expected_shapes, infer_config, scenic_to_torch, torch_to_scenic
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.errors import CheckpointError
-from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.mbt import MBT
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RECORDINGS = (
-    "bottleneck",
-    "bottleneck_shared_encoder",
-    "cross_attention",
-    "early",
-    "late",
-    "rgb_only",
-    "self_attention_shared",
-    "spectrogram_only",
-    "unimodal_eval",
-)
 RELEASED = {  # sizes of the released checkpoints
     "input_size": {"rgb": (32, 224, 224), "spectrogram": (800, 128)},
     "patch_size": {"rgb": (2, 16, 16), "spectrogram": (16, 16)},
 }
 
 
-def read(name, prefix="params/"):
-    with np.load(GOLDEN / f"{name}.npz") as archive:
-        scenic_config = json.loads(str(archive["scenic_config"]))
-        arrays = {key: archive[key] for key in archive.files}
-    shapes = {key[6:]: a.shape for key, a in arrays.items() if key.startswith("input/")}
-    config = MBTConfig.from_scenic(scenic_config, shapes)
-    return config, {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+def read(name, prefix="params"):
+    record = golden.read(name)
+    return golden.config_of(record), golden.group(record, prefix)
 
 
 def assert_same(actual, expected):
@@ -53,8 +36,8 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize(
     ("name", "prefix"),
     [
-        *((name, "params/") for name in RECORDINGS),
-        *((name, "grads/") for name in RECORDINGS if name != "unimodal_eval"),  # has none
+        *((name, "params") for name in golden.NAMES),
+        *((name, "grads") for name in golden.NAMES if name != "unimodal_eval"),  # has none
     ],
 )
 def test_scenic_to_torch_to_scenic_is_exact(name, prefix):
@@ -64,7 +47,7 @@ def test_scenic_to_torch_to_scenic_is_exact(name, prefix):
     assert_same(torch_to_scenic(state_dict, config), params)
 
 
-@pytest.mark.parametrize("name", RECORDINGS)
+@pytest.mark.parametrize("name", golden.NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_torch_to_scenic_to_torch_is_exact(name, dtype):
     config, _ = read(name)
@@ -202,7 +185,7 @@ def test_converted_weights_have_memory_of_their_own():
     assert np.array_equal(state_dict["embed.rgb.cls_token"].numpy(), before + 1)
 
 
-@pytest.mark.parametrize("name", RECORDINGS)
+@pytest.mark.parametrize("name", golden.NAMES)
 def test_infer_config_reads_what_shapes_tell(name):
     config, params = read(name)
     inferred, assumptions = infer_config(params, input_size=config.input_size)

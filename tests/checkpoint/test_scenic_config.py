@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from mbt_fast.models.config import MBTConfig
-from mbt_fast.models.scenic import config_from_scenic
+from mbt_fast import MBTConfig
+from mbt_fast.scenic_config import config_from_scenic
 
 OFFICIAL = {
     "modality_fusion": ("spectrogram", "rgb"),

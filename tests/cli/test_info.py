@@ -1,11 +1,14 @@
-"""mbt-fast info: text and JSON."""
+"""mbt-fast info: text and JSON, with and without the compiled parts."""
 
+import importlib.util
 import json
+import sys
 
 import pytest
 import torch
 
 from mbt_fast import __version__, dispatch
+from mbt_fast.cli import info
 from mbt_fast.cli.main import main
 
 
@@ -17,12 +20,16 @@ def test_info_names_every_backend(capsys):
     assert torch.__version__ in out
 
 
-def test_info_as_json(capsys):
+def test_info_as_json_has_the_facts_of_the_text(capsys):
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
+    assert facts == info.collect()
     assert facts["mbt_fast"] == __version__
     assert facts["backends"]["sdpa"] == "yes"
     assert "cpu" in facts["devices"]
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines if line[0] != " "] == list(facts)
 
 
 def test_info_says_which_cpu_kernels_no_hardware_has_run(capsys):
@@ -30,14 +37,31 @@ def test_info_says_which_cpu_kernels_no_hardware_has_run(capsys):
     assert "  amx          never run on a CPU with AMX" in capsys.readouterr().out
 
 
-def test_info_says_that_the_cuda_kernels_are_unverified(capsys):
+@pytest.mark.parametrize(
+    ("module", "part"), [("mbt_fast._C", "compiled part"), ("mbt_fast._cuda", "cuda part")]
+)
+def test_info_says_which_compiled_part_is_not_built(monkeypatch, capsys, module, part):
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    facts = info.collect()
+    assert facts[part].startswith(f"{module} is not built: ")
+    if module == "mbt_fast._cuda":
+        assert facts["kernels verified on a GPU"]["cuda"] == "no: not built"
     assert main(["info"]) == 0
-    (line,) = (
-        line
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith("  cuda         no")
-    )
-    assert line.endswith(("never run on a GPU", "not built")) or "is not built" in line
+    assert f"{part}: {facts[part]}\n" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mbt_fast._cuda") is None, reason="mbt_fast._cuda is not built"
+)
+def test_info_says_where_the_cuda_kernels_have_run(monkeypatch):
+    def verified(*records):
+        monkeypatch.setattr(info.sources, "verifications", lambda kernel, digest: list(records))
+        return info.collect()["kernels verified on a GPU"]["cuda"]
+
+    assert verified() == "no: the present source has never run on a GPU"
+    record = {"device": "H100", "date": "2026-01-31", "cuda": "13.0"}
+    monkeypatch.setattr(info.sources, "KERNELS", {})
+    assert verified(record) == "H100, 2026-01-31, Cuda 13.0"
 
 
 def test_version(capsys):

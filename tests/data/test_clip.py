@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mbt_fast.data.clip import MBT_STATISTICS, ClipTransform, load_clip
-from mbt_fast.data.decode import decode
-from mbt_fast.data.log_mel import FLOOR
-from mbt_fast.data.probe import probe
-from mbt_fast.data.sound import SAMPLE_RATE
-from mbt_fast.data.views import view_starts
+from mbt_fast import MBTConfig
+from mbt_fast.data import ClipTransform, load_clip
+from mbt_fast.data.audio import FLOOR, SAMPLE_RATE
+from mbt_fast.data.clip import MBT_STATISTICS, view_starts
+from mbt_fast.data.decode import decode, probe
 from mbt_fast.errors import ClipError
-from mbt_fast.models.config import MBTConfig
 
 av = pytest.importorskip("av")
 np = pytest.importorskip("numpy")

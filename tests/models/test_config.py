@@ -8,7 +8,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from mbt_fast import MBT, MBTConfig
+from mbt_fast import MBT, MBTConfig, bottleneck_attention, create_model
+from mbt_fast.config import MAX_HEAD_DIM, check_modalities
 
 
 def test_defaults_are_the_papers_mbt_base():
@@ -52,19 +53,9 @@ BAD = {
     ),
     "numbers": ({"modalities": (1, 2)}, TypeError, "modalities must be strings, got 1"),
     "a method": ({"modalities": ("keys",)}, ValueError, "like a part of a module, got 'keys'"),
-    "an attribute": ({"modalities": ("training",)}, ValueError, "of a module, got 'training'"),
     "no bool": ({"share_encoder": "false"}, TypeError, "share_encoder must be a bool, got 'false'"),
     "no": ({"test_with_bottlenecks": 0}, TypeError, "test_with_bottlenecks must be a bool, got 0"),
     "text": ({"dropout": "0.1"}, TypeError, "dropout must be a number, got '0.1'"),
-    "reserved": (
-        {
-            "modalities": ("shared",),
-            "input_size": {"shared": (8, 8)},
-            "patch_size": {"shared": (4, 4)},
-        },
-        ValueError,
-        "like a part of a module, got 'shared'",
-    ),
     "no identifier": (
         {"modalities": ("a.b",), "input_size": {"a.b": (8, 8)}, "patch_size": {"a.b": (4, 4)}},
         ValueError,
@@ -118,6 +109,21 @@ def test_bad_fields_are_named(fields, error, message):
         MBTConfig(**fields)
 
 
+def test_no_modality_is_named_like_a_part_of_a_layer():
+    layer = create_model("mbt_tiny").blocks[0]
+    names = {name for name in dir(layer) if not name.startswith("_")} - {"rgb", "spectrogram"}
+    assert {"training", "keys", "set_backend"} <= names
+    for name in names | {"shared"}:  # of the one block for all modalities
+        with pytest.raises(ValueError, match=f"like a part of a module, got '{name}'"):
+            check_modalities((name,))
+
+
+def test_the_widest_head_is_the_attention_ops():
+    bottleneck_attention([torch.zeros(1, 2, 3, 1, MAX_HEAD_DIM)], 1)
+    with pytest.raises(ValueError, match=f"to {MAX_HEAD_DIM}, got {MAX_HEAD_DIM + 1}"):
+        bottleneck_attention([torch.zeros(1, 2, 3, 1, MAX_HEAD_DIM + 1)], 1)
+
+
 def test_unknown_keys_are_named():
     with pytest.raises(ValueError, match="no field 'depth', 'width'"):
         MBTConfig.from_dict({"width": 3, "depth": 2})
@@ -131,7 +137,7 @@ def test_is_hashable_and_cannot_be_changed_inside():
         lambda sizes: sizes.__setitem__("rgb", (1, 2, 3)),
         lambda sizes: sizes.pop("rgb"),
     ):
-        with pytest.raises(TypeError, match=r"use dataclasses\.replace"):
+        with pytest.raises(TypeError, match=r"use MBTConfig\.replace"):
             change(config.input_size)
 
 

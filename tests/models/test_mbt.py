@@ -1,9 +1,8 @@
 """The model: the official numbers, absent modalities, padding, and every kind of fusion."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 import torch
@@ -20,36 +19,20 @@ from model_cases import (
 
 from mbt_fast import MBT, MBTConfig, checkpoint, create_model, list_models
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = [
-    "bottleneck",
-    "bottleneck_shared_encoder",
-    "cross_attention",
-    "early",
-    "late",
-    "rgb_only",
-    "self_attention_shared",
-    "spectrogram_only",
-    "unimodal_eval",
-]
 BACKENDS = ["reference", "sdpa", "auto"]
 
 
 def load_golden(name):
     """Config, float64 model with the recorded weights, inputs, and the raw record."""
-    record = np.load(GOLDEN / f"{name}.npz")
-    shapes = {
-        key.split("/")[1]: record[key].shape for key in record.files if key.startswith("input/")
-    }
-    config = MBTConfig.from_scenic(json.loads(str(record["scenic_config"])), shapes)
-    params = {key[7:]: record[key] for key in record.files if key.startswith("params/")}
+    record = golden.read(name)
+    config = golden.config_of(record)
     model = MBT(config).double()
-    state = checkpoint.scenic_to_torch(params, config)
+    state = checkpoint.scenic_to_torch(golden.group(record, "params"), config)
     model.load_state_dict({name: value.double() for name, value in state.items()})
     inputs = {}
-    if "rgb" in shapes:
+    if "rgb" in config.modalities:
         inputs["rgb"] = torch.from_numpy(record["input/rgb"]).double().movedim(-1, 1)
-    if "spectrogram" in shapes:
+    if "spectrogram" in config.modalities:
         inputs["spectrogram"] = torch.from_numpy(record["input/spectrogram"][..., 0]).double()
     return config, model, inputs, record
 
@@ -61,7 +44,7 @@ def assert_within_float32(actual, recorded):
     assert error <= 1e-5 * recorded.abs().max(), f"relative error {error / recorded.abs().max()}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", golden.NAMES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @savings
 def test_official_logits(name, backend, savings):
@@ -70,7 +53,7 @@ def test_official_logits(name, backend, savings):
     assert_within_float32(model(inputs), record["logits"])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "only" not in n])
+@pytest.mark.parametrize("name", [n for n in golden.NAMES if "only" not in n])
 @savings
 def test_official_training_logits(name, savings):
     config, model, inputs, record = load_golden(name)
@@ -80,7 +63,7 @@ def test_official_training_logits(name, savings):
         assert_within_float32(value, record[f"train_logits/{modality}"])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "unimodal_eval"])
+@pytest.mark.parametrize("name", [n for n in golden.NAMES if n != "unimodal_eval"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @savings
 def test_official_gradients(name, backend, savings):
@@ -93,7 +76,7 @@ def test_official_gradients(name, backend, savings):
         for key, parameter in model.named_parameters()
     }
     official = checkpoint.torch_to_scenic(grads, config)
-    recorded = {key[6:]: record[key] for key in record.files if key.startswith("grads/")}
+    recorded = golden.group(record, "grads")
     assert set(official) == set(recorded)
     largest = max(abs(value).max() for value in recorded.values())
     assert largest > 0

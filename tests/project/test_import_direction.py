@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "mbt_fast.models": {
         "autocast",
         "checkpoint",
+        "config",
         "dispatch",
         "errors",
         "functional",
@@ -44,9 +45,11 @@ MAY_IMPORT = {
         "reference",
         "validation",
     },
-    "mbt_fast.checkpoint": {"models.config", "layers", "errors"},
-    "mbt_fast.flops": {"layers", "models"},
-    "mbt_fast.data": {"models", "errors"},
+    "mbt_fast.scenic_config": set(),
+    "mbt_fast.config": {"scenic_config"},
+    "mbt_fast.checkpoint": {"config", "errors"},
+    "mbt_fast.flops": {"config", "layers"},
+    "mbt_fast.data": {"config", "errors"},
     "mbt_fast.testing": {"functional"},
     "mbt_fast.report": set(),
     "mbt_fast.profiling": {"layers", "models", "flops", "testing", "native", "errors", "report"},
@@ -62,6 +65,7 @@ MAY_IMPORT = {
     "mbt_fast.cli": {
         "bench",
         "checkpoint",
+        "config",
         "data",
         "dispatch",
         "errors",
@@ -71,6 +75,7 @@ MAY_IMPORT = {
         "native",
         "profiling",
         "report",
+        "scenic_config",
     },
     "mbt_fast.__main__": {"cli"},
 }

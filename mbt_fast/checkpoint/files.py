@@ -1,10 +1,14 @@
-"""Replace a file in one step, so that a reader never sees half of it."""
+"""Read and write files so that a malformed one is named, and none is ever half written."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+
+from torch import Tensor
+
+from mbt_fast.errors import CheckpointError
 
 
 @contextmanager
@@ -28,3 +32,22 @@ def replacing(path: "str | PathLike[str]") -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, on CPU.
+
+    Raises:
+        CheckpointError: The file is truncated or malformed.
+        OSError: The file cannot be read, or is a directory.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    with path.open("rb"):  # the OSError of safetensors does not name the file
+        pass
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+    return tensors

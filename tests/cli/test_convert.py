@@ -2,13 +2,14 @@
 
 import argparse
 import json
-from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from mbt_fast import MBTConfig
 from mbt_fast.checkpoint import (
     from_vit,
     load_pretrained,
@@ -22,10 +23,9 @@ from mbt_fast.checkpoint.shapes import vit_shapes
 from mbt_fast.cli import convert
 from mbt_fast.cli.main import main
 from mbt_fast.errors import CheckpointError, InputError
-from mbt_fast.models.config import MBTConfig
 from mbt_fast.models.registry import config_for
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+SCENIC_CONFIG = golden.scenic_config(golden.read())
 SIZES = {"rgb": [4, 16, 16], "spectrogram": [24, 16]}
 SET_SIZES = ("--set", f"input_size={json.dumps(SIZES)}")
 DATASET = {"num_frames": 4, "crop_size": 16, "num_spec_frames": 3, "spec_shape": [8, 16]}
@@ -48,18 +48,13 @@ def run(*argv):
     return convert.run(parser.parse_args([str(arg) for arg in argv]))
 
 
-def scenic_config(name="bottleneck"):
-    with np.load(GOLDEN / f"{name}.npz") as archive:
-        return json.loads(str(archive["scenic_config"]))
-
-
 def test_scenic_with_its_config_goes_there_and_back(tmp_path, capsys):
     config_file = tmp_path / "config.json"
-    config_file.write_text(json.dumps(scenic_config()))
-    source = GOLDEN / "bottleneck.checkpoint"
+    config_file.write_text(json.dumps(SCENIC_CONFIG))
+    source = golden.CHECKPOINT
     assert run(source, tmp_path / "mbt", "--config", config_file, *SET_SIZES) == 0
     config, state_dict = load_pretrained(tmp_path / "mbt")
-    assert config.fusion_layer == scenic_config()["fusion_layer"]
+    assert config.fusion_layer == SCENIC_CONFIG["fusion_layer"]
     assert config.modalities == ("spectrogram", "rgb")
     params = load_scenic(source)
     assert all(torch.equal(t, state_dict[n]) for n, t in scenic_to_torch(params, config).items())
@@ -75,12 +70,12 @@ def test_scenic_with_its_config_goes_there_and_back(tmp_path, capsys):
 
 def test_whole_scenic_config_brings_the_input_sizes(tmp_path):
     whole = {
-        "model": {k: v for k, v in scenic_config().items() if k != "num_classes"},
+        "model": {k: v for k, v in SCENIC_CONFIG.items() if k != "num_classes"},
         "num_classes": 7,
         "dataset_configs": DATASET,
     }
     (tmp_path / "config.json").write_text(json.dumps(whole))
-    run(GOLDEN / "bottleneck.checkpoint", tmp_path / "mbt", "--config", tmp_path / "config.json")
+    run(golden.CHECKPOINT, tmp_path / "mbt", "--config", tmp_path / "config.json")
     assert load_pretrained(tmp_path / "mbt")[0].to_dict()["input_size"] == {
         "spectrogram": SIZES["spectrogram"],
         "rgb": SIZES["rgb"],
@@ -115,8 +110,8 @@ def test_a_registered_model_is_a_config(tmp_path):
 
 def test_scenic_whose_sizes_cannot_be_assumed_asks_for_them(tmp_path):
     with pytest.raises(CheckpointError, match=r"input_size\['rgb'\] must be given"):
-        run(GOLDEN / "bottleneck.checkpoint", tmp_path / "mbt")
-    assert run(GOLDEN / "bottleneck.checkpoint", tmp_path / "mbt", *SET_SIZES) == 0
+        run(golden.CHECKPOINT, tmp_path / "mbt")
+    assert run(golden.CHECKPOINT, tmp_path / "mbt", *SET_SIZES) == 0
 
 
 @pytest.fixture
@@ -199,7 +194,7 @@ def test_source_format_follows_the_rule_in_help(tmp_path, name, source_format):
 def config_error(tmp_path, capsys, content, *flags):
     """The line that ``mbt-fast convert`` prints of a config file."""
     (tmp_path / "config.json").write_text(json.dumps(content))
-    source = str(GOLDEN / "bottleneck.checkpoint")
+    source = str(golden.CHECKPOINT)
     files = [source, str(tmp_path / "mbt"), "--config", str(tmp_path / "config.json")]
     assert main(["convert", *files, *flags]) == 2
     captured = capsys.readouterr()
@@ -236,7 +231,7 @@ def test_malformed_configs_are_one_line(tmp_path, capsys, content, message):
     ],
 )
 def test_malformed_scenic_configs_are_one_line(tmp_path, capsys, change, message):
-    assert message in config_error(tmp_path, capsys, {**scenic_config(), **change}, *SET_SIZES)
+    assert message in config_error(tmp_path, capsys, {**SCENIC_CONFIG, **change}, *SET_SIZES)
 
 
 @pytest.mark.parametrize("scenic", [False, True])
@@ -252,19 +247,19 @@ def test_malformed_scenic_configs_are_one_line(tmp_path, capsys, change, message
     ],
 )
 def test_malformed_overrides_are_one_line(tmp_path, capsys, scenic, flag, message):
-    content = {**scenic_config(), "dataset_configs": DATASET} if scenic else SMALL.to_dict()
+    content = {**SCENIC_CONFIG, "dataset_configs": DATASET} if scenic else SMALL.to_dict()
     assert message in config_error(tmp_path, capsys, content, "--set", flag)
 
 
 def test_a_scenic_config_without_sizes_asks_for_them(tmp_path, capsys):
-    line = config_error(tmp_path, capsys, scenic_config())
+    line = config_error(tmp_path, capsys, SCENIC_CONFIG)
     hint = 'such as --set \'input_size={"spectrogram":[800,128],"rgb":[32,224,224]}\''
     assert f"the input size of spectrogram and rgb; give it by --set, {hint}" in line
-    whole = {**scenic_config(), "dataset_configs": {"num_frames": 4, "crop_size": 16}}
+    whole = {**SCENIC_CONFIG, "dataset_configs": {"num_frames": 4, "crop_size": 16}}
     assert "does not tell the input size of spectrogram; " in config_error(tmp_path, capsys, whole)
 
 
 def test_a_bottleneck_that_the_config_has_no_place_for_is_refused(tmp_path):
     flags = (*SET_SIZES, "--set", "fusion=vanilla")
     with pytest.raises(CheckpointError, match="unexpected bottleneck"):
-        run(GOLDEN / "bottleneck.checkpoint", tmp_path / "mbt", *flags)
+        run(golden.CHECKPOINT, tmp_path / "mbt", *flags)

@@ -5,6 +5,7 @@ from typing import Any
 
 _MODALITIES = ("rgb", "spectrogram")  # the official code knows no other
 _SIZES = ("fusion_layer", "hidden_size", "num_heads", "mlp_dim", "num_layers", "num_classes")
+_KINDS = {"an integer": (int,), "a bool": (bool,), "a number": (int, float)}
 
 
 def config_from_scenic(
@@ -16,38 +17,30 @@ def config_from_scenic(
     ``n_bottlenecks=4``, ``dropout_rate=0.1``, ``attention_dropout_rate=0.1``. With the token head
     the official code adds one bottleneck token to ``n_bottlenecks``, and so does this function.
 
-    Args:
-        scenic_config: The ``config.model`` of scenic together with ``num_classes``.
-        input_shapes: ``{"rgb": [B, T, H, W, 3], "spectrogram": [B, time, mel, 3]}``; the batch
-            dimension may be left out.
-
     Returns:
         Keyword arguments of ``MBTConfig``; the modalities keep the order of ``modality_fusion``.
-
-    Raises:
-        ValueError: A key is missing, malformed, or asks for something that this library does not
-            implement; the message names it.
+        Arguments and errors are those of ``MBTConfig.from_scenic``.
     """
     _check_supported(scenic_config)
     modalities = modalities_of(scenic_config)
     height, width, frames = _patch(scenic_config)
     patch_size = {"rgb": (frames, height, width), "spectrogram": (height, width)}
-    get = scenic_config.get
-    use_bottleneck = _boolean("use_bottleneck", get("use_bottleneck", False))
-    drop_rate = get("stochastic_droplayer_rate")
+
+    def optional(key: str, kind: str, default: Any) -> Any:
+        return _typed(key, scenic_config.get(key, default), kind)
+
+    drop_rate = scenic_config.get("stochastic_droplayer_rate") or 0.0
     return {
         "modalities": modalities,
         "input_size": {m: _input_size(m, input_shapes) for m in modalities},
         "patch_size": {m: patch_size[m] for m in modalities},
-        **{key: _integer(key, _required(scenic_config, key)) for key in _SIZES},
-        "fusion": "bottleneck" if use_bottleneck else "vanilla",
-        "n_bottlenecks": _integer("n_bottlenecks", get("n_bottlenecks", 4)) + 1,
-        "share_encoder": _boolean("share_encoder", get("share_encoder", False)),
-        "stochastic_depth": _rate("stochastic_droplayer_rate", drop_rate or 0.0),
-        "dropout": _rate("dropout_rate", get("dropout_rate", 0.1)),
-        "test_with_bottlenecks": _boolean(
-            "test_with_bottlenecks", get("test_with_bottlenecks", True)
-        ),
+        **{key: _typed(key, _required(scenic_config, key), "an integer") for key in _SIZES},
+        "fusion": "bottleneck" if optional("use_bottleneck", "a bool", False) else "vanilla",
+        "n_bottlenecks": optional("n_bottlenecks", "an integer", 4) + 1,
+        "share_encoder": optional("share_encoder", "a bool", False),
+        "stochastic_depth": _typed("stochastic_droplayer_rate", drop_rate, "a number"),
+        "dropout": optional("dropout_rate", "a number", 0.1),
+        "test_with_bottlenecks": optional("test_with_bottlenecks", "a bool", True),
     }
 
 
@@ -66,6 +59,27 @@ def modalities_of(scenic_config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def input_sizes(scenic_config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Input sizes by modality from the ``dataset_configs`` of a whole config, where it has them.
+
+    Raises:
+        ValueError: ``dataset_configs`` is malformed.
+    """
+    data = _nested(scenic_config, "dataset_configs")
+    sizes: dict[str, tuple[int, ...]] = {}
+    if "num_frames" in data and "crop_size" in data:
+        sizes["rgb"] = (data["num_frames"], data["crop_size"], data["crop_size"])
+    if "num_spec_frames" in data and "spec_shape" in data:
+        count, shape = data["num_spec_frames"], data["spec_shape"]
+        if type(count) is not int or not isinstance(shape, (list, tuple)) or len(shape) != 2:
+            raise ValueError(
+                "dataset_configs.num_spec_frames and spec_shape must be an integer and "
+                f"[time, mel], got {count!r} and {shape!r}"
+            )
+        sizes["spectrogram"] = (count * shape[0], shape[1])
+    return sizes
+
+
 def _required(scenic_config: Mapping[str, Any], key: str) -> Any:
     if scenic_config.get(key) is None:
         raise ValueError(f"{key} must be given in the scenic config, got none")
@@ -80,21 +94,9 @@ def _nested(scenic_config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value or {}
 
 
-def _integer(name: str, value: Any) -> int:
-    if type(value) is not int:
-        raise ValueError(f"{name} must be an integer, got {value!r}")
-    return value
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be a bool, got {value!r}")
-    return value
-
-
-def _rate(name: str, value: Any) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"{name} must be a number, got {value!r}")
+def _typed(name: str, value: Any, kind: str) -> Any:
+    if type(value) not in _KINDS[kind]:
+        raise ValueError(f"{name} must be {kind}, got {value!r}")
     return value
 
 
@@ -117,7 +119,7 @@ def _patch(scenic_config: Mapping[str, Any]) -> list[int]:
     size = _nested(scenic_config, "patches").get("size")
     if not isinstance(size, (list, tuple)) or len(size) != 3:
         raise ValueError(f"patches.size must be [height, width, frames], got {size!r}")
-    return [_integer("each of patches.size", extent) for extent in size]
+    return [_typed("each of patches.size", extent, "an integer") for extent in size]
 
 
 def _input_size(modality: str, input_shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""From decoded video frames to the pictures that the model sees."""
+"""Video: from decoded frames to the pixels of a view."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class VideoWindow:
     """The video of one view.
 
     Args:
-        frames: Number of pictures.
-        height: Of a picture, in pixels.
-        width: Of a picture, in pixels.
-        distance: Seconds from one picture to the next.
-        min_side: Short side of a frame, in pixels, before its centre is cut out.
+        frames: Number of frames.
+        height: Of a frame, in pixels.
+        width: Of a frame, in pixels.
+        distance: Seconds from one frame to the next.
+        min_side: Short side of a frame, in pixels, before the centre crop.
     """
 
     frames: int
@@ -35,25 +35,25 @@ class VideoWindow:
         """Length of the window."""
         return self.frames * self.distance
 
-    def collector(self, starts: Sequence[Fraction]) -> "FrameCollector":
+    def collector(self, starts: Sequence[Fraction]) -> "VideoCollector":
         """An empty collector for windows with these starts, in seconds."""
-        return FrameCollector(self, starts)
+        return VideoCollector(self, starts)
 
 
-class FrameCollector:
-    """Keeps, of frames that pass in order of time, the pictures shown at the wanted times.
+class VideoCollector:
+    """Samples frames at given times from frames that come in order of time.
 
-    Shown at a time is the last frame that starts no later; before the first frame it is the first,
-    after the last the last. Only wanted pictures are converted and kept.
+    The sample at a time is the last frame that starts no later; before the first frame it is the
+    first. Only sampled frames are converted and kept.
     """
 
     def __init__(self, window: VideoWindow, starts: Sequence[Fraction]) -> None:
-        """Wait for the pictures of ``window`` at each start."""
+        """Wait for the frames of ``window`` at each start."""
         times = [start + k * window.distance for start in starts for k in range(window.frames)]
         self._window = window
         self._order = sorted(range(len(times)), key=times.__getitem__)
         self._waiting = [times[i] for i in reversed(self._order)]  # the next one is last
-        self._pictures: list[Tensor] = []
+        self._pixels: list[Tensor] = []
         self._shown: VideoFrame | None = None
 
     def push(self, time: Fraction, frame: "VideoFrame") -> None:
@@ -63,31 +63,31 @@ class FrameCollector:
         self._shown = frame
 
     def finish(self) -> Tensor | None:
-        """The pictures, float32 ``[V, 3, T, H, W]`` in [-1, 1], or ``None`` if no frame came."""
+        """The samples, float32 ``[V, 3, T, H, W]`` in [-1, 1], or ``None`` if no frame came."""
         if self._shown is None:
             return None
         self._take(len(self._waiting), self._shown)
         ranks = sorted(range(len(self._order)), key=self._order.__getitem__)
-        pictures = torch.stack([self._pictures[rank] for rank in ranks])
-        views = pictures.unflatten(0, (-1, self._window.frames)).permute(0, 4, 1, 2, 3)
+        pixels = torch.stack([self._pixels[rank] for rank in ranks])
+        views = pixels.unflatten(0, (-1, self._window.frames)).permute(0, 4, 1, 2, 3)
         return views.contiguous().float() / 127.5 - 1
 
     def _take(self, count: int, frame: "VideoFrame") -> None:
         if count:
             del self._waiting[-count:]
             size = (self._window.height, self._window.width)
-            self._pictures += [picture(frame, size, self._window.min_side)] * count
+            self._pixels += [to_pixels(frame, size, self._window.min_side)] * count
 
 
-def picture(frame: "VideoFrame", size: tuple[int, int], min_side: int) -> Tensor:
-    """Scale a frame, turn it upright and cut out its centre.
+def to_pixels(frame: "VideoFrame", size: tuple[int, int], min_side: int) -> Tensor:
+    """Scale a frame, turn it upright and crop its centre.
 
     Pixels are taken to be square.
 
     Args:
         frame: A decoded frame.
         size: Height and width of the result.
-        min_side: Short side after scaling; it becomes longer where the cut would not fit.
+        min_side: Short side after scaling; longer where the crop would not fit.
 
     Returns:
         Red, green and blue, uint8 ``[height, width, 3]``.

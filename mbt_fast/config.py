@@ -1,23 +1,30 @@
 """The configuration of an MBT: one flat, frozen record of all that the weights depend on."""
 
 import keyword
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from math import prod
 from numbers import Real
 from typing import Any, NoReturn
 
 from torch import nn
 
-from mbt_fast.ops.checks import MAX_HEAD_DIM
+from mbt_fast.scenic_config import config_from_scenic
 
 FUSIONS = ("bottleneck", "vanilla")
+MAX_HEAD_DIM = 128  # the widest head of the attention op, repeated: config imports no op
+
+_PER_MODALITY = ("input_size", "patch_size")
+_MAY_BE_ZERO = ("fusion_layer", "n_bottlenecks")
+_KINDS = {int: "an integer", bool: "a bool", float: "a number"}
+_RESERVED = ("shared", "block_of", "set_backend", "set_execution")  # names of a FusionLayer
 
 
 class Sizes(dict[str, tuple[int, ...]]):
     """Sizes by modality; cannot be changed, and so can be hashed."""
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError("sizes of a configuration must not be changed; use dataclasses.replace")
+        raise TypeError("sizes of a configuration cannot be changed; use MBTConfig.replace")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
@@ -92,10 +99,10 @@ class MBTConfig:
             raise TypeError(f"modalities must be a tuple of names, got {self.modalities!r}")
         object.__setattr__(self, "modalities", tuple(self.modalities))
         check_modalities(self.modalities)
-        for name in ("input_size", "patch_size"):
+        for name in _PER_MODALITY:
             object.__setattr__(self, name, self._per_modality(name))
-        _check_types(self)
-        _check_numbers(self)
+        _check_scalars(self)
+        _check_heads_and_fusion(self)
         for modality in self.modalities:
             _check_patches(modality, self.input_size[modality], self.patch_size[modality])
 
@@ -130,10 +137,7 @@ class MBTConfig:
 
     def n_tokens(self, modality: str) -> int:
         """Own tokens ``N`` of a stream: CLS and the patches."""
-        count = 1
-        for extent in self.grid(modality):
-            count *= extent
-        return count + 1
+        return 1 + prod(self.grid(modality))
 
     def drop_rate(self, layer: int) -> float:
         """Probability that a residual branch of ``layer`` is dropped in training."""
@@ -145,7 +149,7 @@ class MBTConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MBTConfig":
-        """Inverse of ``to_dict``. An unknown key is an error, not a surprise later."""
+        """Inverse of ``to_dict``; an unknown key raises ``ValueError``."""
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise ValueError(f"MBTConfig has no field {', '.join(map(repr, unknown))}")
@@ -163,11 +167,30 @@ class MBTConfig:
                 dimension may be left out.
 
         Raises:
-            ValueError: The config asks for something that this library does not implement.
+            ValueError: A key is missing, malformed, or asks for something that this library does
+                not implement; the message names it.
         """
-        from mbt_fast.models.scenic import config_from_scenic
-
         return cls(**config_from_scenic(scenic_config, input_shapes))
+
+    def replace(self, **overrides: Any) -> "MBTConfig":
+        """A config with some fields changed.
+
+        Args:
+            **overrides: Fields of ``MBTConfig``. ``input_size`` and ``patch_size`` may name some of
+                the modalities only; the others keep theirs.
+
+        Raises:
+            TypeError: An override has the wrong type.
+            ValueError: An override is unknown, names a modality that the changed config does not
+                have, or contradicts the rest.
+        """
+        values = self.to_dict() | overrides
+        for name in _PER_MODALITY:
+            if isinstance(values[name], Mapping):
+                values[name] = {**getattr(self, name), **values[name]}
+        config = MBTConfig.from_dict(values)
+        check_sizes(overrides, config.modalities)
+        return config
 
 
 def _plain(value: Any) -> Any:
@@ -176,7 +199,23 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-_RESERVED = ("shared", "block_of", "set_backend", "set_execution")  # names of a FusionLayer
+def check_sizes(overrides: Mapping[str, Any], modalities: Sequence[str]) -> None:
+    """Check that sizes among the overrides are mappings from these modalities.
+
+    Raises:
+        TypeError: A size is not a mapping.
+        ValueError: A size names another modality.
+    """
+    for name in _PER_MODALITY:
+        given = overrides.get(name, {})
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name} must be a mapping from modality to size, got {given!r}")
+        unknown = sorted(map(repr, given.keys() - set(modalities)))
+        if unknown:
+            known = ", ".join(modalities)
+            raise ValueError(
+                f"{name} must name only modalities of the model ({known}), got {', '.join(unknown)}"
+            )
 
 
 def check_modalities(modalities: tuple[str, ...]) -> None:
@@ -199,29 +238,22 @@ def check_modalities(modalities: tuple[str, ...]) -> None:
             raise ValueError(f"modalities must not be named like a part of a module, got {name!r}")
 
 
-_POSITIVE = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "num_classes")
+def _check_scalars(config: MBTConfig) -> None:
+    """Type and range of every field that is one number or flag."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.type not in _KINDS:
+            continue
+        if type(value) is not f.type and not (f.type is float and isinstance(value, Real)):
+            raise TypeError(f"{f.name} must be {_KINDS[f.type]}, got {value!r}")
+        least = 0 if f.name in _MAY_BE_ZERO else 1
+        if f.type is int and value < least:
+            raise ValueError(f"{f.name} must be at least {least}, got {value}")
+        if f.type is float and not 0.0 <= value < 1.0:
+            raise ValueError(f"{f.name} must be in [0, 1), got {value}")
 
 
-def _check_types(config: MBTConfig) -> None:
-    for name in (*_POSITIVE, "fusion_layer", "n_bottlenecks"):
-        if type(getattr(config, name)) is not int:
-            raise TypeError(f"{name} must be an integer, got {getattr(config, name)!r}")
-    for name in ("share_encoder", "test_with_bottlenecks"):
-        if not isinstance(getattr(config, name), bool):
-            raise TypeError(f"{name} must be a bool, got {getattr(config, name)!r}")
-    for name in ("stochastic_depth", "dropout"):
-        if not isinstance(getattr(config, name), Real):
-            raise TypeError(f"{name} must be a number, got {getattr(config, name)!r}")
-
-
-def _check_numbers(config: MBTConfig) -> None:
-    for name in (*_POSITIVE, "fusion_layer", "n_bottlenecks"):
-        least = 1 if name in _POSITIVE else 0
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
-    for name in ("stochastic_depth", "dropout"):
-        if not 0.0 <= getattr(config, name) < 1.0:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+def _check_heads_and_fusion(config: MBTConfig) -> None:
     if config.fusion not in FUSIONS:
         raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {config.fusion!r}")
     if config.fusion_layer > config.num_layers:

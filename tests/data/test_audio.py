@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mbt_fast.data.log_mel import FLOOR, WINDOWS, log_mel, mel_filters
+from mbt_fast.data.audio import FLOOR, WINDOWS, log_mel, mel_filters
 
 np = pytest.importorskip("numpy")
 

@@ -1,0 +1,128 @@
+"""What ``mbt-fast predict`` runs and shows: the model, the classes of one clip, and their table."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbt_fast.data import Clip, ClipTransform
+from mbt_fast.errors import InputError
+from mbt_fast.models import MBT, create_model, list_models
+
+_RANDOM_SEED = 0
+_HEAD_STD = 0.02
+
+_UNPUBLISHED = (
+    "note: the official feature extraction was never published; weights from the official release "
+    "may expect other log-mel statistics (--spec-mean, --spec-std)"
+)
+_ZERO_HEAD = (
+    "note: the classifier's weights are all zero, so every class gets the same probability "
+    "(but for its bias), whatever the clip"
+)
+
+
+def pretrained_model(directory: str) -> MBT:
+    """The model that ``--checkpoint`` names.
+
+    Raises:
+        InputError: It is a file, or its weights cannot be used.
+    """
+    if Path(directory).is_file():
+        raise InputError(
+            f"--checkpoint must be a directory, got the file {directory!r}; "
+            "run mbt-fast convert first"
+        )
+    return MBT.from_pretrained(directory)
+
+
+def random_model(name: str) -> MBT:
+    """The model that ``--model`` names, with the same random weights every time.
+
+    The classifier, which a new model has zero, is random too, so that clips differ.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    if name not in list_models():
+        raise InputError(f"--model must be one of {', '.join(list_models())}, got {name!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_RANDOM_SEED)
+        model = create_model(name)
+        torch.nn.init.normal_(model.head.weight, std=_HEAD_STD)
+    return model
+
+
+def notes_on(model: MBT, transform: ClipTransform) -> list[str]:
+    """What to know before believing the predictions of a pretrained model."""
+    notes = []
+    if not model.head.weight.any():
+        notes.append(_ZERO_HEAD)
+    if transform.spectrogram is not None:
+        notes.append(_UNPUBLISHED)
+    return notes
+
+
+def predict_clip(
+    model: MBT,
+    clip: Clip,
+    labels: list[str],
+    *,
+    top: int,
+    activation: str,
+) -> dict[str, Any]:
+    """Facts about a clip, and its most probable classes, as plain data.
+
+    A probability that is NaN is ``None``, for JSON knows no NaN, and ranks last.
+    """
+    probabilities = _probabilities(model, clip, activation)
+    undefined = probabilities.isnan()
+    ranked = probabilities.masked_fill(undefined, -1).topk(min(top, len(labels))).indices
+    return {
+        "path": clip.path,
+        "seconds": clip.duration,
+        "streams": dict(clip.formats),
+        "absent": [m for m in model.config.modalities if m not in clip.inputs],
+        "views": clip.n_views,
+        "undefined": int(undefined.sum()),
+        "classes": [
+            {
+                "index": index,
+                "label": labels[index],
+                "probability": None if undefined[index] else probabilities[index].item(),
+            }
+            for index in ranked.tolist()
+        ],
+    }
+
+
+def _probabilities(model: MBT, clip: Clip, activation: str) -> Tensor:
+    """Probability of each class; logits are averaged over the views, as in the paper."""
+    weight = model.head.weight
+    inputs = {m: view.to(weight.device, weight.dtype) for m, view in clip.inputs.items()}
+    with torch.inference_mode():
+        logits = model(inputs).float().mean(0)
+        return logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
+
+
+def table(record: dict[str, Any]) -> str:
+    """The result of ``predict_clip`` as text."""
+    from tabulate import tabulate
+
+    streams = [f"{modality} ({form})" for modality, form in record["streams"].items()]
+    lines = [
+        record["path"],
+        f"  {record['seconds']:.2f} s, {record['views']} view{'s' * (record['views'] > 1)}",
+        f"  uses {' and '.join(streams)}",
+        *(f"  {modality} is absent" for modality in record["absent"]),
+    ]
+    if record["undefined"]:
+        lines.append(f"  classes without a probability, for it is NaN: {record['undefined']}")
+    rows = [
+        (rank, entry["label"], entry["probability"])
+        for rank, entry in enumerate(record["classes"], start=1)
+    ]
+    headers = ("rank", "class", "probability")
+    classes = tabulate(rows, headers, floatfmt=".4f", missingval="nan", disable_numparse=[1])
+    return "\n".join((*lines, classes, ""))
