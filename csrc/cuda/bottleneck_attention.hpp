@@ -47,21 +47,24 @@ struct Call {
   void* queue;  // the CUDA stream
 };
 
-// The two elements, and what is compiled for each of them and each head dimension: definitions are in
-// bottleneck_attention_fwd.cu and bottleneck_attention_bwd.cu.
-struct Bfloat16;
+struct Bfloat16;  // the elements
 struct Float16;
 using SharedMemory = std::map<std::string, uint32_t>;  // bytes that a launch asks for, by kernel
 
+// What is compiled for one element and one head dimension, in bottleneck_attention_fwd.cu and
+// bottleneck_attention_bwd.cu.
 template <class Element, int kDim>
-void fwd_of(const Call& call, const std::vector<StreamForward>& streams);
-template <class Element, int kDim>
-void bwd_of(const Call& call, const std::vector<StreamBackward>& streams, void* dslots,
-            bool is_deterministic);
-template <class Element, int kDim>
-SharedMemory fwd_shared_memory();
-template <class Element, int kDim>
-SharedMemory bwd_shared_memory();
+struct Instance {
+  static void fwd(const Call& call, const std::vector<StreamForward>& streams);
+  static void bwd(const Call& call, const std::vector<StreamBackward>& streams, void* dslots,
+                  bool is_deterministic);
+  static SharedMemory fwd_shared_memory();
+  static SharedMemory bwd_shared_memory();
+};
+extern template struct Instance<Bfloat16, 64>;  // each has translation units of its own
+extern template struct Instance<Bfloat16, 128>;
+extern template struct Instance<Float16, 64>;
+extern template struct Instance<Float16, 128>;
 
 // The one of four functions that serves the call's element and head dimension.
 template <class Function>
@@ -77,16 +80,17 @@ Function* choose(const Call& call, Function* bfloat16_64, Function* bfloat16_128
 // Raises std::invalid_argument for what the kernels cannot run, before anything is launched, and
 // std::runtime_error for what CUDA says.
 inline void bottleneck_attention_fwd(const Call& call, const std::vector<StreamForward>& streams) {
-  choose(call, &fwd_of<Bfloat16, 64>, &fwd_of<Bfloat16, 128>, &fwd_of<Float16, 64>,
-         &fwd_of<Float16, 128>)(call, streams);
+  choose(call, &Instance<Bfloat16, 64>::fwd, &Instance<Bfloat16, 128>::fwd,
+         &Instance<Float16, 64>::fwd, &Instance<Float16, 128>::fwd)(call, streams);
 }
 
 // Raises as the forward does. `dslots` is room for [B, P, H, D] where there is a shared update, or
 // none. Deterministic results are the same at every repetition, bit by bit.
 inline void bottleneck_attention_bwd(const Call& call, const std::vector<StreamBackward>& streams,
                                      void* dslots, bool is_deterministic) {
-  choose(call, &bwd_of<Bfloat16, 64>, &bwd_of<Bfloat16, 128>, &bwd_of<Float16, 64>,
-         &bwd_of<Float16, 128>)(call, streams, dslots, is_deterministic);
+  const auto bwd = choose(call, &Instance<Bfloat16, 64>::bwd, &Instance<Bfloat16, 128>::bwd,
+                          &Instance<Float16, 64>::bwd, &Instance<Float16, 128>::bwd);
+  bwd(call, streams, dslots, is_deterministic);
 }
 
 // How many floats of memory the backward of a stream of `rows` rows needs.
@@ -100,8 +104,8 @@ inline int64_t backward_workspace(const Call& call, int64_t rows, bool is_determ
 inline SharedMemory shared_memory_of_kernels() {
   SharedMemory found;
   for (const SharedMemory& some :
-       {fwd_shared_memory<Bfloat16, 64>(), fwd_shared_memory<Bfloat16, 128>(),
-        bwd_shared_memory<Bfloat16, 64>(), bwd_shared_memory<Bfloat16, 128>()})
+       {Instance<Bfloat16, 64>::fwd_shared_memory(), Instance<Bfloat16, 128>::fwd_shared_memory(),
+        Instance<Bfloat16, 64>::bwd_shared_memory(), Instance<Bfloat16, 128>::bwd_shared_memory()})
     found.insert(some.begin(), some.end());
   return found;
 }

@@ -77,23 +77,23 @@ void launch_bwd(const BackwardParameters& parameters, void* queue) {
 }  // namespace
 
 template <class Element, int kDim>
-void bwd_of(const Call& call, const std::vector<StreamBackward>& streams, void* dslots,
-            bool is_deterministic) {
+void Instance<Element, kDim>::bwd(const Call& call, const std::vector<StreamBackward>& streams,
+                                  void* dslots, bool is_deterministic) {
   check_call(call, streams, kBackwardTile);
   const BackwardParameters parameters = parameters_of(call, streams, dslots, is_deterministic);
   if (parameters.items > 0) launch_bwd<Element, kDim>(parameters, call.queue);
 }
 
 template <class Element, int kDim>
-SharedMemory bwd_shared_memory() {
+SharedMemory Instance<Element, kDim>::bwd_shared_memory() {
   const std::string dim = " " + std::to_string(kDim);
   return {{"bottleneck_attention_bwd_keys" + dim, KeysMemory<kDim>::kBytes},
           {"bottleneck_attention_bwd_queries" + dim, QueriesMemory<kDim>::kBytes}};
 }
 
-template void bwd_of<MBT_FAST_ELEMENT, MBT_FAST_DIM>(const Call&,
-                                                     const std::vector<StreamBackward>&, void*,
-                                                     bool);
-template SharedMemory bwd_shared_memory<MBT_FAST_ELEMENT, MBT_FAST_DIM>();
+template void Instance<MBT_FAST_ELEMENT, MBT_FAST_DIM>::bwd(const Call&,
+                                                            const std::vector<StreamBackward>&,
+                                                            void*, bool);
+template SharedMemory Instance<MBT_FAST_ELEMENT, MBT_FAST_DIM>::bwd_shared_memory();
 
 }  // namespace mbt_fast::cuda

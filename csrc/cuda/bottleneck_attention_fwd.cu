@@ -71,7 +71,7 @@ void launch_mean(const MeanParameters& parameters, void* queue) {
 }  // namespace
 
 template <class Element, int kDim>
-void fwd_of(const Call& call, const std::vector<StreamForward>& streams) {
+void Instance<Element, kDim>::fwd(const Call& call, const std::vector<StreamForward>& streams) {
   check(call, streams);
   const ForwardParameters parameters = parameters_of<kDim>(call, streams);
   if (parameters.items == 0) return;
@@ -82,12 +82,12 @@ void fwd_of(const Call& call, const std::vector<StreamForward>& streams) {
 }
 
 template <class Element, int kDim>
-SharedMemory fwd_shared_memory() {
+SharedMemory Instance<Element, kDim>::fwd_shared_memory() {
   return {{"bottleneck_attention_fwd " + std::to_string(kDim), ForwardMemory<kDim>::kBytes}};
 }
 
-template void fwd_of<MBT_FAST_ELEMENT, MBT_FAST_DIM>(const Call&,
-                                                     const std::vector<StreamForward>&);
-template SharedMemory fwd_shared_memory<MBT_FAST_ELEMENT, MBT_FAST_DIM>();
+template void Instance<MBT_FAST_ELEMENT, MBT_FAST_DIM>::fwd(const Call&,
+                                                            const std::vector<StreamForward>&);
+template SharedMemory Instance<MBT_FAST_ELEMENT, MBT_FAST_DIM>::fwd_shared_memory();
 
 }  // namespace mbt_fast::cuda

@@ -17,7 +17,7 @@ from native_build import COMPILER, ROOT, shared_library
 from mbt_fast import dispatch, native
 from mbt_fast.cuda import arguments
 
-FLAGS = ["-O2", "-Wno-unknown-pragmas", "-Wno-psabi"]
+FLAGS = ["-O2", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]
 SEEDS = (0, 1, 2)  # copies complete at once, as late as can be, and in any order
 ON_GPU = DEVICE.type == "cuda"
 

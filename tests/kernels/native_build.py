@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 CACHE = Path(tempfile.gettempdir()) / f"mbt-fast-tests-{os.getuid()}"
+COMMON = ["-std=c++17", "-fPIC", f"-I{ROOT / 'csrc'}"]
 SUFFIXES = (".cpp", ".hpp", ".cu", ".cuh")
 
 needs_compiler = pytest.mark.skipif(not shutil.which(COMPILER[0]), reason="no C++ compiler")
@@ -42,7 +43,7 @@ def shared_library(name, units, flags):
 def _hash(name, units, flags):
     """Of everything that may become part of the library."""
     version = subprocess.run([*COMPILER, "--version"], capture_output=True, check=True).stdout
-    digest = hashlib.sha256(repr((name, units, flags, COMPILER)).encode() + version)
+    digest = hashlib.sha256(repr((name, units, flags, COMPILER, COMMON)).encode() + version)
     for folder in (ROOT / "csrc", ROOT / "tests/kernels/native"):
         for path in sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES):
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
@@ -50,12 +51,10 @@ def _hash(name, units, flags):
 
 
 def _build(library, units, flags):
-    command = [*COMPILER, "-std=c++17", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc'}"]
-
     def compile_one(numbered):
         number, (source, own) = numbered
         target = library.parent / f"{number}.o"
-        call = [*command, *flags, *own, "-x", "c++", "-c", ROOT / source, "-o", target]
+        call = [*COMPILER, *COMMON, *flags, *own, "-x", "c++", "-c", ROOT / source, "-o", target]
         subprocess.run(call, check=True)
         return target
 

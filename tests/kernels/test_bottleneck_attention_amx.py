@@ -19,8 +19,8 @@ from mbt_fast.testing import assert_close_to_exact
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # in the order of the kernels' tables
 TILE_INSTRUCTIONS = {"ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps"}
 FLAGS = (
-    "-O3 -ffp-contract=off -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl"
-    " -mavx512bf16 -mamx-tile -mamx-bf16"
+    "-O3 -fvisibility=hidden -ffp-contract=off -mavx2 -mfma -mf16c"
+    " -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16"
 )
 SOURCES = [
     "tests/kernels/native/amx_pieces.cpp",

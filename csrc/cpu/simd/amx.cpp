@@ -1,6 +1,6 @@
 // AMX-bf16: bfloat16 on tiles, float32 and float16 as sums of bfloat16 parts.
 //
-// Has not run on AMX hardware; mbt_fast/native.py says what has been done instead.
+// Has not run on AMX hardware: tested on emulated tiles, and its instructions by traps.
 #define MBT_FAST_ISA amx
 #include "avx512.hpp"
 // The vectors, the tiles and their product come before what is written on them, in this order.

@@ -1,7 +1,7 @@
 // Tiles of AMX: eight registers of 16 rows x 16 words (Intel SDM vol. 1, ch. 18; vol. 2, TDPBF16PS).
 //
-// Own assembly: the intrinsics of g++ 12 do not say that a tile's load reads memory. amx_tiles_emulated.hpp
-// has the same operations in plain C++, for tests on machines without AMX.
+// Inline assembly, because the intrinsics of g++ 12 do not say that a tile's load reads memory.
+// amx_tiles_emulated.hpp has the same operations in plain C++, for tests on machines without AMX.
 #pragma once
 
 #include <cstdint>
