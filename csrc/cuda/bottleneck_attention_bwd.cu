@@ -59,8 +59,8 @@ template <class Element, int kDim>
 void launch_bwd(const BackwardParameters& parameters, void* queue) {
   const int blocks = std::min(parameters.items, multiprocessors());
   constexpr uint32_t kKeysBytes = KeysMemory<kDim>::kBytes;
-  launch(bottleneck_attention_bwd_delta_kernel<Element, kDim>, parameters.items, kDeltaThreads, 0, queue,
-         parameters);
+  launch(bottleneck_attention_bwd_delta_kernel<Element, kDim>, parameters.items, kDeltaThreads, 0,
+         queue, parameters);
   if (parameters.streams[0].dq_sums) {
     launch(bottleneck_attention_bwd_keys_kernel<Element, kDim, true>, blocks, kPipelineThreads,
            kKeysBytes, queue, parameters);

@@ -1,7 +1,7 @@
 // Four vectors at once, so that the dependent operations of a long formula overlap.
 //
 // One GELU is a chain of some 25 dependent operations. With four chains side by side the core waits
-// less for results (README.md has the measurement).
+// less for results.
 #pragma once
 
 #include "../common.hpp"
