@@ -47,7 +47,7 @@ def pointer(tensor):
 @pytest.mark.native
 @needs_features
 @needs_compiler
-def test_three_bfloat16_parts_are_exactly_the_float32(pieces):
+def test_split_gives_parts_that_are_exactly_the_float32(pieces):
     extremes = torch.tensor([0.0, 1 / 3, torch.finfo(torch.float32).max, 2.0**-100, 1 + 2.0**-23])
     x = torch.cat([extremes, -extremes, torch.randn(22) * 10.0 ** torch.randint(-25, 35, (22,))])
     parts = torch.empty(3, 32, dtype=torch.bfloat16)
@@ -59,7 +59,7 @@ def test_three_bfloat16_parts_are_exactly_the_float32(pieces):
 @pytest.mark.native
 @needs_features
 @needs_compiler
-def test_nan_stays_nan_in_the_first_part(pieces):
+def test_split_keeps_nan_in_the_first_part(pieces):
     """Cut to its upper half, a NaN whose payload lies below would become an infinity."""
     x = torch.full((32,), 0x7F800001, dtype=torch.int32).view(torch.float32)
     parts = torch.empty(3, 32, dtype=torch.bfloat16)

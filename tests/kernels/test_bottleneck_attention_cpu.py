@@ -1,4 +1,4 @@
-"""What is particular to the C++ kernels: instruction sets, threads, blocks, precision."""
+"""Attention by the C++ kernels on every instruction set: threads, blocks, precision."""
 
 import importlib
 import math
@@ -53,7 +53,7 @@ def test_random_call_on_every_instruction_set(instruction_set, dtype, seed):
 
 
 @pytest.mark.parametrize("head_dim", [*range(16, 34), 47, 49, 79, 80, 81, 97, 111, 112, 127, 128])
-def test_every_remainder_of_the_head_dimension(instruction_set, head_dim):
+def test_head_dimension_of_every_remainder(instruction_set, head_dim):
     case = Case(1, (11,), 2, 1, head_dim)
     qkv = make_qkv(case)
     (exact,), _ = stated_independently(case, qkv)
@@ -163,7 +163,7 @@ def test_negative_lengths_are_absent_and_long_ones_whole(instruction_set):
     assert torch.equal(out[1], whole[1])
 
 
-def test_an_unknown_instruction_set_is_refused_by_name(monkeypatch):
+def test_unknown_instruction_set_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("MBT_FAST_CPU", "avx1024")
     (reason,) = native.why_no_cpu_kernels()
     assert reason.startswith("MBT_FAST_CPU must be one of")
@@ -188,7 +188,7 @@ def test_calls_from_several_threads_at_once(instruction_set):
             assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True))
 
 
-def test_a_tangent_is_refused_and_not_dropped():
+def test_tangent_is_refused_and_not_dropped():
     """An operator without a forward-mode formula returned a result without one."""
     (stream,) = make_qkv(Case(1, (130,), 4, 2, 16))
     for backend in ("cpu", "auto"):
@@ -232,7 +232,7 @@ def test_infinite_scores_in_one_key_leave_finite_gradients(instruction_set, whic
         torch.testing.assert_close(actual, expected, equal_nan=True)
 
 
-def test_raw_memory_is_reached_only_by_what_was_checked():
+def test_launcher_checks_what_reaches_raw_memory():
     """A graph that was traced on the CPU may be run elsewhere, or get another dtype."""
     operator = torch.ops.mbt_fast.bottleneck_attention_fwd.default
     (stream,) = make_qkv(Case(1, (9,), 0, 1, 16))

@@ -163,5 +163,5 @@ def test_misuse_is_refused(pieces, name):
     assert MISUSES[name] in message
 
 
-def test_a_program_without_misuse_is_not_refused(pieces):
+def test_program_without_misuse_is_not_refused(pieces):
     assert pieces.error_of(b"none") == b""

@@ -32,7 +32,7 @@ def test_build_names_compiler_architectures_and_sources():
     assert re.fullmatch("[0-9a-f]{64}", module.sources)
 
 
-def test_every_kernel_is_in_the_report_and_none_spills():
+def test_report_has_every_kernel_and_none_spills():
     report = native.cuda_module().ptxas
     assert set(report) >= FORWARD | KEYS | QUERIES | SMALL | MEAN
     for name, (registers, stack, spilled) in report.items():
@@ -143,7 +143,7 @@ def test_products_run_side_by_side_with_the_softmax():
 
 
 @needs_cuobjdump
-def test_the_producer_keeps_to_the_registers_that_it_has_left():
+def test_producer_keeps_to_the_registers_that_it_has_left():
     """What lies behind its last exit are slow paths of the consumers."""
     pipelines = {name: code for name, code in machine_code().items() if "USETMAXREG" in code}
     assert len(pipelines) == len(FORWARD | KEYS | QUERIES)
