@@ -53,7 +53,7 @@ sanitize: setup
 		--no-deps --upgrade --target build/sanitize .
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		PYTHONPATH=build/sanitize $(BIN)/pytest -q -k "not sdpa and not triton" \
-		tests/kernels/test_cpu_kernels.py tests/ops/test_bottleneck_attention.py tests/ops/test_layer_ops.py \
+		tests/kernels/test_bottleneck_attention_cpu.py tests/ops/test_bottleneck_attention.py tests/ops/test_layer_ops.py \
 		tests/ops/test_residual_add.py
 
 clean:

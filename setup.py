@@ -29,30 +29,31 @@ from setuptools.errors import CompileError
 ROOTS = {"mbt_fast": "mbt_fast", "mbt_fast.kernels": "kernels"}
 AVX2 = "-mavx2 -mfma -mf16c -ffp-contract=off"  # kernels say where they want a multiply-add
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl"
-SOURCES = {  # with flags of their own
-    "csrc/bindings.cpp": "",
-    "csrc/cpu/features.cpp": "",
-    "csrc/cpu/attention.cpp": "",
-    "csrc/cpu/bias_gelu.cpp": "",
-    "csrc/cpu/add_layer_norm.cpp": "",
-    "csrc/cpu/residual_add.cpp": "",
-    "csrc/cpu/instruction_sets.cpp": "",
+SIMD_FLAGS = {  # csrc/cpu/simd/<instruction set>.cpp
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512_bf16": f"{AVX512} -mavx512bf16",
+    "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
+    "amx_emulated": f"{AVX512} -mavx512bf16",
 }
-if platform.machine().lower() in ("x86_64", "amd64"):  # one translation unit per instruction set
-    SOURCES |= {
-        "csrc/cpu/avx2.cpp": AVX2,
-        "csrc/cpu/avx512.cpp": AVX512,
-        "csrc/cpu/avx512_bf16.cpp": f"{AVX512} -mavx512bf16",
-        "csrc/cpu/amx.cpp": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
-        "csrc/cpu/amx_emulated.cpp": f"{AVX512} -mavx512bf16",
-    }
 CUDA_FOLDER = Path("csrc/cuda")
-CUDA_SOURCES = sorted(map(str, CUDA_FOLDER.glob("*.cu")))
+CUDA_INSTANCES = [(element, dim) for element in ("Bfloat16", "Float16") for dim in (64, 128)]
 CUDA_FLAGS = "-O3 -std=c++17 -lineinfo -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wno-psabi"
 FLAGS = (
     "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Werror=return-type"
     " -Wno-maybe-uninitialized"  # false alarms inside GCC 12's own headers of intrinsics
 )
+
+
+def native_sources() -> dict[str, str]:
+    """Sources of ``mbt_fast._C``, and the flags that each needs beside the common ones."""
+    found = dict.fromkeys(
+        ["csrc/bindings.cpp", *map(str, sorted(Path("csrc/cpu").glob("*.cpp")))], ""
+    )
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        for path in sorted(Path("csrc/cpu/simd").glob("*.cpp")):
+            found[str(path)] = SIMD_FLAGS[path.stem]
+    return found
 
 
 def compiler() -> str | None:
@@ -103,12 +104,18 @@ def architectures() -> list[str]:
     return ["sm_90a", *os.environ.get("MBT_FAST_ARCHS", "").split()]
 
 
+def cuda_sources() -> list[Path]:
+    """Sources of the kernels; one named *_fwd.cu or *_bwd.cu is compiled for each instance."""
+    return sorted(CUDA_FOLDER.rglob("*.cu"))
+
+
 def cuda_source_hash() -> str:
     """SHA-256 of what the kernels are made of: it identifies them in records of GPU runs."""
     digest = hashlib.sha256()
     for path in sorted(CUDA_FOLDER.rglob("*")):
-        if path.suffix in (".cu", ".cuh", ".hpp") and path.parent == CUDA_FOLDER:
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        name = path.relative_to(CUDA_FOLDER)
+        if path.suffix in (".cu", ".cuh", ".hpp") and name.parts[0] != "emulated":
+            digest.update(name.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -157,9 +164,9 @@ def write_compile_rule(out) -> None:
     out.rule("compile", compile_one, depfile="$out.d", deps="gcc")
 
 
-def object_name(source: str) -> str:
+def object_name(source: str | Path, *instance: object) -> str:
     """An object's name, beside build.ninja."""
-    return str(Path(source).with_suffix(".o")).replace(os.sep, "_")
+    return "_".join([*Path(source).with_suffix("").parts, *map(str, instance)]) + ".o"
 
 
 def write_native(out, target: Path) -> None:
@@ -168,7 +175,7 @@ def write_native(out, target: Path) -> None:
     undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
     out.rule("link", f"$cxx -shared -fopenmp $more {undefined} $in -o $out")
     objects = []
-    for source, extra in SOURCES.items():
+    for source, extra in native_sources().items():
         path = str(Path(source).resolve())
         objects += out.build(object_name(source), "compile", path, variables={"extra": extra})
     out.build(str(target), "link", objects)
@@ -181,15 +188,20 @@ def write_cuda(out, target: Path) -> None:
         f"-gencode=arch={name.replace('sm', 'compute')},code={name}" for name in architectures()
     ]
     out.variable("nvcc", nvcc())
-    command = f"$nvcc -MMD -MF $out.d {CUDA_FLAGS} {' '.join(codes)} -c $in -o $out > $out.log 2>&1"
+    compile_one = f"$nvcc -MMD -MF $out.d {CUDA_FLAGS} {' '.join(codes)} $macros -c $in -o $out"
     show = "{ cat $out.log; exit 1; }"
-    out.rule("kernel", f"{command} || {show}", depfile="$out.d", deps="gcc")
+    command = f"{compile_one} > $out.log 2>&1 || {show}"
+    out.rule("kernel", command, depfile="$out.d", deps="gcc")
     report = (CUDA_FOLDER / "ptxas_report.py").resolve()
     out.rule("report", f"{sys.executable} {report} $out $logs")
     out.rule("link", "$nvcc -shared -cudart static $in -o $out")
     objects = []
-    for source in CUDA_SOURCES:
-        objects += out.build(object_name(source), "kernel", str(Path(source).resolve()))
+    for source in cuda_sources():
+        for instance in CUDA_INSTANCES if source.stem.endswith(("_fwd", "_bwd")) else [()]:
+            defined = zip(("ELEMENT", "DIM"), instance, strict=False)
+            macros = " ".join(f"-DMBT_FAST_{name}={value}" for name, value in defined)
+            name, path = object_name(source, *instance), str(source.resolve())
+            objects += out.build(name, "kernel", path, variables={"macros": macros})
     logs = " ".join(f"{name}.log" for name in objects)
     (header,) = out.build("build_info.hpp", "report", objects, variables={"logs": logs})
     version = subprocess.run(
@@ -217,8 +229,8 @@ def extensions() -> dict:
     """Arguments of ``setup`` for the extensions; for one that is left out, a sentence says why."""
     modules = []
     for name, switch, why_not, sources in (
-        ("mbt_fast._C", "MBT_FAST_NATIVE", why_not_native, list(SOURCES)),
-        ("mbt_fast._cuda", "MBT_FAST_CUDA", why_not_cuda, CUDA_SOURCES),
+        ("mbt_fast._C", "MBT_FAST_NATIVE", why_not_native, list(native_sources())),
+        ("mbt_fast._cuda", "MBT_FAST_CUDA", why_not_cuda, list(map(str, cuda_sources()))),
     ):
         reason, is_demanded = why_not(), os.environ.get(switch) == "1"
         if reason is None:

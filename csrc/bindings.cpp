@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/add_layer_norm.hpp"
-#include "cpu/attention.hpp"
+#include "cpu/bottleneck_attention.hpp"
 #include "cpu/bias_gelu.hpp"
 #include "cpu/features.hpp"
 #include "cpu/residual_add.hpp"
@@ -177,13 +177,13 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "bottleneck_attention_fwd",
       [](const Call& call, const std::vector<StreamForward>& streams, Pointer kept) {
-        attention_forward(call, streams, to<void>(kept));
+        bottleneck_attention_fwd(call, streams, to<void>(kept));
       },
       py::arg("call"), py::arg("streams"), py::arg("kept"), no_gil);
   m.def(
       "bottleneck_attention_bwd",
       [](const Call& call, const std::vector<StreamBackward>& streams, Pointer kept) {
-        attention_backward(call, streams, to<void>(kept));
+        bottleneck_attention_bwd(call, streams, to<void>(kept));
       },
       py::arg("call"), py::arg("streams"), py::arg("kept"), no_gil);
 
@@ -193,13 +193,13 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "bias_gelu_fwd",
       [](const GeluCall& call, Pointer x, Pointer bias, Pointer out) {
-        gelu_forward(call, to<void>(x), to<float>(bias), to<void>(out));
+        bias_gelu_fwd(call, to<void>(x), to<float>(bias), to<void>(out));
       },
       py::arg("call"), py::arg("x"), py::arg("bias"), py::arg("out"), no_gil);
   m.def(
       "bias_gelu_bwd",
       [](const GeluCall& call, Pointer x, Pointer bias, Pointer dout, Pointer dx, Pointer dbias) {
-        gelu_backward(call, to<void>(x), to<float>(bias), to<void>(dout), to<void>(dx),
+        bias_gelu_bwd(call, to<void>(x), to<float>(bias), to<void>(dout), to<void>(dx),
                       to<float>(dbias));
       },
       py::arg("call"), py::arg("x"), py::arg("bias"), py::arg("dout"), py::arg("dx"),
@@ -216,8 +216,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&norm_backward_stream), py::arg("sums"), py::arg("dsums"), py::arg("dout"),
            py::arg("dx"), py::arg("dbranch"), py::arg("rows"), py::arg("keep"),
            py::arg("lengths"), py::arg("weight"), py::arg("stats"), py::arg("dparameters"));
-  m.def("add_layer_norm_fwd", &norm_forward, py::arg("call"), py::arg("streams"), no_gil);
-  m.def("add_layer_norm_bwd", &norm_backward, py::arg("call"), py::arg("streams"), no_gil);
+  m.def("add_layer_norm_fwd", &add_layer_norm_fwd, py::arg("call"), py::arg("streams"), no_gil);
+  m.def("add_layer_norm_bwd", &add_layer_norm_bwd, py::arg("call"), py::arg("streams"), no_gil);
 
   py::class_<ResidualCall>(m, "ResidualCall")
       .def(py::init(&residual_call), py::arg("isa"), py::arg("dtype"), py::arg("shape"),
@@ -228,6 +228,6 @@ PYBIND11_MODULE(_C, m) {
   py::class_<ResidualBackward>(m, "ResidualBackward")
       .def(py::init(&residual_backward_stream), py::arg("dsums"), py::arg("dx"),
            py::arg("dbranch"), py::arg("rows"), py::arg("keep"), py::arg("lengths"));
-  m.def("residual_add_fwd", &residual_forward, py::arg("call"), py::arg("streams"), no_gil);
-  m.def("residual_add_bwd", &residual_backward, py::arg("call"), py::arg("streams"), no_gil);
+  m.def("residual_add_fwd", &residual_add_fwd, py::arg("call"), py::arg("streams"), no_gil);
+  m.def("residual_add_bwd", &residual_add_bwd, py::arg("call"), py::arg("streams"), no_gil);
 }

@@ -7,50 +7,24 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 RECORD = FOLDER / "verified.json"
-KERNELS = {
-    "add_layer_norm": (
-        "add_layer_norm.py",
-        "add_layer_norm_bwd.py",
-        "add_layer_norm_fwd.py",
-        "column_sums.py",
-        "launch.py",
-        "rows.py",
-        "table.py",
-        "tiles.py",
-    ),
-    "bias_gelu": (
-        "bias_gelu.py",
-        "bias_gelu_bwd.py",
-        "bias_gelu_fwd.py",
-        "column_sums.py",
-        "launch.py",
-        "table.py",
-        "tiles.py",
-    ),
-    "bottleneck_attention": (
-        "bottleneck_attention.py",
-        "bottleneck_attention_bwd.py",
-        "bottleneck_attention_fwd.py",
-        "launch.py",
-        "table.py",
-        "tiles.py",
-    ),
-    "residual_add": (
-        "launch.py",
-        "residual_add.py",
-        "residual_add_bwd.py",
-        "residual_add_fwd.py",
-        "rows.py",
-        "table.py",
-        "tiles.py",
-    ),
-}
+
+
+def _files() -> dict[str, tuple[str, ...]]:
+    """Per op the files that its kernels consist of: those with its stem, and the shared ones."""
+    names = sorted(path.name for path in FOLDER.glob("*.py"))
+    ops = sorted({name.removesuffix("_fwd.py") for name in names if name.endswith("_fwd.py")})
+    own = {op: {f"{op}.py", f"{op}_fwd.py", f"{op}_bwd.py"} for op in ops}
+    shared = set(names).difference(*own.values(), {"__init__.py", "sources.py"})
+    return {op: tuple(name for name in names if name in own[op] | shared) for op in ops}
+
+
+KERNELS = _files()
 
 
 def source_hash(kernel: str) -> str:
-    """SHA-256 of the files that a kernel consists of, in the order of their names."""
+    """SHA-256 of the files that the kernels of an op consist of, in the order of their names."""
     digest = hashlib.sha256()
-    for name in sorted(KERNELS[kernel]):
+    for name in KERNELS[kernel]:
         digest.update(name.encode() + b"\0" + (FOLDER / name).read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -5,8 +5,6 @@ import os
 import pytest
 import torch
 
-from mbt_fast.ops import extension as native
-
 
 def pytest_collection_modifyitems(config, items):
     """Skip what needs a GPU; with MBT_FAST_SHARD=i/n keep every n-th test from the i-th on."""
@@ -50,11 +48,3 @@ def fresh_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-@pytest.fixture(scope="session")
-def hopper_module(tmp_path_factory):
-    """``mbt_fast._cuda``, or without a GPU its sources built for the emulation."""
-    import hopper
-
-    return native.cuda_module() if hopper.ON_GPU else hopper.build(tmp_path_factory.mktemp("cuda"))

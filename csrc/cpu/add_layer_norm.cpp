@@ -1,12 +1,10 @@
-// Where the rows of a call lie, the shared slots, and threads; the arithmetic is in layer_norm.hpp.
+// Where the rows of a call lie, the shared slots, and threads; the arithmetic is in add_layer_norm_kernel.hpp.
 //
 // Slots come first forward and last backward, because the mean of Eq. 9 joins the streams; all other
 // rows are on their own.
 #include "add_layer_norm.hpp"
 
 #include <cstring>
-
-#include "row_chunks.hpp"
 
 namespace mbt_fast::cpu {
 namespace {
@@ -85,7 +83,7 @@ void forward_chunk(const NormCall& call, const NormForward& stream, const Chunk&
     row.out = row_of(call, stream.out, b, s);
     row.mean = stream.stats + number;
     row.rstd = row.mean + call.batch * stream.rows;
-    call.kernels().normalize(row);
+    call.kernels().layer_norm_fwd(row);
   }
 }
 
@@ -127,14 +125,14 @@ void backward_chunk(const NormCall& call, const NormBackward& stream, const Chun
     row.mean = stream.stats[number];
     row.rstd = stream.stats[number + call.batch * stream.rows];
     row.dx = row_of(call, stream.dx, b, s);
-    call.kernels().normalize_gradient(row);
+    call.kernels().layer_norm_bwd(row);
     if (s < stream.rows - call.slots) write_branch_gradient(call, stream, b, s);
   }
 }
 
 }  // namespace
 
-void norm_forward(const NormCall& call, const std::vector<NormForward>& streams) {
+void add_layer_norm_fwd(const NormCall& call, const std::vector<NormForward>& streams) {
   sum_slots(call, streams);
   share_all_slots(call, streams, &NormForward::sums);
   const std::vector<Chunk> chunks = chunks_of(call, streams);
@@ -143,7 +141,7 @@ void norm_forward(const NormCall& call, const std::vector<NormForward>& streams)
   for (int64_t i = 0; i < count; ++i) forward_chunk(call, streams[chunks[i].stream], chunks[i]);
 }
 
-void norm_backward(const NormCall& call, const std::vector<NormBackward>& streams) {
+void add_layer_norm_bwd(const NormCall& call, const std::vector<NormBackward>& streams) {
   const std::vector<Chunk> chunks = chunks_of(call, streams);
   const int64_t count = chunks.size();
   PartialSums sums(count, 2 * call.channels);

@@ -6,7 +6,7 @@
 
 #include "element.hpp"
 #include "instruction_sets.hpp"
-#include "token_rows.hpp"
+#include "rows.hpp"
 
 namespace mbt_fast::cpu {
 
@@ -43,7 +43,7 @@ struct NormCall {
   const LayerKernels& kernels() const { return *isa.layers[dtype]; }
 };
 
-void norm_forward(const NormCall& call, const std::vector<NormForward>& streams);
-void norm_backward(const NormCall& call, const std::vector<NormBackward>& streams);
+void add_layer_norm_fwd(const NormCall& call, const std::vector<NormForward>& streams);
+void add_layer_norm_bwd(const NormCall& call, const std::vector<NormBackward>& streams);
 
 }  // namespace mbt_fast::cpu

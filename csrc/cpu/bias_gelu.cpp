@@ -1,10 +1,10 @@
-// Chunks and threads of GELU with bias; the arithmetic is in gelu.hpp.
+// Chunks and threads of GELU with bias; the arithmetic is in bias_gelu_kernel.hpp.
 //
 // A narrow row would leave vectors half empty, so rows are taken several at a time, as one row with
 // the bias repeated. Without a bias all elements are alike, and the row is as wide as a chunk.
 #include "bias_gelu.hpp"
 
-#include "row_chunks.hpp"
+#include "rows.hpp"
 
 namespace mbt_fast::cpu {
 namespace {
@@ -47,8 +47,8 @@ class WideRows {
 
 }  // namespace
 
-void gelu_forward(const GeluCall& call, const void* x, const float* bias, void* out) {
-  const auto kernel = call.isa.layers[call.dtype]->gelu[call.approximate];
+void bias_gelu_fwd(const GeluCall& call, const void* x, const float* bias, void* out) {
+  const auto kernel = call.isa.layers[call.dtype]->bias_gelu_fwd[call.approximate];
   const WideRows wide(call, bias);
   const int64_t chunks = wide.chunks();
 #pragma omp parallel for schedule(dynamic, 1) num_threads(wide.threads())
@@ -59,17 +59,17 @@ void gelu_forward(const GeluCall& call, const void* x, const float* bias, void* 
   }
 }
 
-void gelu_backward(const GeluCall& call, const void* x, const float* bias, const void* dout,
+void bias_gelu_bwd(const GeluCall& call, const void* x, const float* bias, const void* dout,
                    void* dx, float* dbias) {
-  const auto kernel = call.isa.layers[call.dtype]->gelu_gradient[call.approximate];
+  const auto kernel = call.isa.layers[call.dtype]->bias_gelu_bwd[call.approximate];
   const WideRows wide(call, bias);
   const int64_t chunks = wide.chunks(), width = bias ? wide.width() : 0;
   PartialSums sums(chunks, width);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(wide.threads())
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     wide.for_rows_of(chunk, [&](int64_t first, int64_t count) {
-      kernel(at(call.dtype, x, first), wide.bias(), at(call.dtype, dout, first), count, at(call.dtype, dx, first),
-             bias ? sums.of(chunk) : nullptr);
+      kernel(at(call.dtype, x, first), wide.bias(), at(call.dtype, dout, first), count,
+             at(call.dtype, dx, first), bias ? sums.of(chunk) : nullptr);
     });
   }
   if (!bias) return;

@@ -17,10 +17,10 @@ struct GeluCall {
   int threads;
 };
 
-void gelu_forward(const GeluCall& call, const void* x, const float* bias, void* out);
+void bias_gelu_fwd(const GeluCall& call, const void* x, const float* bias, void* out);
 
 // dbias: float32 [C], none where there is no bias.
-void gelu_backward(const GeluCall& call, const void* x, const float* bias, const void* dout,
+void bias_gelu_bwd(const GeluCall& call, const void* x, const float* bias, const void* dout,
                    void* dx, float* dbias);
 
 }  // namespace mbt_fast::cpu

@@ -48,7 +48,8 @@ Features detect() {
 
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return found;
   found.avx2_fma = saves(kAvxState) && bit(ebx, 5) && fma_and_f16c;
-  found.avx512 = found.avx2_fma && saves(kAvx512State) && bit(ebx, 16) && bit(ebx, 30) && bit(ebx, 17) && bit(ebx, 31);
+  found.avx512 = found.avx2_fma && saves(kAvx512State) && bit(ebx, 16) && bit(ebx, 30) &&
+                 bit(ebx, 17) && bit(ebx, 31);
   const bool tiles = saves(kTileState) && bit(edx, 24) && bit(edx, 22);
   if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
     found.avx512_bf16 = found.avx512 && bit(eax, 5);

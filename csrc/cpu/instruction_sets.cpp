@@ -1,8 +1,6 @@
 // The table of the backend. A better instruction set takes what it has no kernels for from the next.
 #include "instruction_sets.hpp"
 
-#include "kernels.hpp"
-
 namespace mbt_fast::cpu {
 
 const std::vector<InstructionSet>& instruction_sets() {

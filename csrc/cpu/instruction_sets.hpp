@@ -5,8 +5,7 @@
 
 #include "element.hpp"
 #include "features.hpp"
-#include "head.hpp"
-#include "layer.hpp"
+#include "simd/kernels.hpp"
 
 namespace mbt_fast::cpu {
 

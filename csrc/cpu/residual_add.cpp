@@ -4,8 +4,6 @@
 
 #include <cstring>
 
-#include "row_chunks.hpp"
-
 namespace mbt_fast::cpu {
 namespace {
 
@@ -142,14 +140,14 @@ void share_gradient_of_slot(const ResidualCall& call, const std::vector<Residual
 
 }  // namespace
 
-void residual_forward(const ResidualCall& call, const std::vector<ResidualForward>& streams) {
+void residual_add_fwd(const ResidualCall& call, const std::vector<ResidualForward>& streams) {
   const auto slots = [&](int64_t b) {
     for (int64_t p = 0; p < call.slots; ++p) share_slot(call, streams, b, p);
   };
   for_all(call, streams, slots, [&](const auto&... rows) { write_sums(call, rows...); });
 }
 
-void residual_backward(const ResidualCall& call, const std::vector<ResidualBackward>& streams) {
+void residual_add_bwd(const ResidualCall& call, const std::vector<ResidualBackward>& streams) {
   const auto slots = [&](int64_t b) {
     for (int64_t p = 0; p < call.slots; ++p) share_gradient_of_slot(call, streams, b, p);
   };

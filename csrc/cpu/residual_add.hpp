@@ -6,7 +6,7 @@
 
 #include "element.hpp"
 #include "instruction_sets.hpp"
-#include "token_rows.hpp"
+#include "rows.hpp"
 
 namespace mbt_fast::cpu {
 
@@ -37,7 +37,7 @@ struct ResidualCall {
   int64_t row_bytes() const { return channels * size_of(dtype); }
 };
 
-void residual_forward(const ResidualCall& call, const std::vector<ResidualForward>& streams);
-void residual_backward(const ResidualCall& call, const std::vector<ResidualBackward>& streams);
+void residual_add_fwd(const ResidualCall& call, const std::vector<ResidualForward>& streams);
+void residual_add_bwd(const ResidualCall& call, const std::vector<ResidualBackward>& streams);
 
 }  // namespace mbt_fast::cpu

@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "attention.hpp"
+#include "bottleneck_attention.hpp"
 #ifdef MBT_FAST_NVCC
 #include "build_info.hpp"
 #else
-#include "hopper.cuh"
+#include "hopper/instructions.cuh"
 #endif
 
 namespace py = pybind11;
@@ -55,7 +55,7 @@ StreamBackward stream_backward(Pointer qkv, const std::array<int64_t, 4>& stride
 
 void backward(const Call& call, const std::vector<StreamBackward>& streams, Pointer dslots,
               bool is_deterministic) {
-  attention_backward(call, streams, to<void>(dslots), is_deterministic);
+  bottleneck_attention_bwd(call, streams, to<void>(dslots), is_deterministic);
 }
 
 }  // namespace
@@ -84,7 +84,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def(py::init(&stream_backward), py::arg("qkv"), py::arg("strides"), py::arg("rows"),
            py::arg("lengths"), py::arg("out"), py::arg("kept"), py::arg("stats"), py::arg("dout"),
            py::arg("dout_strides"), py::arg("dlse"), py::arg("workspace"), py::arg("dqkv"));
-  m.def("bottleneck_attention_fwd", &attention_forward, py::arg("call"), py::arg("streams"),
+  m.def("bottleneck_attention_fwd", &bottleneck_attention_fwd, py::arg("call"), py::arg("streams"),
         no_gil);
   m.def("bottleneck_attention_bwd", &backward, py::arg("call"), py::arg("streams"),
         py::arg("dslots"), py::arg("is_deterministic"), no_gil);

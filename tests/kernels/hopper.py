@@ -4,26 +4,20 @@ The latter is ``mbt_fast._cuda`` built by the C++ compiler alone.
 """
 
 import importlib.util
-import os
-import shlex
 import shutil
-import subprocess
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from itertools import product
 
 import pytest
 import torch
 from attention_cases import DEVICE, Case
+from native_build import COMPILER, ROOT, shared_library
 
 from mbt_fast import dispatch, native
 from mbt_fast.cuda import arguments
 
-ROOT = Path(__file__).parents[2]
-COMPILER = shlex.split(os.environ.get("CXX", "c++"))
-WARNINGS = ["-Wno-unknown-pragmas", "-Wno-psabi"]
-FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, "-x", "c++", "-c"]
+FLAGS = ["-O2", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]
 SEEDS = (0, 1, 2)  # copies complete at once, as late as can be, and in any order
 ON_GPU = DEVICE.type == "cuda"
 
@@ -66,22 +60,18 @@ def poison_padding(case, qkv):
                 stream[example] = torch.nan
 
 
-def build(folder):
-    """Compile the kernels' sources as C++, two at a time, and load them."""
+def build():
+    """The kernels' sources compiled as C++, and loaded."""
     import pybind11
 
-    includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/cuda/bindings.cpp"]
-
-    def compile_one(source):
-        target = folder / f"{source.stem}.o"
-        subprocess.run([*COMPILER, *FLAGS, *includes, source, "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
-    library = folder / "_cuda.so"
-    subprocess.run([*COMPILER, "-shared", *objects, "-o", library], check=True)
+    folders = (pybind11.get_include(), sysconfig.get_path("include"))
+    units = [("csrc/cuda/bindings.cpp", [])]
+    for source in sorted((ROOT / "csrc/cuda").rglob("*.cu")):
+        instances = product(("Bfloat16", "Float16"), (64, 128))
+        macros = [[f"-DMBT_FAST_ELEMENT={e}", f"-DMBT_FAST_DIM={d}"] for e, d in instances]
+        for own in macros if source.stem.endswith(("_fwd", "_bwd")) else [[]]:
+            units.append((str(source.relative_to(ROOT)), own))
+    library = shared_library("_cuda.so", units, [*FLAGS, *(f"-I{folder}" for folder in folders)])
     spec = importlib.util.spec_from_file_location("_cuda", library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,15 +1,15 @@
-// What test_amx.py calls: pieces of the AMX kernels one by one, and whole heads.
+// What test_bottleneck_attention_amx.py calls: pieces of the AMX kernels one by one, and whole heads.
 #define MBT_FAST_ISA amx_pieces
-#include "cpu/simd_avx512.hpp"
+#include "cpu/simd/avx512.hpp"
 // The vectors, the tiles and their product come before what is written on them, in this order.
-#include "cpu/tiles_emulated.hpp"
-#include "cpu/multiply_by_tiles.hpp"
+#include "cpu/simd/amx_tiles_emulated.hpp"
+#include "cpu/simd/amx_multiply.hpp"
 
 #include <vector>
 
 #include "amx_traps.hpp"
-#include "cpu/kernels.hpp"
-#include "cpu/split.hpp"
+#include "cpu/simd/kernels.hpp"
+#include "cpu/simd/split.hpp"
 
 namespace {
 
@@ -62,14 +62,14 @@ void run(const HeadKernels& kernels, Head head, int64_t size, const char* qkv, c
 
 // to [3][32] bfloat16: the parts of 32 float32.
 EXPORT void split(const float* x, uint32_t* to) {
-  store_parts(to, 16, Split<3>::load_along(x, 32));
+  store_parts(to, 16, Bf16Split<3>::load_along(x, 32));
 }
 
 // c [rows][vectors * 16] += a [rows][steps] b [steps][vectors * 16], words of pairs.
 EXPORT void multiply_pairs(const uint32_t* a, const uint32_t* b, float* c, int64_t count,
                            int64_t vectors, int64_t steps) {
   const TilesOfThisThread tiles;
-  multiply<Pairs, true>({a, steps}, {b, vectors * 16}, {c, vectors * 16}, count, vectors, steps);
+  multiply<Bf16Pairs, true>({a, steps}, {b, vectors * 16}, {c, vectors * 16}, count, vectors, steps);
 }
 
 // Forward and backward of one head: on emulated tiles, or with the instructions trapped. Returns how

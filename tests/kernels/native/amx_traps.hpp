@@ -2,7 +2,7 @@
 // decoded, carried out on plain arrays, and skipped. So the very machine code of amx.cpp runs.
 //
 // Written from the encodings and operations of the Intel SDM, in scalar code, apart from the
-// emulation in csrc/cpu/tiles_emulated.hpp. Anything unexpected ends the program.
+// emulation in csrc/cpu/simd/amx_tiles_emulated.hpp. Anything unexpected ends the program.
 #pragma once
 
 #include <signal.h>

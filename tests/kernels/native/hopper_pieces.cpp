@@ -1,8 +1,8 @@
-// What tests/kernels/test_hopper_emulation.py calls: a kernel per instruction, and programs that misuse it.
+// What tests/kernels/cuda/test_emulation.py calls: a kernel per instruction, and programs that misuse it.
 #include <cstring>
 #include <string>
 
-#include "cuda/hopper.cuh"
+#include "cuda/hopper/instructions.cuh"
 
 using namespace mbt_fast::cuda;
 namespace em = mbt_fast::cuda::emulated;

@@ -1,7 +1,0 @@
-#include "backward_launch.cuh"
-
-namespace mbt_fast::cuda {
-
-template void launch_backward<Bfloat16, 64>(const BackwardParameters&, void*);
-
-}  // namespace mbt_fast::cuda

@@ -1,7 +1,0 @@
-#include "backward_launch.cuh"
-
-namespace mbt_fast::cuda {
-
-template void launch_backward<Float16, 128>(const BackwardParameters&, void*);
-
-}  // namespace mbt_fast::cuda

@@ -1,4 +1,0 @@
-#include "forward_launch.cuh"
-
-template void mbt_fast::cuda::launch_forward<mbt_fast::cuda::Float16, 64>(const ForwardParameters&,
-                                                                          void*);

@@ -1,0 +1,12 @@
+"""The CUDA kernels that the tests here run."""
+
+import hopper
+import pytest
+
+from mbt_fast import native
+
+
+@pytest.fixture(scope="session")
+def hopper_module():
+    """``mbt_fast._cuda``, or without a GPU its sources built for the emulation."""
+    return native.cuda_module() if hopper.ON_GPU else hopper.build()
