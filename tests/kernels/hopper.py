@@ -6,7 +6,6 @@ The latter is ``mbt_fast._cuda`` built by the C++ compiler alone.
 import importlib.util
 import shutil
 import sysconfig
-from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -14,8 +13,7 @@ import torch
 from attention_cases import DEVICE, Case
 from native_build import COMPILER, ROOT, shared_library
 
-from mbt_fast import dispatch, native
-from mbt_fast.cuda import arguments
+from mbt_fast.ops import cuda, dispatch, extension
 
 FLAGS = ["-O2", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]
 SEEDS = (0, 1, 2)  # copies complete at once, as late as can be, and in any order
@@ -28,7 +26,7 @@ def why_not():
         return [] if shutil.which(COMPILER[0]) else ["no C++ compiler"]
     if torch.cuda.get_device_capability()[0] != 9:
         return ["the GPU is no Hopper"]
-    return native.why_no_cuda_kernels()
+    return extension.why_no_cuda_kernels()
 
 
 skip_without = pytest.mark.skipif(bool(why_not()), reason="; ".join(why_not()) or "-")
@@ -85,12 +83,11 @@ def install(module, monkeypatch):
     """
     if ON_GPU:
         return lambda seed, multiprocessors: None
-    rows = [
-        replace(row, device_type="cpu") if row.name == "cuda" else row for row in dispatch.BACKENDS
-    ]
-    monkeypatch.setattr(dispatch, "BACKENDS", tuple(rows))
-    monkeypatch.setattr(arguments, "DEVICE", "cpu")
-    monkeypatch.setattr(native, "cuda_module", lambda: module)
-    monkeypatch.setitem(dispatch._MISSING, native.CUDA_MODULE, [])
+    (row,) = (row for row in dispatch.BACKENDS if row.name == "cuda")
+    monkeypatch.setitem(vars(row), "device_type", "cpu")
+    monkeypatch.setattr(dispatch, "_CANDIDATES", {})
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(extension, "cuda_module", lambda: module)
+    monkeypatch.setitem(dispatch._MISSING, extension.CUDA_MODULE, [])
     module.emulate(1, 2)
     return module.emulate

@@ -13,7 +13,7 @@ import pytest
 import torch
 from native_build import needs_compiler, shared_library
 
-from mbt_fast import native
+from mbt_fast.ops import extension
 from mbt_fast.testing import assert_close_to_exact
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # in the order of the kernels' tables
@@ -28,7 +28,7 @@ SOURCES = [
 ]
 
 needs_features = pytest.mark.skipif(
-    not native.cpu_features().get("avx512_bf16"), reason="emulated tiles need AVX512-BF16"
+    not extension.cpu_features().get("avx512_bf16"), reason="emulated tiles need AVX512-BF16"
 )
 
 
@@ -106,7 +106,7 @@ def test_tiles_flush_denormals(pieces, a, b):
 @needs_features
 @needs_compiler
 @pytest.mark.skipif(
-    bool(native.cpu_features().get("amx_bf16")),
+    bool(extension.cpu_features().get("amx_bf16")),
     reason="this machine has AMX: test_bottleneck_attention_cpu.py runs it, and nothing traps",
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -131,12 +131,12 @@ def test_machine_code_with_trapped_instructions_agrees_bit_for_bit(pieces, dtype
         assert torch.equal(actual, expected)
 
 
-@pytest.mark.skipif(bool(native.why_missing()), reason="mbt_fast._C is not built")
-@pytest.mark.skipif(not native.cpu_features().get("avx2_fma"), reason="not built for x86-64")
+@pytest.mark.skipif(bool(extension.why_missing()), reason="mbt_fast._C is not built")
+@pytest.mark.skipif(not extension.cpu_features().get("avx2_fma"), reason="not built for x86-64")
 @pytest.mark.skipif(not shutil.which("objdump"), reason="objdump is not installed")
 def test_only_the_amx_kernels_contain_tile_instructions():
     """Elsewhere they would stop the program on a machine without AMX."""
-    command = ["objdump", "-d", "--no-show-raw-insn", native.module().__file__]
+    command = ["objdump", "-d", "--no-show-raw-insn", extension.module().__file__]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}
     for function in re.split(r"\n(?=[0-9a-f]+ <)", listing):

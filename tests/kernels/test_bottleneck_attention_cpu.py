@@ -1,22 +1,22 @@
 """Attention by the C++ kernels on every instruction set: threads, blocks, precision."""
 
-import importlib
 import math
 
 import pytest
 import torch
 from attention_cases import CASES, Case, make_lengths, make_qkv, stated_independently
 
-from mbt_fast import bottleneck_attention, native
+from mbt_fast import bottleneck_attention
 from mbt_fast.dispatch import BackendError
+from mbt_fast.ops import cpu, extension
 from mbt_fast.testing import assert_close_to_exact
 from mbt_fast.testing.inputs import random_call, run_call
 
 CPU = torch.device("cpu")
-WHY_NOT = native.why_no_cpu_kernels()
+WHY_NOT = extension.why_no_cpu_kernels()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason="; ".join(WHY_NOT) or "-")
 
-SETS = [] if WHY_NOT else native.module().instruction_sets()
+SETS = [] if WHY_NOT else extension.module().instruction_sets()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -154,10 +154,9 @@ def test_one_key_passes_no_gradient_to_query_and_key(instruction_set):
 
 def test_negative_lengths_are_absent_and_long_ones_whole(instruction_set):
     """Values are checked before; the kernel itself must not read outside in any case."""
-    launcher = importlib.import_module("mbt_fast.cpu.bottleneck_attention")
     qkv = make_qkv(Case(2, (9,), 2, 1, 16))
     wrong = torch.tensor([-3, 99], dtype=torch.int32)
-    (out,), _, _ = launcher.bottleneck_attention_fwd(qkv, [wrong], 2, False, 0.25)
+    (out,), *_ = launch(cpu.bottleneck_attention_fwd, qkv, [wrong], 2, False)
     (whole,) = bottleneck_attention(qkv, 2, backend="cpu")
     assert out[0].eq(0).all()
     assert torch.equal(out[1], whole[1])
@@ -165,7 +164,7 @@ def test_negative_lengths_are_absent_and_long_ones_whole(instruction_set):
 
 def test_unknown_instruction_set_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("MBT_FAST_CPU", "avx1024")
-    (reason,) = native.why_no_cpu_kernels()
+    (reason,) = extension.why_no_cpu_kernels()
     assert reason.startswith("MBT_FAST_CPU must be one of")
     assert reason.endswith("got 'avx1024'")
     with pytest.raises((ValueError, BackendError), match="avx1024"):
@@ -234,10 +233,9 @@ def test_infinite_scores_in_one_key_leave_finite_gradients(instruction_set, whic
 
 def test_launcher_checks_what_reaches_raw_memory():
     """A graph that was traced on the CPU may be run elsewhere, or get another dtype."""
-    operator = torch.ops.mbt_fast.bottleneck_attention_fwd.default
+    operator = torch.ops.mbt_fast.bottleneck_attention_fwd.cpu
     (stream,) = make_qkv(Case(1, (9,), 0, 1, 16))
     with pytest.raises(TypeError, match=r"lengths must have dtype torch.int32, got torch.int64"):
-        operator([stream], [torch.tensor([9])], 0, False, 0.25, "cpu")
-    launcher = importlib.import_module("mbt_fast.cpu.bottleneck_attention")
+        operator([stream], [torch.tensor([9])], 0, False, 0.25, False)
     with pytest.raises(ValueError, match="qkv must be on the CPU for backend 'cpu', got meta"):
-        launcher.bottleneck_attention_fwd([stream.to("meta")], [None], 0, False, 0.25)
+        launch(cpu.bottleneck_attention_fwd, [stream.to("meta")], [None], 0, False)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mbt_fast import native
+from mbt_fast.ops import extension
 
 CPUINFO = Path("/proc/cpuinfo")
 FLAGS = {
@@ -18,7 +18,7 @@ FLAGS = {
 }
 
 built = pytest.mark.skipif(
-    bool(native.why_missing()), reason="; ".join(native.why_missing()) or "-"
+    bool(extension.why_missing()), reason="; ".join(extension.why_missing()) or "-"
 )
 
 
@@ -30,7 +30,7 @@ def test_features_are_those_that_linux_reports():
         pytest.skip("/proc/cpuinfo has no flags: not an x86 CPU")
     reported = set(lines[0].split(":", 1)[1].split())
     expected = {name: needed <= reported for name, needed in FLAGS.items()}
-    found = native.cpu_features()
+    found = extension.cpu_features()
     assert set(found) == set(FLAGS)
     found["amx_bf16"] |= expected["amx_bf16"]  # the permission to use it may be refused
     assert found == expected
@@ -38,12 +38,12 @@ def test_features_are_those_that_linux_reports():
 
 @built
 def test_compiler_is_named():
-    assert native.compiler()
+    assert extension.compiler()
 
 
 def test_missing_and_broken_extensions_are_explained(monkeypatch, tmp_path):
-    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
-    assert "install g++ or clang++" in native.why_missing()[0]
+    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: None)
+    assert "install g++ or clang++" in extension.why_missing()[0]
     monkeypatch.undo()
     broken = tmp_path / "_C.so"
     broken.write_bytes(b"not a library")
@@ -53,22 +53,22 @@ def test_missing_and_broken_extensions_are_explained(monkeypatch, tmp_path):
         spec = importlib.util.spec_from_file_location(name, broken, loader=loader)
         return importlib.util.module_from_spec(spec)
 
-    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(native.importlib, "import_module", load)
-    (reason,) = native.why_missing()
+    (reason,) = extension.why_missing()
     assert reason.startswith("mbt_fast._C is installed but fails to load: ")
-    assert native.cpu_features() == {}
-    (reason,) = native.why_no_cuda_kernels()
+    assert extension.cpu_features() == {}
+    (reason,) = extension.why_no_cuda_kernels()
     assert reason.startswith("mbt_fast._cuda is installed but fails to load: ")
 
 
 def test_kernels_that_have_never_run_are_taken_by_name_only(monkeypatch):
     machine = SimpleNamespace(instruction_sets=lambda: ["amx", "avx512_bf16", "avx512"])
     monkeypatch.delenv("MBT_FAST_CPU", raising=False)
-    monkeypatch.setattr(native, "module", lambda: machine)
-    monkeypatch.setattr(native, "cpu_features", lambda: {"amx_bf16": True})
-    assert native.instruction_set() == "avx512_bf16"
+    monkeypatch.setattr(extension, "module", lambda: machine)
+    monkeypatch.setattr(extension, "cpu_features", lambda: {"amx_bf16": True})
+    assert extension.instruction_set() == "avx512_bf16"
     assert "MBT_FAST_CPU=amx" in native.why_not_in_bfloat16()
     monkeypatch.setenv("MBT_FAST_CPU", "amx")
-    assert native.instruction_set() == "amx"
+    assert extension.instruction_set() == "amx"
     assert native.why_not_in_bfloat16() is None

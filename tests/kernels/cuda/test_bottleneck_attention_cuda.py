@@ -11,9 +11,9 @@ import torch
 from attention_cases import DEVICE, Case, make_lengths, make_qkv, present
 from hopper import CASES, ON_GPU, poison_padding
 
-from mbt_fast import bottleneck_attention, native
-from mbt_fast.cuda.bottleneck_attention import bottleneck_attention_fwd
+from mbt_fast import bottleneck_attention
 from mbt_fast.dispatch import BackendError
+from mbt_fast.ops import cuda, extension
 from mbt_fast.testing import assert_close_to_exact
 
 pytestmark = [pytest.mark.native, hopper.skip_without]
@@ -262,7 +262,7 @@ def test_backward_variant_is_chosen_by_torch(hopper_module, monkeypatch, determi
 def test_statistics_are_the_parts_of_the_log_sum_exp():
     case = CASES["padding"]
     qkv, lengths = make_qkv(case, torch.bfloat16), make_lengths(case)
-    _, lses, (*stats, slots) = bottleneck_attention_fwd(qkv, lengths, 4, True, 0.125)
+    _, lses, stats, (slots,) = launch(cuda.bottleneck_attention_fwd, qkv, lengths, 4, True)
     for lse, (shift, log2_sum) in zip(lses, stats, strict=True):
         exact = (shift.double() + log2_sum) * torch.tensor(2.0).double().log()
         assert_close_to_exact(lse, exact.float(), exact)
@@ -312,7 +312,7 @@ def test_negative_lengths_are_absent_and_long_ones_whole():
     """Values are checked before; the kernel itself must not read outside in any case."""
     qkv = make_qkv(Case(2, (9,), 2, 1, 64), torch.bfloat16)
     wrong = torch.tensor([-3, 99], dtype=torch.int32, device=DEVICE)
-    (out,), _, _ = bottleneck_attention_fwd(qkv, [wrong], 2, False, 0.125)
+    (out,), *_ = launch(cuda.bottleneck_attention_fwd, qkv, [wrong], 2, False)
     (whole,) = bottleneck_attention(qkv, 2, backend="cuda")
     assert out[0].eq(0).all()
     assert torch.equal(out[1], whole[1])
@@ -381,9 +381,9 @@ def test_extension_refuses_before_it_launches(hopper_module, launch, name, wrong
 def test_built_extension_refuses_without_a_gpu(monkeypatch):
     """Its own checks come first; then CUDA says that there is no device."""
     monkeypatch.undo()
-    if native.why_no_cuda_kernels():
-        pytest.skip("; ".join(native.why_no_cuda_kernels()))
+    if extension.why_no_cuda_kernels():
+        pytest.skip("; ".join(extension.why_no_cuda_kernels()))
     memory = torch.zeros(4096, dtype=torch.bfloat16)
     for dim, error in ((80, ValueError), (64, RuntimeError)):
         with pytest.raises(error):
-            launch_forward(native.cuda_module(), memory, dim=dim)
+            launch_forward(extension.cuda_module(), memory, dim=dim)

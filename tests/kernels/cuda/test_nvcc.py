@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mbt_fast import native
+from mbt_fast.ops import extension
 
-WHY_NOT = native.why_no_cuda_kernels()
+WHY_NOT = extension.why_no_cuda_kernels()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason="; ".join(WHY_NOT) or "-")
 
 REGISTERS = 65536 // 384 // 8 * 8  # of a thread at entry, three warp groups in a block
@@ -26,14 +26,14 @@ MEAN = {f"slots_mean {element}" for element in ("bfloat16", "float16")}
 
 
 def test_build_names_compiler_architectures_and_sources():
-    module = native.cuda_module()
+    module = extension.cuda_module()
     assert "release" in module.compiler
     assert module.architectures.split()[0] == "sm_90a"
     assert re.fullmatch("[0-9a-f]{64}", module.sources)
 
 
 def test_report_has_every_kernel_and_none_spills():
-    report = native.cuda_module().ptxas
+    report = extension.cuda_module().ptxas
     assert set(report) >= FORWARD | KEYS | QUERIES | SMALL | MEAN
     for name, (registers, stack, spilled) in report.items():
         assert registers <= REGISTERS, name
@@ -42,11 +42,11 @@ def test_report_has_every_kernel_and_none_spills():
 
 def test_ptxas_serialises_no_wgmma():
     """It would warn: C7510 and its neighbours."""
-    assert native.cuda_module().ptxas_warnings == []
+    assert extension.cuda_module().ptxas_warnings == []
 
 
 def test_shared_memory_fits_a_block():
-    needed = native.cuda_module().shared_memory
+    needed = extension.cuda_module().shared_memory
     kernels = ("fwd", "bwd_keys", "bwd_queries")
     assert set(needed) == {
         f"bottleneck_attention_{name} {dim}" for name in kernels for dim in (64, 128)
@@ -66,7 +66,7 @@ def cuobjdump():
 @cache
 def machine_code():
     """SASS of every kernel, by its mangled name."""
-    command = [cuobjdump(), "-sass", native.cuda_module().__file__]
+    command = [cuobjdump(), "-sass", extension.cuda_module().__file__]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     functions = re.split(r"\n\s*Function : ", listing)[1:]
     return {function.split("\n", 1)[0].strip(): function for function in functions}
