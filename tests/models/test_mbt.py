@@ -397,42 +397,28 @@ BAD = {
     "unknown": ({"video": GOOD["rgb"]}, None, ValueError, r"\(rgb, spectrogram\), got 'video'"),
     "nothing": ({}, None, ValueError, "inputs must hold at least one modality"),
     "shape": (
-        {"rgb": GOOD["rgb"][:, :, :1]},
-        None,
-        ValueError,
+        {"rgb": GOOD["rgb"][:, :, :1]}, None, ValueError,
         r"inputs\['rgb'\] must have shape \[2, 3, 2, 32, 32\], got \[2, 3, 1, 32, 32\]",
     ),
     "batch": (
-        {**GOOD, "spectrogram": GOOD["spectrogram"][:1]},
-        None,
-        ValueError,
+        {**GOOD, "spectrogram": GOOD["spectrogram"][:1]}, None, ValueError,
         r"inputs\['spectrogram'\] must have shape \[2, 64, 32\]",
     ),
-    "dtype": (
-        {"rgb": GOOD["rgb"].half()},
-        None,
-        TypeError,
-        "must have dtype torch.float32 like the",
-    ),
+    "dtype": ({"rgb": GOOD["rgb"].half()}, None, TypeError, "dtype torch.float32 like the"),
     "bytes": ({"rgb": GOOD["rgb"].byte()}, None, TypeError, "got torch.uint8"),
     "none": ({"rgb": None}, None, TypeError, r"inputs\['rgb'\] must be a tensor, got NoneType"),
     "scalar": ({"rgb": torch.tensor(1.0)}, None, ValueError, r"must have shape .* got \[\]"),
     "lengths list": (GOOD, [int32(1, 1)], TypeError, "lengths must be a mapping .* got list"),
     "length name": (GOOD, {"video": int32(1, 1)}, ValueError, "lengths must name only modalities"),
     "length alone": (
-        {"rgb": GOOD["rgb"]},
-        {"spectrogram": int32(1, 1)},
-        ValueError,
+        {"rgb": GOOD["rgb"]}, {"spectrogram": int32(1, 1)}, ValueError,
         "'spectrogram' without input",
     ),
     "length dtype": (
-        GOOD,
-        {"rgb": int32(1, 1).long()},
-        TypeError,
-        r"lengths\['rgb'\] must be an int32",
+        GOOD, {"rgb": int32(1, 1).long()}, TypeError, r"lengths\['rgb'\] must be an int32",
     ),
     "length value": (GOOD, {"rgb": int32(1, 10)}, ValueError, r"in 0\.\.9, the own tokens, got 10"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("inputs", "lengths", "error", "message"), BAD.values(), ids=BAD)

@@ -168,20 +168,6 @@ def test_any_strides(backend, layout):
 
 
 @backends
-def test_expanded_stream_and_expanded_gradient(backend):
-    """Stride 0: one example for the whole batch, and the gradient of ``sum()``."""
-    one = torch.randn(1, 11, 3, 2, 16, dtype=widest(backend), device=DEVICE)
-    results = []
-    for stream in (one.expand(3, -1, -1, -1, -1), one.repeat(3, 1, 1, 1, 1)):
-        stream = stream.detach().requires_grad_()
-        (out,) = bottleneck_attention([stream], 2, backend=backend)
-        out.sum().backward()
-        results.append((out, stream.grad))
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected)
-
-
-@backends
 @pytest.mark.parametrize("scale", [0.0, -0.5, 2])
 def test_scale_is_used_as_given(backend, scale):
     case = CASES["three-streams"]
@@ -189,14 +175,6 @@ def test_scale_is_used_as_given(backend, scale):
     outs = bottleneck_attention(qkv, case.slots, scale=scale, backend=backend)
     expected, _ = stated_independently(case, qkv, scale=scale)
     torch.testing.assert_close(outs, [exact.to(qkv[0].dtype) for exact in expected])
-
-
-@backends
-def test_huge_logits_stay_finite(backend):
-    case = CASES["padding"]
-    qkv = [100 * stream for stream in make_qkv(case)]  # logits up to about 1e5
-    outs = bottleneck_attention(qkv, case.slots, lengths=make_lengths(case), backend=backend)
-    assert all(out.isfinite().all() for out in outs)
 
 
 @pytest.mark.parametrize("name", ["one-token-one-slot", "no-rows", "no-batch"])
