@@ -16,12 +16,14 @@ FUSIONS = {
     "late": {"fusion_layer": 4},
     "no bottlenecks": {"n_bottlenecks": 0},
 }
-SAVINGS = {
-    "default savings": {},
-    "all savings": {"memory": "minimal"},
-    "no savings": {"cls_only": False, "skip_dropped": False, "memory": "full"},
+MEMORY = {"none": "full", "norms": "reduced", "mlp": "minimal"}
+NO_RECOMPUTE = r"set_savings\(memory='full'\)"  # what a message says of recompute="none"
+EXECUTIONS = {
+    "default": {},
+    "recompute all": {"recompute": "mlp"},
+    "leave nothing out": {"cls_only": False, "skip_dropped": False, "recompute": "none"},
 }
-savings = pytest.mark.parametrize("savings", SAVINGS.values(), ids=SAVINGS.keys())
+executions = pytest.mark.parametrize("options", EXECUTIONS.values(), ids=EXECUTIONS.keys())
 fusions = pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
 
 
@@ -50,32 +52,48 @@ LENGTHS = {
 lengths = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 
 
-def outputs_and_gradients(model, inputs, lengths, dtype, savings, seed):
+def execute(model, recompute=None, **options):
+    """Choose how the model is executed, by options which change no result; returns the model.
+
+    Args:
+        model: An MBT.
+        recompute: What a backward computes again: "none", "norms" (and GELU) or "mlp" besides.
+        **options: ``cls_only``, ``skip_dropped``.
+    """
+    if recompute is not None:
+        options["memory"] = MEMORY[recompute]
+    return model.set_savings(**options)
+
+
+def gradients(loss, leaves):
+    """By name; ``None`` where a leaf takes no part."""
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {f"gradient of {n}": g for n, g in zip(leaves, grads, strict=True)}
+
+
+def outputs_and_gradients(model, inputs, lengths, dtype, options, seed):
     """Logits of each modality, and all gradients, those of the inputs among them."""
     torch.manual_seed(seed)
-    model.to(dtype).set_savings(**savings)
-    leaves = {m: x.to(dtype).requires_grad_() for m, x in inputs.items()}
+    execute(model.to(dtype), **options)
+    leaves = {m: x.detach().to(dtype).requires_grad_() for m, x in inputs.items()}
     logits = model.forward_modalities(leaves, lengths)
-    named = {**dict(model.named_parameters()), **leaves}
     loss = sum(value.square().sum() for value in logits.values())
-    grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return logits | {f"gradient of {n}": g for n, g in zip(named, grads, strict=True)}
+    return logits | gradients(loss, {**dict(model.named_parameters()), **leaves})
+
+
+def assert_all_close_to_exact(actual, eager, exact):
+    """Results by name, by the tolerance rule; ``None`` where no result is."""
+    for name, value in exact.items():
+        if value is None:
+            assert actual[name] is None, f"{name} is only in the actual results"
+        else:
+            assert_close_to_exact(actual[name], eager[name], value, name=name)
 
 
 def assert_results_unchanged(model, inputs, lengths, on, off, seed=0):
-    """With the savings ``on`` as with them ``off``, by the tolerance rule."""
+    """Executed with the options ``on`` as with ``off``, by the tolerance rule."""
+    calls = ((torch.float32, on), (torch.float32, off), (torch.float64, off))
     model.float()
-    results = {
-        name: outputs_and_gradients(model, inputs, lengths, dtype, savings, seed)
-        for name, dtype, savings in (
-            ("actual", torch.float32, on),
-            ("eager", torch.float32, off),
-            ("exact", torch.float64, off),
-        )
-    }
-    for name, exact in results["exact"].items():
-        actual, eager = results["actual"][name], results["eager"][name]
-        if exact is None:
-            assert actual is None, f"{name} has a gradient only with the savings"
-        else:
-            assert_close_to_exact(actual, eager, exact, name=name)
+    assert_all_close_to_exact(
+        *(outputs_and_gradients(model, inputs, lengths, *call, seed) for call in calls)
+    )

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from model_cases import SAVINGS, random_inputs
+from model_cases import EXECUTIONS, execute, random_inputs
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -22,20 +22,21 @@ from mbt_fast.testing import assert_close_to_exact
 
 RANKS, PER_RANK = 2, 2
 SECONDS = 300  # on a quiet machine it takes 10
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 DTYPES = (torch.float64, torch.float32)
 CASES = {
-    "reduced": (SAVINGS["default savings"], 0.0),
-    "minimal": (SAVINGS["all savings"], 0.0),
+    "norms": (EXECUTIONS["default"], 0.0),
+    "mlp": (EXECUTIONS["recompute all"], 0.0),
     # In the last layer hardly a branch is left: one is dropped by every example of a rank.
-    "skipped": (SAVINGS["all savings"], 0.99),
+    "skipped": (EXECUTIONS["recompute all"], 0.99),
 }
 
 
-def model_of(dtype, savings, drop_rate=0.0):
+def model_of(dtype, options, drop_rate=0.0):
     torch.manual_seed(0)
     model = create_model("mbt_tiny", fusion_layer=1, stochastic_depth=drop_rate).train()
     torch.nn.init.normal_(model.head.weight)
-    return model.to(dtype).set_savings(**savings)
+    return execute(model.to(dtype), **options)
 
 
 def batch_of(dtype):
@@ -81,17 +82,17 @@ def rank_of_two(rank, port, folder, wrapper):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    for case, (savings, drop_rate) in CASES.items():
-        grads = gradients_of_two(rank, WRAPPERS[wrapper], savings, drop_rate)
+    for case, (options, drop_rate) in CASES.items():
+        grads = gradients_of_two(rank, WRAPPERS[wrapper], options, drop_rate)
         if rank == 0:
             torch.save(grads, folder / f"{case}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def gradients_of_two(rank, wrap, savings, drop_rate):
+def gradients_of_two(rank, wrap, options, drop_rate):
     """Of all parameters, after both ranks have reduced them."""
-    model = model_of(torch.float32, savings, drop_rate)
+    model = model_of(torch.float32, options, drop_rate)
     wrapped = wrap(model)  # DDP reduces only while it lives
     loss_of(wrapped, half_of(batch_of(torch.float32), rank), seed=rank).backward()
     return {name: whole(p.grad) for name, p in model.named_parameters()}
@@ -104,7 +105,7 @@ def whole(grad):
 
 def gradients_of_one(dtype, drop_rate):
     """Both halves by one process, nothing saved; the mean over the ranks, as DDP takes it."""
-    model, inputs = model_of(dtype, SAVINGS["no savings"], drop_rate), batch_of(dtype)
+    model, inputs = model_of(dtype, EXECUTIONS["leave nothing out"], drop_rate), batch_of(dtype)
     for rank in range(RANKS):
         (loss_of(model, half_of(inputs, rank), seed=rank) / RANKS).backward()
     return {name: p.grad for name, p in model.named_parameters()}

@@ -8,12 +8,14 @@ import pytest
 import torch
 from model_cases import (
     FUSIONS,
+    MEMORY,
     RGB,
     SPECTROGRAM,
+    execute,
+    executions,
     fusions,
     int32,
     random_inputs,
-    savings,
     tiny,
 )
 
@@ -46,18 +48,18 @@ def assert_within_float32(actual, recorded):
 
 @pytest.mark.parametrize("name", golden.NAMES)
 @pytest.mark.parametrize("backend", BACKENDS)
-@savings
-def test_official_logits(name, backend, savings):
+@executions
+def test_official_logits(name, backend, options):
     _, model, inputs, record = load_golden(name)
-    model.set_backend(backend).set_savings(**savings).eval()
+    execute(model.set_backend(backend), **options).eval()
     assert_within_float32(model(inputs), record["logits"])
 
 
 @pytest.mark.parametrize("name", [n for n in golden.NAMES if "only" not in n])
-@savings
-def test_official_training_logits(name, savings):
+@executions
+def test_official_training_logits(name, options):
     config, model, inputs, record = load_golden(name)
-    logits = model.set_savings(**savings).train().forward_modalities(inputs)
+    logits = execute(model, **options).train().forward_modalities(inputs)
     assert list(logits) == list(config.modalities)
     for modality, value in logits.items():
         assert_within_float32(value, record[f"train_logits/{modality}"])
@@ -65,10 +67,10 @@ def test_official_training_logits(name, savings):
 
 @pytest.mark.parametrize("name", [n for n in golden.NAMES if n != "unimodal_eval"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@savings
-def test_official_gradients(name, backend, savings):
+@executions
+def test_official_gradients(name, backend, options):
     config, model, inputs, record = load_golden(name)
-    model.set_backend(backend).set_savings(**savings).eval()
+    execute(model.set_backend(backend), **options).eval()
     weight = torch.from_numpy(record["loss_weight"]).double()
     (model(inputs) * weight).sum().backward()
     grads = {
@@ -172,7 +174,7 @@ def test_vanilla_fuses_at_test_time_in_any_case(fusion):
 
 
 @pytest.mark.parametrize("fusion", ["bottleneck", "early", "late", "no bottlenecks"])
-def test_unfused_layers_are_the_towers(fusion):
+def test_unfused_layers_are_the_unimodal_encoders(fusion):
     """With late fusion, and in eval mode without bottlenecks, each modality runs alone."""
     model, inputs = tiny(**{**FUSIONS[fusion], "test_with_bottlenecks": False}), random_inputs()
     each = model.forward_modalities(inputs)
@@ -288,16 +290,27 @@ def test_initialisation_is_the_official_one():
     assert model.norm.eps == model.layers[0].block_of("rgb").norm1.eps == 1e-6
 
 
-@pytest.mark.parametrize("fusion", ["bottleneck", "vanilla", "vanilla, shared"])
+COMPILED = ["bottleneck", "vanilla", "vanilla, shared"]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "compiler"),
+    [
+        *((fusion, "export") for fusion in COMPILED),
+        *(pytest.param(fusion, "aot_eager", marks=pytest.mark.slow) for fusion in COMPILED),
+        pytest.param("bottleneck", "inductor", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compile_and_export(fusion):
-    model, inputs = tiny(**FUSIONS[fusion]), random_inputs()
+def test_compile_and_export(fusion, compiler):
+    model, inputs = tiny(**FUSIONS[fusion], num_layers=2, fusion_layer=1), random_inputs()
     lengths = {"rgb": int32(9, 0, 3)}
-    compiled = torch.compile(model, fullgraph=True)
-    torch.testing.assert_close(compiled(inputs), model(inputs))
-    torch.testing.assert_close(compiled(inputs, lengths), model(inputs, lengths))
-    program = torch.export.export(model, (inputs, lengths))
-    torch.testing.assert_close(program.module()(inputs, lengths), model(inputs, lengths))
+    if compiler == "export":
+        run = torch.export.export(model, (inputs, lengths)).module()
+    else:
+        run = torch.compile(model, fullgraph=True, backend=compiler)
+        torch.testing.assert_close(run(inputs), model(inputs))
+    torch.testing.assert_close(run(inputs, lengths), model(inputs, lengths))
 
 
 def test_autocast_trains():
@@ -367,42 +380,28 @@ BAD = {
     "unknown": ({"video": GOOD["rgb"]}, None, ValueError, r"\(rgb, spectrogram\), got 'video'"),
     "nothing": ({}, None, ValueError, "inputs must hold at least one modality"),
     "shape": (
-        {"rgb": GOOD["rgb"][:, :, :1]},
-        None,
-        ValueError,
+        {"rgb": GOOD["rgb"][:, :, :1]}, None, ValueError,
         r"inputs\['rgb'\] must have shape \[2, 3, 2, 32, 32\], got \[2, 3, 1, 32, 32\]",
     ),
     "batch": (
-        {**GOOD, "spectrogram": GOOD["spectrogram"][:1]},
-        None,
-        ValueError,
+        {**GOOD, "spectrogram": GOOD["spectrogram"][:1]}, None, ValueError,
         r"inputs\['spectrogram'\] must have shape \[2, 64, 32\]",
     ),
-    "dtype": (
-        {"rgb": GOOD["rgb"].half()},
-        None,
-        TypeError,
-        "must have dtype torch.float32 like the",
-    ),
+    "dtype": ({"rgb": GOOD["rgb"].half()}, None, TypeError, "dtype torch.float32 like the"),
     "bytes": ({"rgb": GOOD["rgb"].byte()}, None, TypeError, "got torch.uint8"),
     "none": ({"rgb": None}, None, TypeError, r"inputs\['rgb'\] must be a tensor, got NoneType"),
     "scalar": ({"rgb": torch.tensor(1.0)}, None, ValueError, r"must have shape .* got \[\]"),
     "lengths list": (GOOD, [int32(1, 1)], TypeError, "lengths must be a mapping .* got list"),
     "length name": (GOOD, {"video": int32(1, 1)}, ValueError, "lengths must name only modalities"),
     "length alone": (
-        {"rgb": GOOD["rgb"]},
-        {"spectrogram": int32(1, 1)},
-        ValueError,
+        {"rgb": GOOD["rgb"]}, {"spectrogram": int32(1, 1)}, ValueError,
         "'spectrogram' without input",
     ),
     "length dtype": (
-        GOOD,
-        {"rgb": int32(1, 1).long()},
-        TypeError,
-        r"lengths\['rgb'\] must be an int32",
+        GOOD, {"rgb": int32(1, 1).long()}, TypeError, r"lengths\['rgb'\] must be an int32",
     ),
     "length value": (GOOD, {"rgb": int32(1, 10)}, ValueError, r"in 0\.\.9, the own tokens, got 10"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("inputs", "lengths", "error", "message"), BAD.values(), ids=BAD)
@@ -451,6 +450,21 @@ def test_per_example_gradients_with_lengths():
     model(inputs, lengths).square().sum().backward()
     for name, value in grads.items():
         torch.testing.assert_close(value.sum(0), parameters[name].grad)
+
+
+def test_options_of_the_execution_are_checked_and_kept():
+    model = tiny()
+    before = model.savings
+    assert execute(model, cls_only=True) is model
+    assert model.savings != before
+    assert execute(model, cls_only=False).savings == before
+    for name in ("cls_only", "skip_dropped"):
+        with pytest.raises(TypeError, match=f"{name} must be a bool, got 'no'"):
+            execute(model, **{name: "no"})
+    with pytest.raises(TypeError, match="cls"):
+        execute(model, cls=True)
+    with pytest.raises(ValueError, match=f"must be one of {', '.join(MEMORY.values())}, got 'low'"):
+        model.set_savings(memory="low")
 
 
 def test_layers_are_modules_that_are_called():

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from attention_cases import BACKENDS, DEVICE
+from backends import DEVICE, kernels_of
 from torch.nn.functional import cross_entropy
 
 from mbt_fast import create_model
 
 STEPS = 200
 LARGEST_DIFFERENCE = 1e-3  # of the loss, relative: what rounding may grow to in 200 steps
-KERNELS = [name for name in BACKENDS if name not in ("sdpa", "reference", "triton")]
+KERNELS = [name for name in kernels_of("bottleneck_attention") if name != "triton"]
+pytestmark = pytest.mark.slow
 
 
 def losses(backend):

@@ -4,26 +4,10 @@ import math
 from typing import NamedTuple
 
 import torch
+from backends import DEVICE
 
-from mbt_fast import bottleneck_attention, dispatch
+from mbt_fast import bottleneck_attention
 from mbt_fast.testing import assert_close_to_exact
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def runs(backend, dtype=torch.float32):
-    """Whether a backend can run bottleneck attention here in this dtype, with any head."""
-    (row,) = (row for row in dispatch.BACKENDS if row.name == backend)
-    return not row.reasons(dispatch.Call("bottleneck_attention", DEVICE, dtype, head_dim=16))
-
-
-# Under TRITON_INTERPRET=1, or on a GPU, this includes "triton".
-BACKENDS = [row.name for row in dispatch.BACKENDS if runs(row.name)]
-
-
-def widest(backend):
-    """Float64, or what the backend has instead."""
-    return torch.float64 if runs(backend, torch.float64) else torch.float32
 
 
 class Case(NamedTuple):
@@ -53,7 +37,6 @@ CASES = {
     "padding-in-one": Case(2, (6, 8), 3, 2, 16, (None, (0, 8))),
     "absent-without-slots": Case(2, (6, 8), 0, 2, 16, ((0, 6), (3, 0))),
 }
-SMALL = {name: CASES[name] for name in ("one-token-one-slot", "no-rows", "no-batch")}
 
 
 def make_qkv(case, dtype=torch.float32, requires_grad=False):
@@ -83,6 +66,15 @@ def valid_rows(case, stream, example):
     lengths = None if case.lengths is None else case.lengths[stream]
     own = case.own[stream] if lengths is None else lengths[example]
     return [*range(own), *range(case.own[stream], case.own[stream] + case.slots)]
+
+
+def valid_masks(case):
+    """bool ``[B, S]`` per stream, the rows that take part."""
+    masks = [torch.zeros(case.batch, own + case.slots, dtype=torch.bool) for own in case.own]
+    for stream, mask in enumerate(masks):
+        for example in range(case.batch):
+            mask[example, valid_rows(case, stream, example)] = True
+    return [mask.to(DEVICE) for mask in masks]
 
 
 def stated_independently(case, qkv, scale=None, update=None):

@@ -1,69 +1,14 @@
-"""Calls of the layer ops that the tests share, and what LayerNorm means, stated independently."""
+"""Calls of the layer ops that the tests share, and what they mean, stated independently."""
 
+import math
 from random import Random
 from typing import NamedTuple
 
-import pytest
 import torch
+from backends import DEVICE
 
-from mbt_fast import dispatch, native
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def runs(backend, op="add_layer_norm", dtype=torch.float32):
-    """Whether a backend can run an op here in this dtype."""
-    (row,) = (row for row in dispatch.BACKENDS if row.name == backend)
-    return not row.reasons(dispatch.Call(op, DEVICE, dtype))
-
-
-# Under TRITON_INTERPRET=1, or on a GPU, this includes "triton".
-BACKENDS = [row.name for row in dispatch.BACKENDS if runs(row.name)]
-backends = pytest.mark.parametrize("backend", BACKENDS)
-kernel_backends = pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
-approximations = pytest.mark.parametrize("approximate", ["tanh", "none"])
-needs_cpu_kernels = pytest.mark.skipif(
-    "cpu" not in BACKENDS, reason=f"no CPU kernels: {'; '.join(native.why_no_cpu_kernels())}"
-)
-
-
-class Kernel(NamedTuple):
-    """A backend; that of the CPU once for every instruction set, chosen by MBT_FAST_CPU."""
-
-    backend: str
-    instruction_set: str | None = None
-
-    def __str__(self):
-        return "-".join(filter(None, self))
-
-
-KERNELS = [Kernel("triton")] if "triton" in BACKENDS else []
-if "cpu" in BACKENDS:
-    KERNELS += [Kernel("cpu", name) for name in native.module().instruction_sets()]
-
-
-def norm_kernels(*dtypes, op="add_layer_norm"):
-    """Every kernel of LayerNorm, or of ``op``, in every one of these dtypes that it has."""
-    tested = [
-        pytest.param(kernel, dtype, id=f"{kernel}-{dtype}")
-        for kernel in KERNELS
-        for dtype in dtypes
-        if runs(kernel.backend, op, dtype)
-    ]
-    return pytest.mark.parametrize(("kernel", "dtype"), tested)
-
-
-def gelu_kernels(*dtypes):
-    """Every kernel of GELU in every one of these dtypes that it has."""
-    tested = [
-        pytest.param(kernel, dtype, approximate, id=f"{kernel}-{dtype}-{approximate}")
-        for kernel in KERNELS
-        for dtype in dtypes
-        for approximate, op in dispatch.GELU.items()
-        if runs(kernel.backend, op, dtype)
-    ]
-    return pytest.mark.parametrize(("kernel", "dtype", "approximate"), tested)
+from mbt_fast.functional import add_layer_norm, bias_gelu, residual_add
+from mbt_fast.testing import assert_close_to_exact
 
 
 class Case(NamedTuple):
@@ -96,6 +41,10 @@ CASES = {
     "dropped-and-absent": Case(
         2, (6, 5), 24, 2, lengths=((0, 4), None), keep=((True, False), (False, True))
     ),
+    "absent-of-three": Case(
+        2, (4, 5, 6), 20, 2, lengths=((0, 2), None, (1, 0)), keep=(None, (False, True), None)
+    ),
+    "dropped-of-one-stream": Case(2, (4,), 9, 4, keep=((True, False),)),
     "no-rows": Case(2, (0, 3), 16),
     "no-batch": Case(0, (4, 3), 16, 2),
 }
@@ -159,24 +108,132 @@ def per_example(entries, dtype):
     return [None if e is None else torch.tensor(e, dtype=dtype, device=DEVICE) for e in entries]
 
 
-def stated_independently(case, streams, branches, weights, biases, eps):
-    """Row by row, in float64, without any of the library's code or torch's LayerNorm."""
+def stated_sums(case, streams, branches, *, zero_absent):
+    """Residual sums with shared slots, in float64, without any of the library's code.
+
+    An absent stream receives the mean of the present ones, or with ``zero_absent`` zeros.
+    """
     sums = [stream.double().clone() for stream in streams]
     for m, branch in enumerate(branches):
         for b in range(case.batch if branch is not None else 0):
             if case.keep is None or case.keep[m] is None or case.keep[m][b]:
                 sums[m][b] += branch[b].double()
-    for b in range(case.batch if case.slots else 0):
+    for b in range(case.batch if case.slots and (zero_absent or len(sums) > 1) else 0):
         here = [
             m for m in range(len(sums))
             if case.lengths is None or case.lengths[m] is None or case.lengths[m][b] > 0
         ]  # fmt: skip
         mean = sum(sums[m][b, -case.slots :].clone() for m in here) / max(len(here), 1)
         for m, total in enumerate(sums):
-            total[b, -case.slots :] = mean if m in here else 0
-    normed = []
+            total[b, -case.slots :] = 0 if zero_absent and m not in here else mean
+    return sums
+
+
+def stated_layer_norm(case, streams, branches, weights, biases, eps=1e-6):
+    """Row by row, without torch's LayerNorm: sums and normalised sums."""
+    sums, normed = stated_sums(case, streams, branches, zero_absent=True), []
     for total, weight, bias in zip(sums, weights, biases, strict=True):
         deviation = total - total.mean(-1, keepdim=True)
         variance = (deviation**2).mean(-1, keepdim=True)
         normed.append(deviation / (variance + eps).sqrt() * weight.double() + bias.double())
-    return sums, normed
+    return [*sums, *normed]
+
+
+def stated_gelu(x, approximate="tanh"):
+    """Without torch's GELU, nor its cancellation in the left tail."""
+    x = x.double()
+    if approximate == "tanh":
+        return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return x * torch.erfc(-x / math.sqrt(2)) / 2
+
+
+class LayerOp(NamedTuple):
+    """An op as a function of a case and some kinds of tensors, each a list over the streams."""
+
+    name: str
+    kinds: tuple[int, ...]  # of streams, branches, weights and biases
+    run: object  # (case, tensors, backend) -> flat list of results
+    state: object  # (case, tensors) -> the same results in float64
+
+    def make(self, case, dtype=torch.float32):
+        tensors = make(case, dtype)
+        return [tensors[kind] for kind in self.kinds]
+
+    def cases(self):
+        return {n: c for n, c in CASES.items() if self.name != "residual_add" or all(c.branches)}
+
+
+def options(case):
+    return {"keep": make_keep(case), "lengths": make_lengths(case), "n_bottlenecks": case.slots}
+
+
+def run_layer_norm(case, tensors, backend):
+    sums, normed = add_layer_norm(*tensors, **options(case), backend=backend)
+    return [*sums, *normed]
+
+
+def run_residual(case, tensors, backend):
+    return residual_add(*tensors, **options(case), backend=backend)
+
+
+def run_gelu(approximate):
+    def run(case, tensors, backend):
+        pairs = zip(*tensors, strict=True)
+        return [bias_gelu(*pair, approximate=approximate, backend=backend) for pair in pairs]
+
+    return run
+
+
+def state_gelu(approximate):
+    return lambda case, tensors: [
+        stated_gelu(x.double() + bias.double(), approximate)
+        for x, bias in zip(*tensors, strict=True)
+    ]
+
+
+NORM = LayerOp(
+    "add_layer_norm", (0, 1, 2, 3), run_layer_norm, lambda c, t: stated_layer_norm(c, *t)
+)
+RESIDUAL = LayerOp(
+    "residual_add", (0, 1), run_residual, lambda c, t: stated_sums(c, *t, zero_absent=False)
+)
+GELU = LayerOp("bias_gelu", (0, 3), run_gelu("tanh"), state_gelu("tanh"))
+GELU_ERF = LayerOp("bias_gelu_erf", (0, 3), run_gelu("none"), state_gelu("none"))
+OPS = {op.name: op for op in (NORM, RESIDUAL, GELU, GELU_ERF)}
+
+
+def flat(tensors):
+    """All tensors of some kinds that are there."""
+    return [t for kind in tensors for t in kind if t is not None]
+
+
+def like(tensors, change):
+    """The same kinds, with every tensor changed."""
+    return [[None if t is None else change(t) for t in kind] for kind in tensors]
+
+
+def results(op, case, tensors, backend, cast=None, layout=lambda t: t):
+    """Results and all gradients, maybe computed in another dtype from the same values.
+
+    Gradients of the results are random, rounded to the dtype of the streams, and in a ``layout``.
+    """
+    dtype = tensors[0][0].dtype
+    leaves = like(tensors, lambda t: t.detach().to(cast or t.dtype).requires_grad_())
+    outs = op.run(case, leaves, backend)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    douts = [torch.randn(o.shape, generator=generator, device=DEVICE).to(dtype) for o in outs]
+    grads = [layout(d.to(o.dtype)) for d, o in zip(douts, outs, strict=True)]
+    return [*outs, *torch.autograd.grad(outs, flat(leaves), grads)]
+
+
+def assert_within_tolerance(op, case, tensors, backend):
+    """A backend against the reference."""
+    actual, eager = (results(op, case, tensors, name) for name in (backend, "reference"))
+    exact = results(op, case, tensors, "reference", torch.float64)
+    for index, triple in enumerate(zip(actual, eager, exact, strict=True)):
+        assert_close_to_exact(*triple, name=f"result {index}")
+
+
+def equal(first, second):
+    """Whether all results have the same bits."""
+    return all(torch.equal(*pair) for pair in zip(first, second, strict=True))

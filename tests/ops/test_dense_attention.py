@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from backends import backends_of
 
 from mbt_fast import dense_attention
 from mbt_fast.testing import assert_close_to_exact
 
-BACKENDS = ["reference", "sdpa"]
+backends = pytest.mark.parametrize("backend", backends_of("dense_attention"))
 
 
 def inputs(dtype=torch.float32):
@@ -26,7 +27,7 @@ def stated_independently(query, key, value, valid):
     return out
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@backends
 @pytest.mark.parametrize("keys", ["all", "some", "none of one"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_matches_statement(backend, keys, dtype):
@@ -41,7 +42,7 @@ def test_matches_statement(backend, keys, dtype):
     assert_close_to_exact(actual, eager, exact)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@backends
 def test_gradients_of_invalid_keys_are_zero(backend):
     query, key, value = (t.requires_grad_() for t in inputs(torch.float64))
     valid = torch.rand(2, 11) > 0.5
@@ -69,7 +70,7 @@ def test_bad_arguments_are_named(change, error, message):
         dense_attention(**{"query": Q, "key": Q, "value": Q, **change})
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@backends
 def test_nan_in_keys_left_out_does_not_leak(backend):
     query, key, value = inputs()
     valid = torch.rand(2, 11) > 0.5

@@ -8,20 +8,15 @@ import contextlib
 
 import pytest
 import torch
-from attention_cases import BACKENDS, CASES, DEVICE, compare, make_lengths, make_qkv, widest
+from attention_cases import CASES, compare, make_lengths, make_qkv, valid_masks
+from backends import DEVICE, backends, kernels, widest
+from layer_cases import equal
 
-from mbt_fast import bottleneck_attention, reference
-from mbt_fast.ops.bottleneck_attention import LAUNCHERS
+from mbt_fast import bottleneck_attention
 from mbt_fast.testing import assert_close_to_exact
 
 CASE = CASES["absent-stream"]
-backends = pytest.mark.parametrize("backend", BACKENDS)
-kernels = pytest.mark.parametrize("backend", [name for name in BACKENDS if name in LAUNCHERS])
 NAN = float("nan")
-
-
-def equal(first, second):
-    return all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
 @backends
@@ -79,15 +74,11 @@ def test_nan_in_the_gradient_of_padding_does_not_leak(backend, update):
         outs, lses = bottleneck_attention(
             inputs, 4, lengths=lengths, update=update, return_lse=True, backend=backend
         )
-        padding = [
-            ~reference.valid_rows(length, out.shape[1], 4)
-            for out, length in zip(outs, lengths, strict=True)
-        ]
         douts = [torch.ones_like(o) for o in outs]
         dlses = [torch.ones_like(lse) for lse in lses]
-        for dout, dlse, rows in zip(douts, dlses, padding, strict=True):
-            dout[rows] = poison
-            dlse.mT[rows] = poison
+        for dout, dlse, valid in zip(douts, dlses, valid_masks(CASE), strict=True):
+            dout[~valid] = poison
+            dlse.mT[~valid] = poison
         grads.append(torch.autograd.grad([*outs, *lses], inputs, [*douts, *dlses]))
     assert equal(*grads)
 
@@ -190,7 +181,7 @@ def test_offsets_beyond_32_bits(backend):
 def test_more_heads_than_a_grid_axis_holds(backend):
     """pytorch#142228, #146704, xformers#845: 65536 and more in grid y or z."""
     if backend == "triton" and DEVICE.type == "cpu":
-        pytest.skip("70 000 interpreted programs; their grid has a test in test_triton_kernels.py")
+        pytest.skip("70 000 interpreted programs; their grid has a test in test_triton.py")
     qkv = torch.randn(70_000, 2, 3, 1, 16, device=DEVICE).half()
     (out,) = bottleneck_attention([qkv], 1, backend=backend)
     (expected,) = bottleneck_attention([qkv[-3:]], 1, backend=backend)

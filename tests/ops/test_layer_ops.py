@@ -1,278 +1,123 @@
-"""GELU with bias, and residual sum, slot mean and LayerNorm: their values and gradients."""
-
-import math
+"""What all ops of a layer promise: meaning, tolerance, gradients, bits, strides."""
 
 import pytest
 import torch
-from layer_cases import (
-    CASES,
+from backends import (
     DEVICE,
     DTYPES,
-    approximations,
-    backends,
-    gelu_kernels,
-    kernel_backends,
-    make,
+    EVERY,
+    backends_of,
+    every_kernel,
+    kernels_of,
+    needs_cpu_kernels,
+    runs,
+    widest,
+)
+from layer_cases import (
+    CASES,
+    NORM,
+    OPS,
+    RESIDUAL,
+    assert_within_tolerance,
+    equal,
+    flat,
+    like,
     make_keep,
     make_lengths,
-    needs_cpu_kernels,
-    norm_kernels,
-    runs,
-    stated_independently,
+    results,
 )
 
-from mbt_fast.functional import add_layer_norm, bias_gelu
+from mbt_fast import dispatch
+from mbt_fast.functional import add_layer_norm, residual_add
 from mbt_fast.testing import assert_close_to_exact
 
-cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-NAN, INF = math.nan, math.inf
+SUMS = {op.name: op for op in (NORM, RESIDUAL)}
+NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(autouse=True)
-def instruction_set(request, monkeypatch):
-    """Choose that of the kernel under test."""
-    if "kernel" in request.fixturenames:
-        monkeypatch.setenv("MBT_FAST_CPU", request.getfixturevalue("kernel").instruction_set or "")
+def pairs(names, ops=OPS):
+    """Ops, each on its backends."""
+    each = [pytest.param(op, b, id=f"{n}-{b}") for n, op in ops.items() for b in names(n)]
+    return pytest.mark.parametrize(("op", "backend"), each)
 
 
-def gelu_results(x, bias, dout, cast, approximate, backend):
-    """Output and gradients, computed in another dtype from the same values."""
-    leaves = [t.to(cast).requires_grad_() for t in ([x] if bias is None else [x, bias])]
-    out = bias_gelu(*leaves, approximate=approximate, backend=backend)
-    return out, *torch.autograd.grad(out, leaves, dout.to(cast))
-
-
-def norm_results(case, tensors, douts, cast, backend):
-    """Sums, normalised sums, and the gradients of everything that is there."""
-    leaves = [
-        [None if t is None else t.to(cast).clone().requires_grad_() for t in kind]
-        for kind in tensors
+def cases(names, of=CASES):
+    """Ops, each on its backends and its cases."""
+    each = [
+        pytest.param(op, backend, case, id=f"{op.name}-{backend}-{name}")
+        for op in OPS.values()
+        for backend in names(op.name)
+        for name, case in op.cases().items()
+        if name in of
     ]
-    sums, normed = add_layer_norm(
-        *leaves,
-        keep=make_keep(case),
-        n_bottlenecks=case.slots,
-        lengths=make_lengths(case),
-        backend=backend,
-    )
-    flat = [leaf for kind in leaves for leaf in kind if leaf is not None]
-    grads = torch.autograd.grad([*sums, *normed], flat, [d.to(cast) for d in douts])
-    return [*sums, *normed, *grads]
+    return pytest.mark.parametrize(("op", "backend", "case"), each)
 
 
-def assert_all_close(actual, eager, exact):
-    for index, results in enumerate(zip(actual, eager, exact, strict=True)):
-        assert_close_to_exact(*results, name=f"result {index}")
+def kernels(ops=OPS, cases=None):
+    """Ops on every kernel in every dtype, each on its cases."""
+    each = [
+        pytest.param(op, case, kernel, dtype, id=f"{op.name}-{name}-{kernel}-{dtype}")
+        for op in ops.values()
+        for name, case in (cases or op.cases()).items()
+        for kernel, dtype in every_kernel(op.name)
+    ]
+    return pytest.mark.parametrize(("op", "case", "kernel", "dtype"), each)
 
 
-@gelu_kernels(*DTYPES)
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param((5, 48), id="tail"),
-        pytest.param((3, 7, 33), id="three dimensions"),
-        pytest.param((40000, 3), id="narrow rows in many chunks"),
-        pytest.param((130, 600), id="wide rows in many chunks"),
-        pytest.param((7,), id="one row"),
-        pytest.param((2, 1), id="one channel"),
-        pytest.param((0, 8), id="no rows"),
-        pytest.param((3, 0), id="no channels"),
-    ],
-)
-def test_gelu_within_tolerance(shape, kernel, dtype, approximate, with_bias):
-    x, dout = (2 * torch.randn(shape, device=DEVICE).to(dtype) for _ in range(2))
-    bias = torch.randn(shape[-1], device=DEVICE).to(dtype) if with_bias else None
-    call = (x, bias, dout)
-    assert_all_close(
-        gelu_results(*call, dtype, approximate, kernel.backend),
-        gelu_results(*call, dtype, approximate, "reference"),
-        gelu_results(*call, torch.float64, approximate, "reference"),
-    )
+@cases(backends_of)
+def test_it_means_what_it_should(op, backend, case):
+    tensors = op.make(case, widest(backend, op.name))
+    expected = [t.to(tensors[0][0].dtype) for t in op.state(case, tensors)]
+    torch.testing.assert_close(list(op.run(case, tensors, backend)), expected)
 
 
-@gelu_kernels(torch.float32)
-def test_gelu_keeps_relative_precision_in_the_left_tail(kernel, dtype, approximate):
-    """Where 1 + tanh and 1 + erf cancel, and an absolute tolerance sees nothing."""
-    x = -torch.linspace(0.001, 8, 4001, dtype=torch.float64, device=DEVICE)
-    u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
-    cdf = torch.sigmoid(2 * u) if approximate == "tanh" else torch.erfc(-x / math.sqrt(2)) / 2
-    x32 = x.to(dtype)
-    actual = bias_gelu(x32, approximate=approximate, backend=kernel.backend).double()
-    rounding = (x32.double() / x - 1).abs() + torch.finfo(torch.float32).eps
-    condition = 1 + 2 * u.abs() if approximate == "tanh" else 1 + x**2  # of the exponential
-    assert ((actual / (x * cdf) - 1).abs() <= 4 * condition * rounding).all()
+@kernels(SUMS)  # GELU has shapes of its own
+def test_within_tolerance_forward_and_backward(op, case, kernel, dtype):
+    assert_within_tolerance(op, case, op.make(case, dtype), kernel.backend)
 
 
-@gelu_kernels(*DTYPES)
-def test_gelu_of_special_values(kernel, dtype, approximate):
-    """As torch's in float64; its erf-GELU of infinity is NaN in the narrower ones."""
-    values = torch.tensor([NAN, INF, -INF, 0.0, -0.0, 30.0, -30.0, 6e4, -6e4], device=DEVICE)
-    values = values.to(dtype)
-    call = (values, None, torch.ones_like(values))
-    actual = gelu_results(*call, dtype, approximate, kernel.backend)
-    exact = gelu_results(*call, torch.float64, approximate, "reference")
-    for result, expected in zip(actual, exact, strict=True):
-        torch.testing.assert_close(result, expected.to(dtype), equal_nan=True)
-    assert actual[0][3:5].signbit().tolist() == [False, True]
-
-
-@cases
-@backends
-def test_layer_norm_means_what_it_should(case, backend):
-    tensors = make(case, torch.float64 if backend == "reference" else torch.float32)
-    options = {"n_bottlenecks": case.slots, "lengths": make_lengths(case), "backend": backend}
-    sums, normed = add_layer_norm(*tensors, keep=make_keep(case), eps=0.1, **options)
-    expected_sums, expected_normed = stated_independently(case, *tensors, eps=0.1)
-    expected = [t.to(tensors[0][0].dtype) for t in [*expected_sums, *expected_normed]]
-    torch.testing.assert_close([*sums, *normed], expected)
-
-
-@norm_kernels(*DTYPES)
-@cases
-def test_layer_norm_within_tolerance(case, kernel, dtype):
-    tensors = make(case, dtype)
-    douts = [torch.randn_like(s) for s in 2 * tensors[0]]
-    assert_all_close(
-        norm_results(case, tensors, douts, dtype, kernel.backend),
-        norm_results(case, tensors, douts, dtype, "reference"),
-        norm_results(case, tensors, douts, torch.float64, "reference"),
-    )
-
-
-@norm_kernels(torch.float32)
-def test_variance_does_not_cancel(kernel, dtype):
-    """E[x^2] - E[x]^2 would be all rounding here."""
-    case = CASES["no-branch"]
-    streams, branches, weights, biases = make(case, dtype)
-    tensors = ([stream + 3000 for stream in streams], branches, weights, biases)
-    douts = [torch.randn_like(s) for s in 2 * streams]
-    assert_all_close(
-        norm_results(case, tensors, douts, dtype, kernel.backend),
-        norm_results(case, tensors, douts, dtype, "reference"),
-        norm_results(case, tensors, douts, torch.float64, "reference"),
-    )
-
-
-@kernel_backends
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_float32_parameters_with_16_bit_rows(backend, dtype):
-    """As under autocast: parameters stay float32, and so do their gradients."""
-    if not runs(backend, dtype=dtype):
-        pytest.skip(f"{backend} does not run in {dtype} here")
-    case = CASES["two-streams"]
-    streams, branches, weights, biases = make(case)
-    streams, branches = ([t.to(dtype) for t in kind] for kind in (streams, branches))
-    results = {}
-    for name in (backend, "reference"):
-        parameters = [w.clone().requires_grad_() for w in (*weights, *biases)]
-        sums, normed = add_layer_norm(
-            streams, branches, parameters[:2], parameters[2:], backend=name
-        )
-        bias = weights[0].clone().requires_grad_()
-        out = bias_gelu(streams[0], bias, backend=name)
-        assert {t.dtype for t in (*sums, *normed, out)} == {dtype}
-        loss = sum(t.float().square().sum() for t in (*normed, out))
-        results[name] = torch.autograd.grad(loss, [*parameters, bias])
-    for actual, expected in zip(*results.values(), strict=True):
-        assert actual.dtype == torch.float32
-        exactness = torch.finfo(dtype).eps * expected.abs().max()
-        assert (actual - expected).abs().max() <= 4 * exactness
-
-
-@backends
-def test_autocast_casts_the_branch_to_its_stream(backend):
-    streams, branches, weights, biases = make(CASES["two-streams"])
-    branches = [branch.bfloat16() for branch in branches]
-    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        sums, normed = add_layer_norm(streams, branches, weights, biases, backend=backend)
-    assert {t.dtype for t in (*sums, *normed)} == {torch.float32}
-    with pytest.raises(TypeError, match=r"branches\[0\] must have dtype torch.float32"):
-        add_layer_norm(streams, branches, weights, biases, backend=backend)
+@kernels(cases={"": CASES["many-chunks"]})
+def test_bits_are_the_same_in_every_run(op, case, kernel, dtype):
+    tensors = op.make(case, dtype)
+    assert equal(*(results(op, case, tensors, kernel.backend) for _ in range(2)))
 
 
 @needs_cpu_kernels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bits_do_not_depend_on_threads_or_runs(dtype):
-    case = CASES["many-chunks"]
-    tensors = make(case, dtype)
-    douts = [torch.randn(s.shape).to(dtype) for s in 2 * tensors[0]]
-    x, dout = (torch.randn(3000, 70).to(dtype) for _ in range(2))
-    bias = torch.randn(70).to(dtype)
-    before, results = torch.get_num_threads(), []
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
+def test_bits_do_not_depend_on_threads(op, dtype):
+    case = CASES["many-chunks"]._replace(rows=(3000, 3))
+    tensors, before, found = op.make(case, dtype), torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3, 3):
+        for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            norms = norm_results(case, tensors, douts, dtype, "cpu")
-            results.append([*norms, *gelu_results(x, bias, dout, dtype, "tanh", "cpu")])
+            found.append(results(op, case, tensors, "cpu"))
     finally:
         torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert all(equal(found[0], other) for other in found[1:])
 
 
-@norm_kernels(*DTYPES)
-def test_bits_are_the_same_in_every_run(kernel, dtype):
-    case = CASES["many-chunks"]
-    tensors = make(case, dtype)
-    douts = [torch.randn_like(s) for s in 2 * tensors[0]]
-    x, dout = (torch.randn(300, 70, device=DEVICE).to(dtype) for _ in range(2))
-    bias = torch.randn(70, device=DEVICE).to(dtype)
-    first, second = (
-        [
-            *norm_results(case, tensors, douts, dtype, kernel.backend),
-            *gelu_results(x, bias, dout, dtype, "tanh", kernel.backend),
-        ]
-        for _ in range(2)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-@backends
 @pytest.mark.parametrize("poison", [NAN, INF])
-def test_absent_slots_do_not_leak(backend, poison):
-    case = CASES["absent-stream"]
-    clean = make(case)
-    douts = [torch.randn_like(s) for s in 2 * clean[0]]
-    dirty = [[t.clone() for t in kind] for kind in clean]
-    for stream, branch, length in zip(*dirty[:2], make_lengths(case), strict=True):
-        stream[length == 0, -case.slots :] = poison
-        branch[length == 0, -case.slots :] = poison
-    results = [
-        norm_results(case, tensors, douts, torch.float32, backend) for tensors in (clean, dirty)
-    ]
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@backends
-@pytest.mark.parametrize("poison", [NAN, INF])
-def test_a_dropped_branch_does_not_leak(backend, poison):
-    case = CASES["dropped"]
-    clean = make(case)
-    douts = [torch.randn_like(s) for s in 2 * clean[0]]
-    dirty = [[t.clone() for t in kind] for kind in clean]
-    for branch, kept in zip(dirty[1], make_keep(case), strict=True):
+@pytest.mark.parametrize("name", ["dropped", "absent-stream", "dropped-and-absent"])
+@pairs(backends_of, SUMS)
+def test_what_is_left_out_is_not_read(op, backend, name, poison):
+    """Dropped branches, and the slots of absent streams."""
+    case = CASES[name]
+    clean, keep = op.make(case), make_keep(case)
+    dirty = like(clean, torch.clone)
+    for m, length in enumerate(make_lengths(case) or []):
+        if length is not None:
+            dirty[0][m][length == 0, -case.slots :] = poison
+            dirty[1][m][length == 0, -case.slots :] = poison
+    for branch, kept in zip(dirty[1], keep or [], strict=False):
         branch[~kept] = poison
-    results = [
-        norm_results(case, tensors, douts, torch.float32, backend) for tensors in (clean, dirty)
-    ]
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    dbranches = results[0][6:8]
-    for dbranch, kept in zip(dbranches, make_keep(case), strict=True):
+    first, second = (results(op, case, tensors, backend) for tensors in (clean, dirty))
+    assert equal(first, second)
+    outputs = len(case.rows) * len(op.kinds) // 2
+    dbranches = first[outputs + len(case.rows) :]
+    for dbranch, kept in zip(dbranches, keep or [], strict=False):
         assert dbranch[~kept].eq(0).all()
         assert dbranch[kept].ne(0).any()
-
-
-@backends
-@pytest.mark.parametrize("poison", [NAN, INF, -INF])
-def test_a_row_that_is_not_finite_spoils_itself_alone(backend, poison):
-    streams, branches, weights, biases = make(CASES["no-slots"])
-    streams[0][1, 3, 5] = poison
-    _, normed = add_layer_norm(streams, branches, weights, biases, backend=backend)
-    bad = normed[0].isnan()
-    assert bad[1, 3].all()
-    assert bad.sum() == normed[0].shape[-1]
-    assert normed[1].isfinite().all()
 
 
 LAYOUTS = {
@@ -283,89 +128,127 @@ LAYOUTS = {
 }
 
 
-@kernel_backends
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_strides(layout, backend):
-    case = CASES["two-streams"]
-    streams, branches, weights, biases = make(case)
-    strided = [[LAYOUTS[layout](t) for t in kind] for kind in (streams, branches)]
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("name", ["two-streams", "dropped-in-one"])
+@pairs(kernels_of)
+def test_any_strides(op, backend, name, layout):
+    """Of streams, branches and gradients."""
+    case = CASES[name]
+    strided = [[layout(t) if t.ndim == 3 else t for t in kind] for kind in op.make(case)]
     assert not strided[0][0].is_contiguous()
-    dense = [[t.contiguous() for t in kind] for kind in strided]
-    douts = [LAYOUTS[layout](torch.randn_like(s)) for s in 2 * streams]
-    results = []
-    for (xs, bs), cast in ((strided, douts), (dense, [d.contiguous() for d in douts])):
-        leaves = [t.detach().requires_grad_() for t in (*xs, *bs)]
-        sums, normed = add_layer_norm(
-            leaves[:2], leaves[2:], weights, biases, n_bottlenecks=case.slots, backend=backend
-        )
-        grads = torch.autograd.grad([*sums, *normed], leaves, cast)
-        out = bias_gelu(xs[0], weights[0], backend=backend)
-        results.append([*sums, *normed, *grads, out])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    dense = like(strided, torch.Tensor.contiguous)
+    found = results(op, case, strided, backend, layout=layout)
+    assert equal(found, results(op, case, dense, backend, layout=lambda t: layout(t).contiguous()))
 
 
-@backends
-def test_sums_are_the_streams_where_nothing_is_added(backend):
-    streams, _, weights, biases = make(CASES["no-branch"])
-    sums, _ = add_layer_norm(streams, None, weights, biases, backend=backend)
-    assert all(total is stream for total, stream in zip(sums, streams, strict=True))
+DIFFERENTIATED = {
+    "two-streams", "one-stream", "absent-stream", "branch-of-one", "dropped", "dropped-and-absent",
+    "absent-of-three",
+}  # fmt: skip
 
 
-@kernel_backends
-@pytest.mark.parametrize("unused", ["sums", "normed"])
-def test_one_of_the_results_may_be_unused(unused, backend):
-    case = CASES["two-streams"]
-    grads = []
-    for name in (backend, "reference"):
-        torch.manual_seed(1)
-        leaves = [[t.requires_grad_() for t in kind] for kind in make(case)]
-        sums, normed = add_layer_norm(*leaves, n_bottlenecks=case.slots, backend=name)
-        used = normed if unused == "sums" else sums
-        grads.append(
-            torch.autograd.grad(sum(t.square().sum() for t in used), [*leaves[0], *leaves[1]])
-        )
-    torch.testing.assert_close(*grads)
-
-
-@pytest.mark.parametrize("name", ["two-streams", "absent-stream", "branch-of-one", "dropped"])
-def test_gradcheck_of_the_reference(name):
-    case = CASES[name]._replace(channels=3)
-    tensors = make(case, torch.float64)
-    flat = [t.requires_grad_() for kind in tensors for t in kind if t is not None]
+@cases(lambda op: ["reference"], DIFFERENTIATED)
+def test_gradcheck_twice(op, backend, case):
+    case = case._replace(channels=3)
+    tensors = op.make(case, torch.float64)
 
     def run(*leaves):
-        kinds, rest = [], list(leaves)
-        for kind in tensors:
-            kinds.append([None if t is None else rest.pop(0) for t in kind])
-        sums, normed = add_layer_norm(
-            *kinds,
-            keep=make_keep(case),
-            n_bottlenecks=case.slots,
-            lengths=make_lengths(case),
-            backend="reference",
-        )
-        return (*sums, *normed)
+        rest = iter(leaves)
+        return tuple(op.run(case, like(tensors, lambda t: next(rest)), backend))
 
-    assert torch.autograd.gradcheck(run, flat, fast_mode=True)
-    assert torch.autograd.gradgradcheck(run, flat, fast_mode=True)
+    leaves = [t.requires_grad_() for t in flat(tensors)]
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
 
 
-@approximations
-def test_gradcheck_of_the_reference_of_gelu(approximate):
-    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((4, 3), (3,))]
-    assert torch.autograd.gradcheck(lambda *t: bias_gelu(*t, approximate=approximate), leaves)
+@pairs(kernels_of)
+def test_other_derivatives_name_the_reference(op, backend):
+    case = CASES["two-streams"]
+    tensors = op.make(case)
+    x = tensors[0][0].requires_grad_()
+    loss = sum(out.square().sum() for out in op.run(case, tensors, backend))
+    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="backend='reference'"):
+        grad.sum().backward()
+
+    def first(t):
+        return op.run(case, [[t, tensors[0][1]], *tensors[1:]], backend)[0]
+
+    with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+        torch.func.jvp(first, (x,), (x.detach(),))
 
 
-@kernel_backends
-def test_second_derivative_names_the_reference(backend):
-    x = torch.randn(4, 16, requires_grad=True, device=DEVICE)
-    streams = torch.randn(1, 4, 16, requires_grad=True, device=DEVICE)
-    one = [torch.ones(16, device=DEVICE)]
-    outs = (
-        bias_gelu(x, backend=backend),
-        add_layer_norm([streams], [streams], one, one, backend=backend)[1][0],
-    )
-    for out, leaf in zip(outs, (x, streams), strict=True):
-        (grad,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
-        with pytest.raises(NotImplementedError, match="backend='reference'"):
-            grad.sum().backward()
+@pairs(backends_of, SUMS)
+def test_autocast_casts_the_branch_to_its_stream(op, backend):
+    streams, branches, *parameters = op.make(CASES["two-streams"])
+    tensors = [streams, [branch.bfloat16() for branch in branches], *parameters]
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        outs = op.run(CASES["two-streams"], tensors, backend)
+    assert {t.dtype for t in outs} == {torch.float32}
+    with pytest.raises(TypeError, match=r"branches\[0\] must have dtype torch.float32"):
+        op.run(CASES["two-streams"], tensors, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pairs(kernels_of, {n: op for n, op in OPS.items() if n != "residual_add"})
+def test_float32_parameters_with_16_bit_rows(op, backend, dtype):
+    """As under autocast: parameters stay float32, and so do their gradients."""
+    if not runs(backend, op.name, dtype):
+        pytest.skip(f"{backend} does not run in {dtype} here")
+    case = CASES["two-streams"]
+    tensors = [[t.to(dtype) if t.ndim == 3 else t for t in kind] for kind in op.make(case)]
+    actual, eager = (results(op, case, tensors, name) for name in (backend, "reference"))
+    assert {t.dtype for t in actual if t.ndim == 3} == {dtype}
+    assert {t.dtype for t in actual if t.ndim == 1} == {torch.float32}
+    exact = results(op, case, tensors, "reference", torch.float64)
+    for a, e, x in zip(actual, eager, exact, strict=True):  # gradients are sums of rounded products
+        assert_close_to_exact(a.to(dtype), e.to(dtype), x)
+
+
+@pairs(lambda op: [name for name in EVERY if not runs(name, op)])
+def test_a_named_backend_that_cannot_run_raises_with_the_whole_table(op, backend):
+    case = CASES["two-streams"]
+    with pytest.raises(dispatch.BackendError, match=f"{backend!r} cannot run this call") as error:
+        op.run(case, op.make(case), backend)
+    assert all(f"\n  {name}" in str(error.value) for name in EVERY)
+
+
+X, K = torch.zeros(2, 4, 3), torch.ones(2, dtype=torch.bool)
+BAD = {
+    "streams": ((X, [X]), {}, TypeError, "streams must be a sequence of tensors"),
+    "dtypes": (([X, X.half()], [X, X]), {}, TypeError, r"streams\[1\] must have"),
+    "branches count": (([X], [X, X]), {}, ValueError, "branches must have 1 entries"),
+    "branches type": (([X], X), {}, TypeError, "branches must be a sequence"),
+    "branch type": (([X], [1]), {}, TypeError, r"branches\[0\] must be a tensor, got 1"),
+    "branch shape": (
+        ([X], [X[:1]]), {}, ValueError,
+        r"branches\[0\] must have shape \[2, 4, 3\] like streams\[0\], got \[1, 4, 3\]",
+    ),
+    "branch device": (([X], [X.to("meta")]), {}, ValueError, r"branches\[0\] must be on cpu"),
+    "keep count": (([X], [X]), {"keep": []}, ValueError, "keep must have 1 entries like streams"),
+    "keep type": (([X], [X]), {"keep": [1]}, TypeError, r"keep\[0\] must be a bool tensor"),
+    "keep dtype": (([X], [X]), {"keep": [X[:, 0, 0]]}, TypeError, "got a tensor of torch.float32"),
+    "keep shape": (
+        ([X], [X]), {"keep": [K[:1]]}, ValueError, r"keep\[0\] must have shape \[2\], got \[1\]",
+    ),
+    "keep device": (
+        ([X], [X]), {"keep": [K.to("meta")]}, ValueError,
+        r"keep\[0\] must be on cpu like branches\[0\], got meta",
+    ),
+    "slots": (([X], [X]), {"n_bottlenecks": 5}, ValueError, "n_bottlenecks = 5 rows"),
+    "lengths": (([X], [X]), {"lengths": [1]}, TypeError, r"lengths\[0\] must be an int32"),
+    "backend": (([X], [X]), {"backend": "fast"}, ValueError, "backend must be one of auto"),
+}  # fmt: skip
+CALLS = {
+    "add_layer_norm": lambda streams, branches, **options: add_layer_norm(
+        streams, branches, [X[0, 0]] * len(streams), [X[0, 0]] * len(streams), **options
+    ),
+    "residual_add": residual_add,
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize(("tensors", "given", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_arguments_of_a_sum_are_named(call, tensors, given, error, message):
+    with pytest.raises(error, match=message):
+        call(*tensors, **given)

@@ -6,7 +6,7 @@ why and counts it. The named cases of test_bottleneck_attention.py hold them to 
 
 import pytest
 import torch
-from attention_cases import BACKENDS, DEVICE
+from backends import BACKENDS, DEVICE
 
 from mbt_fast.testing import assert_close_to_exact
 from mbt_fast.testing.inputs import random_call, run_call

@@ -1,11 +1,10 @@
-"""Fused towers: the plain statement, shared parameters, and towers that do not fit."""
+"""Fused encoders: the plain statement, padding, shared parameters, and bad arguments."""
 
 import copy
 
 import pytest
 import torch
-from torch import nn
-from tower_cases import (
+from encoder_cases import (
     DIM,
     IMAGE,
     LAYERS,
@@ -17,13 +16,20 @@ from tower_cases import (
     TimmViT05,
     torch_encoder,
 )
+from model_cases import int32
+from torch import nn
 
 import mbt_fast
 from mbt_fast import create_model, fuse
 from mbt_fast.testing import assert_close_to_exact
 
-TOWERS = {
+FAMILIES = {
     "timm": TimmViT,
+    "hugging face 4": HuggingFace4,
+    "hugging face 5": HuggingFace5,
+    "torch": torch_encoder,
+}
+VARIANTS = {
     "timm, tanh-GELU": lambda: TimmViT(act=nn.GELU(approximate="tanh")),
     "timm, ReLU and another eps": lambda: TimmViT(act=nn.ReLU(), eps=1e-2),
     "timm, no qkv bias": lambda: TimmViT(qkv_bias=False),
@@ -32,40 +38,38 @@ TOWERS = {
     "timm, normed queries and keys": lambda: TimmViT(qk_norm=True),
     "timm, normed heads": lambda: TimmViT(scale_norm=True),
     "timm 0.5, distilled": TimmViT05,
-    "hugging face 4": HuggingFace4,
     "hugging face 4, no qkv bias": lambda: HuggingFace4(qkv_bias=False),
     "hugging face 4, classifier": HuggingFace4Classifier,
-    "hugging face 5": HuggingFace5,
-    "torch": torch_encoder,
     "torch, ReLU": lambda: torch_encoder(activation="relu"),
     "torch, no bias": lambda: torch_encoder(bias=False),
 }
-towers = pytest.mark.parametrize("make", TOWERS.values(), ids=TOWERS.keys())
-SOUND = 5  # tokens of the second tower
+EVERY = FAMILIES | VARIANTS
+families = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
+SOUND = 5  # tokens of the second encoder
 
 
-def encoder(tower):
-    return tower.vit if hasattr(tower, "vit") else tower
+def without_head(encoder):
+    return getattr(encoder, "vit", encoder)
 
 
-def layers_of(tower):
-    tower = encoder(tower)
-    if hasattr(tower, "encoder"):
-        return tower.encoder.layer
-    return tower.blocks if hasattr(tower, "blocks") else tower.layers
+def layers_of(encoder):
+    encoder = without_head(encoder)
+    if hasattr(encoder, "encoder"):
+        return encoder.encoder.layer
+    return getattr(encoder, "blocks", None) or encoder.layers
 
 
-def own_tokens(tower, x):
-    """What the tower gives by itself."""
-    tower = encoder(tower)
-    return tower.forward_features(x) if hasattr(tower, "forward_features") else tower(x)
+def own_tokens(encoder, x):
+    """What the encoder gives by itself."""
+    encoder = without_head(encoder)
+    return getattr(encoder, "forward_features", encoder)(x)
 
 
-def embedded(tower, x):
-    """What the first layer receives when the tower runs by itself."""
+def embedded(encoder, x):
+    """What the first layer receives when the encoder runs by itself."""
     seen = []
-    hook = layers_of(tower)[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    own_tokens(tower, x)
+    hook = layers_of(encoder)[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    own_tokens(encoder, x)
     hook.remove()
     return seen[0]
 
@@ -75,13 +79,13 @@ def run_layer(layer, x):
     return out[0] if isinstance(out, tuple) else out
 
 
-def final_norm(tower):
-    tower = encoder(tower)
-    return tower.layernorm if hasattr(tower, "layernorm") else tower.norm
+def final_norm(encoder):
+    encoder = without_head(encoder)
+    return getattr(encoder, "layernorm", None) or encoder.norm
 
 
 def stated(model, inputs, seed=0):
-    """The meaning: whole layers of the towers on streams with slots, and the mean of Eq. 9."""
+    """The meaning: whole layers of the encoders on streams with slots, and the mean of Eq. 9."""
     streams = {m: embedded(model.towers[m], x) for m, x in inputs.items()}
     torch.manual_seed(seed)
     slots = model.n_slots
@@ -99,15 +103,28 @@ def stated(model, inputs, seed=0):
     return {m: final_norm(model.towers[m])(x) for m, x in own.items()}
 
 
-def example_input(tower, batch, length=SOUND):
-    image = hasattr(encoder(tower), "patch_embed") or hasattr(encoder(tower), "embeddings")
-    return torch.randn(batch, *IMAGE) if image else torch.randn(batch, length, DIM)
+def assert_as_stated(model, inputs):
+    """In float64, where no rounding hides anything."""
+    model, inputs = model.double(), double(inputs)
+    torch.testing.assert_close(model(inputs), stated(model, inputs))
+
+
+def example_input(encoder, batch):
+    encoder = without_head(encoder)
+    image = hasattr(encoder, "patch_embed") or hasattr(encoder, "embeddings")
+    return torch.randn(batch, *IMAGE) if image else torch.randn(batch, SOUND, DIM)
 
 
 def example(make=TimmViT, fusion_layer=1, n_bottlenecks=2, batch=2):
-    towers = {"rgb": make(), "spectrogram": torch_encoder()}
-    model = fuse(towers, fusion_layer, n_bottlenecks).eval()
-    return model, {m: example_input(tower, batch) for m, tower in towers.items()}
+    return fused(
+        {"rgb": make(), "spectrogram": torch_encoder()}, fusion_layer, n_bottlenecks, batch
+    )
+
+
+def fused(encoders, fusion_layer=1, n_bottlenecks=2, batch=2):
+    """The fused model, to be evaluated, and inputs for it."""
+    model = fuse(encoders, fusion_layer, n_bottlenecks).eval()
+    return model, {m: example_input(encoder, batch) for m, encoder in encoders.items()}
 
 
 def double(inputs):
@@ -124,7 +141,7 @@ def gradients(model, tokens):
     return {name: g for name, g in zip(parameters, grads, strict=True) if g is not None}
 
 
-@towers
+@pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
 def test_outputs_and_gradients_are_those_of_the_statement(make):
     model, inputs = example(make)
     wide = copy.deepcopy(model).double()
@@ -141,10 +158,10 @@ def test_outputs_and_gradients_are_those_of_the_statement(make):
         assert_close_to_exact(gradient, eager[name], exact[name], name=name)
 
 
-@towers
+@families
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_late_fusion_is_the_towers_bit_for_bit(make, grad, dtype):
+def test_late_fusion_is_the_encoders_bit_for_bit(make, grad, dtype):
     """Without gradients torch's encoder takes its fast path, and so do we."""
     model, inputs = example(make, fusion_layer=LAYERS)
     model, inputs = model.to(dtype), {m: x.to(dtype) for m, x in inputs.items()}
@@ -154,12 +171,12 @@ def test_late_fusion_is_the_towers_bit_for_bit(make, grad, dtype):
             assert torch.equal(tokens, own_tokens(model.towers[modality], inputs[modality]))
 
 
-@towers
-def test_below_the_fusion_layer_towers_run_themselves_bit_for_bit(make):
+@families
+def test_below_the_fusion_layer_encoders_run_themselves_bit_for_bit(make):
     model, inputs = example(make, fusion_layer=2)
-    tower, seen = model.towers["rgb"], []
-    layers_of(tower)[1].register_forward_hook(lambda _, __, out: seen.append(out))
-    own_tokens(tower, inputs["rgb"])
+    encoder, seen = model.towers["rgb"], []
+    layers_of(encoder)[1].register_forward_hook(lambda _, __, out: seen.append(out))
+    own_tokens(encoder, inputs["rgb"])
     model(inputs)
     own, fused = (out[0] if isinstance(out, tuple) else out for out in seen)
     assert torch.equal(own, fused)
@@ -172,7 +189,7 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("make", TRAINED.values(), ids=TRAINED.keys())
-def test_dropout_and_stochastic_depth_are_the_towers_own(make):
+def test_dropout_and_stochastic_depth_are_the_encoders_own(make):
     """Drawn in the same order, so that the same seed gives the same masks."""
     model, inputs = example(make, batch=8)
     inputs = double(inputs)
@@ -206,13 +223,13 @@ def test_attention_dropout_is_refused_in_training_only(make, message):
         model.train()(inputs)
 
 
-def tower_of(model, modality):
-    """A timm-like tower with the very modules of an ``MBT``."""
-    tower = nn.Module()
-    tower.patch_embed, tower._pos_embed = model.embedding(modality), nn.Identity()
-    tower.blocks = nn.ModuleList(block_of(layer[modality]) for layer in model.layers)
-    tower.norm = model.norm
-    return tower
+def encoder_of(model, modality):
+    """A timm-like encoder with the very modules of an ``MBT``."""
+    encoder = nn.Module()
+    encoder.patch_embed, encoder._pos_embed = model.embedding(modality), nn.Identity()
+    encoder.blocks = nn.ModuleList(block_of(layer[modality]) for layer in model.layers)
+    encoder.norm = model.norm
+    return encoder
 
 
 def block_of(source):
@@ -227,9 +244,9 @@ def block_of(source):
 
 @pytest.mark.parametrize("fusion_layer", [0, 2, 4])
 @pytest.mark.parametrize("lengths", [None, {"rgb": [0, 9, 4], "spectrogram": [5, 0, 9]}])
-def test_towers_with_the_modules_of_mbt_are_mbt(fusion_layer, lengths):
+def test_encoders_with_the_modules_of_mbt_are_mbt(fusion_layer, lengths):
     mbt = create_model("mbt_tiny", fusion_layer=fusion_layer).double().eval()
-    model = fuse({m: tower_of(mbt, m) for m in mbt.config.modalities}, fusion_layer, 4)
+    model = fuse({m: encoder_of(mbt, m) for m in mbt.config.modalities}, fusion_layer, 4)
     if fusion_layer < 4:
         model.bottleneck_tokens = mbt.bottleneck_tokens
     inputs = {
@@ -252,11 +269,7 @@ def test_towers_with_the_modules_of_mbt_are_mbt(fusion_layer, lengths):
     )
 
 
-def int32(*values):
-    return torch.tensor(values, dtype=torch.int32)
-
-
-@towers
+@families
 def test_an_example_with_padding_is_the_shorter_example_alone(make):
     model, inputs = example(make, batch=3)
     model, inputs = model.double(), double(inputs)
@@ -274,9 +287,9 @@ def test_an_example_with_padding_is_the_shorter_example_alone(make):
         assert not together["spectrogram"][index, length:].any()
 
 
-@towers
-def test_padding_of_every_tower_is_masked(make):
-    """Below the fusion layer too, where a tower without padding runs itself."""
+@families
+def test_padding_of_every_encoder_is_masked(make):
+    """Below the fusion layer too, where an encoder without padding runs itself."""
     model, inputs = example(make, fusion_layer=2)
     model, inputs = model.double(), double(inputs)
     count = model(inputs)["rgb"].shape[1]
@@ -304,65 +317,56 @@ def test_a_missing_modality_is_absent_for_all():
     assert not absent["spectrogram"].any()
 
 
-def test_three_towers_of_three_families_fuse():
-    towers = {"rgb": TimmViT(), "spectrogram": HuggingFace5(), "text": torch_encoder()}
-    model = fuse(towers, fusion_layer=1, n_bottlenecks=2).eval().double()
-    inputs = double({m: example_input(tower, 2) for m, tower in towers.items()})
-    torch.testing.assert_close(model(inputs), stated(model, inputs))
+def test_three_encoders_of_three_families_fuse():
+    encoders = {"rgb": TimmViT(), "spectrogram": HuggingFace5(), "text": torch_encoder()}
+    assert_as_stated(*fused(encoders))
 
 
-def test_one_tower_may_serve_two_modalities():
+def test_one_encoder_may_serve_two_modalities():
     shared = TimmViT()
-    model = fuse({"rgb": shared, "flow": shared}, fusion_layer=1).eval().double()
-    inputs = double({m: example_input(shared, 2) for m in ("rgb", "flow")})
-    torch.testing.assert_close(model(inputs), stated(model, inputs))
+    model, inputs = fused({"rgb": shared, "flow": shared})
+    assert_as_stated(model, inputs)
     assert len(list(model.parameters())) == len(list(shared.parameters())) + 1
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_without_anything_to_exchange_there_are_no_bottleneck_tokens(count):
-    towers = dict(list({"rgb": TimmViT(), "spectrogram": HuggingFace4()}.items())[:count])
-    model = fuse(towers, fusion_layer=1, n_bottlenecks=0 if count == 2 else 4).eval()
+    encoders = dict([("rgb", TimmViT()), ("spectrogram", HuggingFace4())][:count])
+    model, inputs = fused(encoders, n_bottlenecks=0 if count == 2 else 4)
     assert model.bottleneck_tokens is None
-    inputs = {m: example_input(tower, 2) for m, tower in towers.items()}
     for modality, tokens in model(inputs).items():
-        assert torch.equal(tokens, own_tokens(towers[modality], inputs[modality]))
+        assert torch.equal(tokens, own_tokens(encoders[modality], inputs[modality]))
 
 
-def test_towers_are_shared_and_train():
-    model, inputs = example(lambda: TimmViT(registers=1))
-    tower = model.towers["rgb"]
-    before = copy.deepcopy(tower.state_dict())
+def test_encoders_are_shared_and_train():
+    encoder = TimmViT(registers=1)
+    model, inputs = example(lambda: encoder)
+    assert model.towers["rgb"] is encoder
+    before = copy.deepcopy(encoder.state_dict())
     parameters = list(model.parameters())
-    assert {id(p) for p in tower.parameters()} < {id(p) for p in parameters}
+    assert {id(p) for p in encoder.parameters()} < {id(p) for p in parameters}
     assert len({id(p) for p in parameters}) == len(parameters)
     total(model(inputs).values()).backward()
     torch.optim.SGD(parameters, lr=0.1).step()
     unused = {"head.weight", "head.bias"}
-    for name, value in tower.state_dict().items():
+    for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name]) == (name in unused), name
 
 
-def test_fuse_takes_the_very_towers():
-    towers = {"rgb": TimmViT(), "spectrogram": HuggingFace5()}
-    model = fuse(towers, fusion_layer=1)
-    assert all(model.towers[m] is tower for m, tower in towers.items())
-
-
-def test_frozen_towers_leave_the_bottleneck_tokens_trainable():
-    towers = {"rgb": TimmViT().requires_grad_(False), "spectrogram": TimmViT()}
-    model = fuse(towers, fusion_layer=1)
-    total(model({m: torch.randn(2, *IMAGE) for m in towers}).values()).backward()
+def test_frozen_encoders_leave_the_bottleneck_tokens_trainable():
+    frozen = TimmViT().requires_grad_(False)
+    model, inputs = example(lambda: frozen)
+    total(model(inputs).values()).backward()
     assert model.bottleneck_tokens.grad is not None
-    assert all(p.grad is None for p in towers["rgb"].parameters())
+    assert all(p.grad is None for p in frozen.parameters())
 
 
-def test_fuse_leaves_the_mode_of_the_towers_alone():
-    tower = TimmViT(drop=0.3).train()
-    tower.blocks[1].eval()
-    modes = [module.training for module in tower.modules()]
-    fuse({"rgb": tower, "spectrogram": TimmViT()}, fusion_layer=1)
-    assert [module.training for module in tower.modules()] == modes
+def test_fuse_leaves_the_mode_of_the_encoders_alone():
+    encoder = TimmViT(drop=0.3).train()
+    encoder.blocks[1].eval()
+    modes = [module.training for module in encoder.modules()]
+    fuse({"rgb": encoder, "spectrogram": TimmViT()}, fusion_layer=1)
+    assert [module.training for module in encoder.modules()] == modes
 
 
 def test_bottleneck_tokens_are_drawn_as_in_mbt():
@@ -397,40 +401,32 @@ class Adapted(nn.Module):
         return self.linear(x) + self.beside(x)
 
 
+def doubled(linear):
+    linear.register_forward_hook(lambda _, __, out: 2 * out)
+    return linear
+
+
 PROJECTIONS = {
-    "timm": (TimmViT, lambda tower: (tower.blocks[2].attn, "qkv")),
-    "hugging face 4": (HuggingFace4, lambda t: (t.encoder.layer[2].attention.attention, "key")),
-    "hugging face 5": (HuggingFace5, lambda tower: (tower.layers[2].attention, "v_proj")),
+    "timm": (TimmViT, "blocks.2.attn.qkv"),
+    "hugging face 4": (HuggingFace4, "encoder.layer.2.attention.attention.key"),
+    "hugging face 5": (HuggingFace5, "layers.2.attention.v_proj"),
 }
-projections = pytest.mark.parametrize(
-    ("make", "where"), PROJECTIONS.values(), ids=PROJECTIONS.keys()
-)
 
 
-@projections
-def test_adapters_put_in_after_fusing_are_used(make, where):
+@pytest.mark.parametrize(("make", "name"), PROJECTIONS.values(), ids=PROJECTIONS.keys())
+@pytest.mark.parametrize("change", [Adapted, doubled])
+def test_adapters_and_hooks_on_projections_are_used(make, name, change):
+    """Put in after fusing."""
     model, inputs = example(make)
-    owner, name = where(model.towers["rgb"])
-    setattr(owner, name, Adapted(getattr(owner, name)))
-    model, inputs = model.double(), double(inputs)
-    torch.testing.assert_close(model(inputs), stated(model, inputs))
+    encoder = model.towers["rgb"]
+    encoder.set_submodule(name, change(encoder.get_submodule(name)))
+    assert_as_stated(model, inputs)
 
 
 def test_adapters_may_be_there_before():
-    tower = TimmViT()
-    tower.blocks[2].attn.qkv = Adapted(tower.blocks[2].attn.qkv)
-    model, inputs = example(lambda: tower)
-    model, inputs = model.double(), double(inputs)
-    torch.testing.assert_close(model(inputs), stated(model, inputs))
-
-
-@projections
-def test_hooks_on_projections_run(make, where):
-    model, inputs = example(make)
-    owner, name = where(model.towers["rgb"])
-    getattr(owner, name).register_forward_hook(lambda _, __, out: 2 * out)
-    model, inputs = model.double(), double(inputs)
-    torch.testing.assert_close(model(inputs), stated(model, inputs))
+    encoder = TimmViT()
+    encoder.blocks[2].attn.qkv = Adapted(encoder.blocks[2].attn.qkv)
+    assert_as_stated(*example(lambda: encoder))
 
 
 def test_a_projection_may_be_the_only_one_without_bias():
@@ -438,10 +434,10 @@ def test_a_projection_may_be_the_only_one_without_bias():
     model, inputs = example(HuggingFace5)
     for layer in model.towers["rgb"].layers:
         layer.attention.k_proj.register_parameter("bias", None)
-    model, inputs = model.double(), double(inputs)
-    torch.testing.assert_close(model(inputs), stated(model, inputs))
+    assert_as_stated(model, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [lambda: TimmViT(qk_norm=True), TimmViT05, HuggingFace4, HuggingFace5],
@@ -457,7 +453,7 @@ def test_compile_fullgraph_equals_eager(make):
     torch.testing.assert_close(compiled(inputs, lengths), model(inputs, lengths))
 
 
-@towers
+@families
 def test_autocast(make):
     model, inputs = example(make)
     with torch.autocast("cpu", torch.bfloat16):
@@ -482,7 +478,7 @@ def test_set_backend_reaches_the_attention():
         model.set_backend("fastest")
 
 
-def test_towers_on_the_meta_device_fuse():
+def test_encoders_on_the_meta_device_fuse():
     """To be filled from a checkpoint later."""
     with torch.device("meta"):
         model = fuse({"rgb": TimmViT(), "spectrogram": torch_encoder()}, fusion_layer=1)

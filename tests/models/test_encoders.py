@@ -1,9 +1,8 @@
-"""Towers that do not fit: the message names the first thing."""
+"""Encoders that do not fit: the message names the first thing."""
 
 import pytest
 import torch
-from torch import nn
-from tower_cases import (
+from encoder_cases import (
     DIM,
     HIDDEN,
     TimmBlock,
@@ -11,6 +10,7 @@ from tower_cases import (
     TimmViT,
     torch_encoder,
 )
+from torch import nn
 
 from mbt_fast import fuse
 
@@ -56,22 +56,22 @@ class Turning(TimmBlock):
 
 def with_patches():
     """A network around torch's layers, whose input is not the tokens."""
-    tower = torch_encoder()
-    tower.patches = nn.Linear(8, DIM)
-    return tower
+    encoder = torch_encoder()
+    encoder.patches = nn.Linear(8, DIM)
+    return encoder
 
 
 def wide():
-    tower = TimmViT()
-    for block in tower.blocks:
+    encoder = TimmViT()
+    for block in encoder.blocks:
         block.attn.num_heads = 2
-    return tower
+    return encoder
 
 
 def many_heads():
-    tower = TimmViT()
-    tower.blocks[1].attn.num_heads = 6
-    return tower
+    encoder = TimmViT()
+    encoder.blocks[1].attn.num_heads = 6
+    return encoder
 
 
 def encoder_decoder():
