@@ -63,3 +63,5 @@ def _build(library, units, flags):
     unfinished = library.with_suffix(".unfinished")
     subprocess.run([*COMPILER, "-shared", *objects, "-o", unfinished], check=True)
     unfinished.rename(library)
+    for path in objects:
+        path.unlink()
