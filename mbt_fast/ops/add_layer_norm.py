@@ -93,7 +93,7 @@ def choose(streams: Sequence[Tensor], backend: str) -> Implementation:
     first = streams[0]
     size = None if torch.compiler.is_compiling() else sum(stream.numel() for stream in streams)
     call = Call("add_layer_norm", first.device, first.dtype, size, first.shape[-1])
-    return BY_BACKEND[select(call, backend)]
+    return BY_BACKEND[select(call, backend).name]
 
 
 def written_sums(

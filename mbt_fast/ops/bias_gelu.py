@@ -60,7 +60,9 @@ def choose(
     size = None
     if not torch.compiler.is_compiling():  # torch's own is as fast in the form with erf
         size = elements if approximate == "tanh" else 0
-    return BY_BACKEND[select(Call("bias_gelu", device, dtype, size, form=approximate), backend)]
+    return BY_BACKEND[
+        select(Call("bias_gelu", device, dtype, size, form=approximate), backend).name
+    ]
 
 
 def check(x: Tensor, bias: Tensor | None, approximate: str) -> None:

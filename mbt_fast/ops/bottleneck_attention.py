@@ -134,7 +134,7 @@ def attend(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``bottleneck_attention`` of arguments that were checked; outputs and log-sum-exps."""
     streams = autocast(qkv)
-    implementation = BY_BACKEND[select(describe(streams), backend)]
+    implementation = BY_BACKEND[select(describe(streams), backend).name]
     factor = streams[0].shape[-1] ** -0.5 if scale is None else float(scale)
     results = implementation.run(streams, lengths, n_bottlenecks, update_mean, factor, return_lse)
     return results[0], results[1]

@@ -9,7 +9,7 @@ from mbt_fast.ops.checks import check_alike, check_scale, check_tensor, kind
 from mbt_fast.ops.dispatch import REFERENCE, STOCK, Call, select
 from mbt_fast.ops.softmax import attention
 
-ATTENTION = {STOCK: stock.attention, REFERENCE: attention}
+BY_BACKEND = {STOCK.name: stock.attention, REFERENCE.name: attention}
 
 
 def dense_attention(
@@ -58,7 +58,8 @@ def attend(
 ) -> Tensor:
     """``dense_attention`` of arguments that were checked."""
     query, key, value = (tensor.to(autocast_dtype(tensor)) for tensor in (query, key, value))
-    attention_of = ATTENTION[select(Call("dense_attention", query.device, query.dtype), backend)]
+    call = Call("dense_attention", query.device, query.dtype)
+    attention_of = BY_BACKEND[select(call, backend).name]
     factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if valid is None:
         return attention_of(query, key, value, None, factor)

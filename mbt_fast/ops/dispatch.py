@@ -281,14 +281,17 @@ _CANDIDATES: dict[tuple[Any, ...], list[Backend]] = {}
 
 def _candidates(call: Call, backend: str) -> list[Backend]:
     """The rows that can run a call of any size, in order; only that of a named backend."""
-    key = (BACKENDS, backend, call.op, call.device, call.dtype, call.width, call.form)
-    if key not in _CANDIDATES or torch.compiler.is_compiling():
-        check_name(backend)
-        rows = [row for row in BACKENDS if backend in ("auto", row.name) and not row.reasons(call)]
-        if torch.compiler.is_compiling():
-            return rows
-        _CANDIDATES[key] = rows
+    if torch.compiler.is_compiling():
+        return _find_candidates(call, backend)
+    key = (id(BACKENDS), backend, call.op, call.device, call.dtype, call.width, call.form)
+    if key not in _CANDIDATES:
+        _CANDIDATES[key] = _find_candidates(call, backend)
     return _CANDIDATES[key]
+
+
+def _find_candidates(call: Call, backend: str) -> list[Backend]:
+    check_name(backend)
+    return [row for row in BACKENDS if backend in ("auto", row.name) and not row.reasons(call)]
 
 
 def _missing(requirement: str) -> list[str]:

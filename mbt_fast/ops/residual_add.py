@@ -90,7 +90,7 @@ def add(
         size = sum(stream.numel() for stream in streams) if fuses else 0
     first = streams[0]
     call = Call("residual_add", first.device, first.dtype, size, first.shape[-1])
-    run = BY_BACKEND[select(call, backend)].run
+    run = BY_BACKEND[select(call, backend).name].run
     return run(streams, branches, keep, lengths, shared)[0]
 
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from mbt_fast import __version__, dispatch
+from mbt_fast import __version__
 from mbt_fast.cli import info
 from mbt_fast.cli.main import main
+from mbt_fast.ops import dispatch
 
 
 def test_info_names_every_backend(capsys):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from attention_cases import CASES, Case, make_lengths, make_qkv, stated_independently
+from attention_cases import CASES, Case, launch, make_lengths, make_qkv, stated_independently
 
 from mbt_fast import bottleneck_attention
 from mbt_fast.dispatch import BackendError

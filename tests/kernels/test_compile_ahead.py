@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mbt_fast.dispatch import INTERPRET
+from mbt_fast.ops.dispatch import INTERPRET
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 if INTERPRET:

@@ -54,7 +54,7 @@ def test_missing_and_broken_extensions_are_explained(monkeypatch, tmp_path):
         return importlib.util.module_from_spec(spec)
 
     monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(native.importlib, "import_module", load)
+    monkeypatch.setattr(extension.importlib, "import_module", load)
     (reason,) = extension.why_missing()
     assert reason.startswith("mbt_fast._C is installed but fails to load: ")
     assert extension.cpu_features() == {}
@@ -68,7 +68,7 @@ def test_kernels_that_have_never_run_are_taken_by_name_only(monkeypatch):
     monkeypatch.setattr(extension, "module", lambda: machine)
     monkeypatch.setattr(extension, "cpu_features", lambda: {"amx_bf16": True})
     assert extension.instruction_set() == "avx512_bf16"
-    assert "MBT_FAST_CPU=amx" in native.why_not_in_bfloat16()
+    assert "MBT_FAST_CPU=amx" in extension.why_not_in_bfloat16()
     monkeypatch.setenv("MBT_FAST_CPU", "amx")
     assert extension.instruction_set() == "amx"
-    assert native.why_not_in_bfloat16() is None
+    assert extension.why_not_in_bfloat16() is None

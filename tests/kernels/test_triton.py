@@ -12,8 +12,8 @@ from attention_cases import compare, make_qkv
 from backends import BACKENDS, DEVICE, DTYPES
 from layer_cases import NORM, RESIDUAL, assert_within_tolerance, results
 
-from mbt_fast import dispatch
 from mbt_fast.functional import add_layer_norm, bias_gelu, bottleneck_attention, residual_add
+from mbt_fast.ops import dispatch
 from mbt_fast.testing import assert_close_to_exact
 from mbt_fast.testing.inputs import random_call, run_call
 

@@ -6,7 +6,6 @@ from backends import OwnCalls, kernels_of
 from model_cases import (
     FUSIONS,
     assert_results_unchanged,
-    execute,
     fusions,
     lengths,
     random_inputs,
@@ -38,7 +37,7 @@ def test_the_last_layer_returns_the_cls_rows_alone(fusion):
     model, inputs, seen = tiny(**fusion), random_inputs(), []
     model.layers[-1].register_forward_hook(lambda module, args, output: seen.append(output))
     for options in (ON, OFF):
-        execute(model, **options)(inputs)
+        model.set_execution(**options)(inputs)
     cls, full = seen
     ends = {"shared": [0, 9]} if "shared" in full else {"rgb": [0], "spectrogram": [0]}
     for name, rows in ends.items():
@@ -51,7 +50,7 @@ def test_slots_are_not_shared_after_the_last_layer(backend):
     model, inputs = tiny().float().set_backend(backend), random_inputs(dtype=torch.float32)
     for options, count in ((ON, 1), (OFF, 2)):  # of the two fused layers
         with OwnCalls() as own:
-            execute(model, **options)(inputs)
+            model.set_execution(**options)(inputs)
         assert own.names.count("residual_add_fwd") == count
 
 
@@ -59,7 +58,7 @@ def test_dropout_draws_the_same_numbers():
     model, inputs, results = tiny(dropout=0.3).train(), random_inputs(), []
     for options in (ON, OFF):
         torch.manual_seed(1)
-        results.append(execute(model, **options)(inputs))
+        results.append(model.set_execution(**options)(inputs))
     assert torch.equal(*results)
 
 
@@ -83,13 +82,13 @@ def hooked(linear):
 @pytest.mark.parametrize("fusion", ["bottleneck", "vanilla", "vanilla, shared"])
 def test_a_replaced_projection_is_called(fusion, change):
     """Its weights are not used in its place."""
-    model, inputs = execute(tiny(**FUSIONS[fusion]), **ON), random_inputs()
+    model, inputs = tiny(**FUSIONS[fusion]).set_execution(**ON), random_inputs()
     before = model(inputs)
     for block in model.layers[-1].values():
         block.attn.qkv = change(block.attn.qkv)
     after = model(inputs)
     assert not torch.allclose(after, before)
-    torch.testing.assert_close(after, execute(model, **OFF)(inputs))
+    torch.testing.assert_close(after, model.set_execution(**OFF)(inputs))
 
 
 @pytest.mark.parametrize("backend", kernels_of("bottleneck_attention"))

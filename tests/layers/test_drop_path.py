@@ -4,7 +4,6 @@ import pytest
 import torch
 from model_cases import (
     assert_results_unchanged,
-    execute,
     fusions,
     lengths,
     random_inputs,
@@ -32,7 +31,7 @@ def in_training(rate, **overrides):
 
 def added(rate, examples, options):
     """How many branches are added to each example by a layer in which each branch is one."""
-    model = execute(in_training(rate), **options)
+    model = in_training(rate).set_execution(**options)
     block = model.layers[0].block_of("rgb")
     for linear in (block.attn.proj, block.mlp.fc2):
         torch.nn.init.zeros_(linear.weight)
@@ -90,7 +89,7 @@ def test_skipping_and_masking_draw_the_same_numbers():
     model, states = in_training(0.5), []
     for options in (SKIPPED, MASKED):
         torch.manual_seed(0)
-        execute(model, **options)(random_inputs())
+        model.set_execution(**options)(random_inputs())
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
 
@@ -122,7 +121,7 @@ def test_dropout_draws_the_same_numbers_with_and_without_skipping():
     model, results = in_training(0.5, dropout=0.3), []
     for options in (SKIPPED, MASKED):
         torch.manual_seed(0)
-        results.append(execute(model, **options)(random_inputs()))
+        results.append(model.set_execution(**options)(random_inputs()))
     assert torch.equal(*results)
 
 
@@ -175,7 +174,7 @@ def test_vmap_over_training(randomness):
 @pytest.mark.gpu
 @ways
 def test_the_device_is_not_waited_for(options):
-    model = execute(in_training(0.5).cuda().half(), **options)
+    model = in_training(0.5).cuda().half().set_execution(**options)
     streams = {
         m: torch.randn(64, 8, 64, device="cuda", dtype=torch.float16)
         for m in ("rgb", "spectrogram")

@@ -7,7 +7,6 @@ from layer_cases import equal
 from model_cases import (
     FUSIONS,
     assert_all_close_to_exact,
-    execute,
     gradients,
     lengths,
     random_inputs,
@@ -65,7 +64,7 @@ def test_a_model_is_the_reference(backend, fusion, lengths):
 @backends
 @pytest.mark.parametrize("skip", [False, True], ids=["masked", "skipped"])
 def test_stochastic_depth_is_the_same(backend, skip):
-    model = execute(tiny(**SMALL, stochastic_depth=0.6).train(), skip_dropped=skip)
+    model = tiny(**SMALL, stochastic_depth=0.6).train().set_execution(skip_dropped=skip)
     assert_model_is_the_reference(model, random_inputs(4), None, backend)
 
 
@@ -74,8 +73,8 @@ def doubled(*call):
 
 
 CHANGES = {
-    "recompute nothing": lambda model, block: execute(model, "none"),
-    "recompute the MLP": lambda model, block: execute(model, "mlp"),
+    "recompute nothing": lambda model, block: model.set_execution(recompute="none"),
+    "recompute the MLP": lambda model, block: model.set_execution(recompute="mlp"),
     "dropout": lambda model, block: setattr(block, "dropout", 0.1),
     "another eps": lambda model, block: setattr(block.norm2, "eps", 0.1),
     "no norm weights": lambda model, block: setattr(

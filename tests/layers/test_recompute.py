@@ -8,7 +8,6 @@ from model_cases import (
     NO_RECOMPUTE,
     assert_all_close_to_exact,
     assert_results_unchanged,
-    execute,
     fusions,
     gradients,
     lengths,
@@ -30,7 +29,7 @@ def small_layer(recompute, dtype=torch.float64, biases=True, backend="reference"
     model = create_model(
         "mbt_tiny", hidden_size=8, num_heads=2, mlp_dim=5, num_layers=1, fusion_layer=1
     )
-    layer = execute(model.to(dtype).set_backend(backend), recompute).layers[0]
+    layer = model.to(dtype).set_backend(backend).set_execution(recompute=recompute).layers[0]
     for name, parameter in layer.named_parameters():
         torch.nn.init.normal_(parameter)
         if not biases and name.endswith("bias"):
@@ -125,7 +124,7 @@ def test_autocast_casts_inside(recompute):
         ("none", torch.float32),
         ("none", torch.float64),
     ):
-        execute(model.to(dtype), way)
+        model.to(dtype).set_execution(recompute=way)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.float32):
             logits = model({m: x.to(dtype) for m, x in inputs.items()})
         results.append({"out": logits} | gradients(logits.sum(), dict(model.named_parameters())))
@@ -135,7 +134,8 @@ def test_autocast_casts_inside(recompute):
 @pytest.mark.parametrize("recompute", ["norms", pytest.param("mlp", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled_training(recompute):
-    model, inputs = execute(tiny(num_layers=2, fusion_layer=1), recompute).train(), random_inputs()
+    model, inputs = tiny(num_layers=2, fusion_layer=1).train(), random_inputs()
+    model.set_execution(recompute=recompute)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     parameters = list(model.parameters())
     grads = (torch.autograd.grad(r(inputs).square().sum(), parameters) for r in (compiled, model))
@@ -164,9 +164,9 @@ def test_a_replaced_module_is_called(name, change, recompute):
     model, inputs = tiny(), random_inputs()
     before = model(inputs)
     replace(model, name, change)
-    after = execute(model, **NONE)(inputs)
+    after = model.set_execution(**NONE)(inputs)
     assert not torch.allclose(after, before)
-    torch.testing.assert_close(execute(model, recompute)(inputs), after)
+    torch.testing.assert_close(model.set_execution(recompute=recompute)(inputs), after)
 
 
 def replace(model, name, change):
@@ -191,8 +191,8 @@ def test_a_parameter_may_be_missing(name, make, recompute):
     """As in blocks of other libraries."""
     model, inputs = tiny(), random_inputs()
     replace(model, name, make)
-    expected = execute(model, **NONE, cls_only=False)(inputs)
-    torch.testing.assert_close(execute(model, recompute, cls_only=True)(inputs), expected)
+    expected = model.set_execution(**NONE, cls_only=False)(inputs)
+    torch.testing.assert_close(model, recompute.set_execution(cls_only=True)(inputs), expected)
 
 
 @recomputes
@@ -200,7 +200,7 @@ def test_dropout_draws_the_same_numbers(recompute):
     model, results = tiny(dropout=0.3).train(), []
     for way in (recompute, "none"):
         torch.manual_seed(0)
-        results.append(execute(model, way)(random_inputs()))
+        results.append(model.set_execution(recompute=way)(random_inputs()))
     assert torch.equal(*results)
 
 
@@ -227,7 +227,7 @@ def test_saved_bytes_of_a_fusion_layer(backend, dtype):
     parameters, unit = list(layer.parameters()), sum(x.nbytes for x in joined.values())
     saved = {"eager": saved_bytes(lambda: eager.bottleneck(layer, own, slots), parameters)}
     for recompute in ("none", "norms", "mlp"):
-        execute(model, recompute)
+        model.set_execution(recompute=recompute)
         saved[recompute] = saved_bytes(lambda: layer(joined, {}, n_slots=4), parameters)
     rounded = {name: round(count / unit) for name, count in saved.items()}
     assert rounded == {"eager": 16, "none": 16, "norms": 10, "mlp": 6}
@@ -250,7 +250,7 @@ def test_the_eager_baseline_is_the_model(fusion):
 @recomputes
 def test_a_backward_under_autocast_of_a_forward_without(recompute):
     """The gradient of GELU's output then came in another dtype than its input, as raw memory."""
-    model = execute(create_model("mbt_tiny", mlp_dim=1024).train(), recompute)
+    model = create_model("mbt_tiny".set_execution(mlp_dim=1024).train(), recompute)
     x = torch.randn(2, 80, 64, requires_grad=True)
     grads = []
     for enabled in (False, True):

@@ -16,8 +16,8 @@ FUSIONS = {
     "late": {"fusion_layer": 4},
     "no bottlenecks": {"n_bottlenecks": 0},
 }
-MEMORY = {"none": "full", "norms": "reduced", "mlp": "minimal"}
-NO_RECOMPUTE = r"set_savings\(memory='full'\)"  # what a message says of recompute="none"
+RECOMPUTE = ("none", "norms", "mlp")
+NO_RECOMPUTE = r"set_execution\(recompute='none'\)"
 EXECUTIONS = {
     "default": {},
     "recompute all": {"recompute": "mlp"},
@@ -52,19 +52,6 @@ LENGTHS = {
 lengths = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 
 
-def execute(model, recompute=None, **options):
-    """Choose how the model is executed, by options which change no result; returns the model.
-
-    Args:
-        model: An MBT.
-        recompute: What a backward computes again: "none", "norms" (and GELU) or "mlp" besides.
-        **options: ``cls_only``, ``skip_dropped``.
-    """
-    if recompute is not None:
-        options["memory"] = MEMORY[recompute]
-    return model.set_savings(**options)
-
-
 def gradients(loss, leaves):
     """By name; ``None`` where a leaf takes no part."""
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
@@ -74,7 +61,7 @@ def gradients(loss, leaves):
 def outputs_and_gradients(model, inputs, lengths, dtype, options, seed):
     """Logits of each modality, and all gradients, those of the inputs among them."""
     torch.manual_seed(seed)
-    execute(model.to(dtype), **options)
+    model.to(dtype).set_execution(**options)
     leaves = {m: x.detach().to(dtype).requires_grad_() for m, x in inputs.items()}
     logits = model.forward_modalities(leaves, lengths)
     loss = sum(value.square().sum() for value in logits.values())

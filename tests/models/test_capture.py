@@ -7,8 +7,8 @@ import pytest
 import torch
 from model_cases import fusions, int32, lengths, random_inputs, tiny
 
-from mbt_fast.layers.branches import run_towers, towers_apart
 from mbt_fast.models import capture
+from mbt_fast.models.capture import run_modalities, side_streams
 from mbt_fast.testing import assert_close_to_exact
 
 
@@ -31,7 +31,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(capture, "record", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(torch.cuda, "device", entered := Entered())
-    monkeypatch.setattr(capture, "towers_apart", contextmanager(lambda: iter([None])))
+    monkeypatch.setattr(capture, "side_streams", contextmanager(lambda: iter([None])))
     events.entered = entered
     return events
 
@@ -186,8 +186,8 @@ class Recorded:
 
 def test_towers_fork_from_the_current_stream_and_join_it(monkeypatch):
     streams = Recorded(monkeypatch)
-    with towers_apart():
-        results = run_towers(streams.run, ["rgb", "flow", "sound"])
+    with side_streams():
+        results = run_modalities(streams.run, ["rgb", "flow", "sound"])
     assert list(results) == ["rgb", "flow", "sound"]
     assert streams.events == [
         "a waits for current",
@@ -202,19 +202,19 @@ def test_towers_fork_from_the_current_stream_and_join_it(monkeypatch):
 
 def test_towers_stay_together_outside_a_capture(monkeypatch):
     streams = Recorded(monkeypatch)
-    run_towers(streams.run, ["rgb", "sound"])
-    with towers_apart():
-        run_towers(streams.run, ["rgb"])
-    run_towers(streams.run, ["rgb", "sound"])
+    run_modalities(streams.run, ["rgb", "sound"])
+    with side_streams():
+        run_modalities(streams.run, ["rgb"])
+    run_modalities(streams.run, ["rgb", "sound"])
     assert streams.events == ["rgb sound on current", "rgb on current", "rgb sound on current"]
 
 
 @fusions
 @lengths
-def test_towers_apart_change_no_result(fusion, lengths, monkeypatch):
+def test_side_streams_change_no_result(fusion, lengths, monkeypatch):
     Recorded(monkeypatch)
     model, inputs = tiny(**fusion), random_inputs()
-    with towers_apart():
+    with side_streams():
         apart = model(inputs, lengths)
     together = model(inputs, lengths)
     assert_close_to_exact(apart, together, together)

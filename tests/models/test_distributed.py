@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from model_cases import EXECUTIONS, execute, random_inputs
+from model_cases import EXECUTIONS, random_inputs
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -36,7 +36,7 @@ def model_of(dtype, options, drop_rate=0.0):
     torch.manual_seed(0)
     model = create_model("mbt_tiny", fusion_layer=1, stochastic_depth=drop_rate).train()
     torch.nn.init.normal_(model.head.weight)
-    return execute(model.to(dtype), **options)
+    return model.to(dtype).set_execution(**options)
 
 
 def batch_of(dtype):

@@ -8,10 +8,9 @@ import pytest
 import torch
 from model_cases import (
     FUSIONS,
-    MEMORY,
+    RECOMPUTE,
     RGB,
     SPECTROGRAM,
-    execute,
     executions,
     fusions,
     int32,
@@ -20,6 +19,7 @@ from model_cases import (
 )
 
 from mbt_fast import MBT, MBTConfig, checkpoint, create_model, list_models
+from mbt_fast.layers import Execution
 
 BACKENDS = ["reference", "sdpa", "auto"]
 
@@ -51,7 +51,7 @@ def assert_within_float32(actual, recorded):
 @executions
 def test_official_logits(name, backend, options):
     _, model, inputs, record = load_golden(name)
-    execute(model.set_backend(backend), **options).eval()
+    model.set_backend(backend).set_execution(**options).eval()
     assert_within_float32(model(inputs), record["logits"])
 
 
@@ -59,7 +59,7 @@ def test_official_logits(name, backend, options):
 @executions
 def test_official_training_logits(name, options):
     config, model, inputs, record = load_golden(name)
-    logits = execute(model, **options).train().forward_modalities(inputs)
+    logits = model.set_execution(**options).train().forward_modalities(inputs)
     assert list(logits) == list(config.modalities)
     for modality, value in logits.items():
         assert_within_float32(value, record[f"train_logits/{modality}"])
@@ -70,7 +70,7 @@ def test_official_training_logits(name, options):
 @executions
 def test_official_gradients(name, backend, options):
     config, model, inputs, record = load_golden(name)
-    execute(model.set_backend(backend), **options).eval()
+    model.set_backend(backend).set_execution(**options).eval()
     weight = torch.from_numpy(record["loss_weight"]).double()
     (model(inputs) * weight).sum().backward()
     grads = {
@@ -454,16 +454,31 @@ def test_per_example_gradients_with_lengths():
 
 def test_options_of_the_execution_are_checked_and_kept():
     model = tiny()
-    before = model.savings
-    assert execute(model, cls_only=True) is model
-    assert model.savings != before
-    assert execute(model, cls_only=False).savings == before
+    before = model.execution
+    assert model.set_execution(cls_only=True) is model
+    assert model.execution != before
+    assert model.set_execution(cls_only=False).execution == before
     for name in ("cls_only", "skip_dropped"):
         with pytest.raises(TypeError, match=f"{name} must be a bool, got 'no'"):
-            execute(model, **{name: "no"})
+            model.set_execution(**{name: "no"})
     with pytest.raises(TypeError, match="cls"):
-        execute(model, cls=True)
-    with pytest.raises(ValueError, match=f"must be one of {', '.join(MEMORY.values())}, got 'low'"):
+        model.set_execution(cls=True)
+    with pytest.raises(ValueError, match=f"must be one of {', '.join(RECOMPUTE)}, got 'low'"):
+        model.set_execution(recompute="low")
+
+
+@pytest.mark.parametrize(
+    ("memory", "recompute"), [("full", "none"), ("reduced", "norms"), ("minimal", "mlp")]
+)
+def test_the_former_name_of_set_execution_is_deprecated_and_works(memory, recompute):
+    model = tiny()
+    with pytest.warns(DeprecationWarning, match="use set_execution"):
+        model.set_savings(memory=memory, cls_only=True)
+    assert model.execution == Execution(cls_only=True, recompute=recompute)
+    with (
+        pytest.warns(DeprecationWarning, match="use set_execution"),
+        pytest.raises(ValueError, match="memory must be one of full, reduced, minimal, got 'low'"),
+    ):
         model.set_savings(memory="low")
 
 

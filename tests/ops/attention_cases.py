@@ -7,6 +7,7 @@ import torch
 from backends import DEVICE
 
 from mbt_fast import bottleneck_attention
+from mbt_fast.ops.bottleneck_attention import BottleneckAttention
 from mbt_fast.testing import assert_close_to_exact
 
 
@@ -132,3 +133,12 @@ def compare(backend, qkv, slots, lengths=None, update=None, douts=None):
         results[name] = [*outs, *dqkv]
     for actual, eager, exact in zip(*results.values(), strict=True):
         assert_close_to_exact(actual, eager, exact)
+
+
+def launch(fill, qkv, lengths, slots, update_mean, scale=None):
+    """What a launcher of the forward fills: outputs, log-sum-exps, statistics, slots."""
+    scale = qkv[0].shape[-1] ** -0.5 if scale is None else scale
+    call = (qkv, lengths, slots, update_mean, scale, True)
+    results = BottleneckAttention().results(*call)
+    fill(*results, *call)
+    return results

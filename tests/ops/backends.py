@@ -11,7 +11,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from mbt_fast import dispatch, native
 from mbt_fast.functional import (
     add_layer_norm,
     bias_gelu,
@@ -19,6 +18,7 @@ from mbt_fast.functional import (
     dense_attention,
     residual_add,
 )
+from mbt_fast.ops import dispatch, extension
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -65,7 +65,7 @@ def widest(backend, op="bottleneck_attention"):
 BACKENDS = backends_of("bottleneck_attention")
 backends = pytest.mark.parametrize("backend", BACKENDS)
 kernels = pytest.mark.parametrize("backend", kernels_of("bottleneck_attention"))
-NO_CPU_KERNELS = "; ".join(native.why_no_cpu_kernels())
+NO_CPU_KERNELS = "; ".join(extension.why_no_cpu_kernels())
 needs_cpu_kernels = pytest.mark.skipif(
     "cpu" not in BACKENDS, reason=f"no CPU kernels: {NO_CPU_KERNELS}"
 )
@@ -82,7 +82,7 @@ class Kernel(NamedTuple):
 
 
 def instruction_sets():
-    return native.module().instruction_sets() if "cpu" in BACKENDS else []
+    return extension.module().instruction_sets() if "cpu" in BACKENDS else []
 
 
 def every_kernel(op, dtypes=DTYPES):

@@ -16,7 +16,8 @@ from backends import (
 )
 from torch.overrides import TorchFunctionMode
 
-from mbt_fast import bottleneck_attention, dispatch
+from mbt_fast import bottleneck_attention
+from mbt_fast.ops import dispatch
 from mbt_fast.testing import assert_close_to_exact
 
 OP = "bottleneck_attention"

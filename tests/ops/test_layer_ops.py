@@ -27,8 +27,8 @@ from layer_cases import (
     results,
 )
 
-from mbt_fast import dispatch
 from mbt_fast.functional import add_layer_norm, residual_add
+from mbt_fast.ops import dispatch
 from mbt_fast.testing import assert_close_to_exact
 
 SUMS = {op.name: op for op in (NORM, RESIDUAL)}

@@ -8,7 +8,7 @@ from functools import partial
 import hopper
 import pytest
 import torch
-from attention_cases import DEVICE, Case, make_lengths, make_qkv, present
+from attention_cases import DEVICE, Case, launch, make_lengths, make_qkv, present
 from hopper import CASES, ON_GPU, poison_padding
 
 from mbt_fast import bottleneck_attention
