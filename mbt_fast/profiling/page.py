@@ -5,6 +5,7 @@ It is well-formed XML too, so any tool can take it apart. Needs the extra ``benc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from mbt_fast.errors import InputError
@@ -46,10 +47,9 @@ def render(title: str, conditions: str, sections: Sequence[Section]) -> str:
     Raises:
         InputError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ModuleNotFoundError as error:
-        raise InputError('pages need jinja2; pip install "mbt-fast[bench]"') from error
+    check_installed()
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -61,6 +61,18 @@ def render(title: str, conditions: str, sections: Sequence[Section]) -> str:
         light=_variables(plotting.LIGHT),
         dark=_variables(plotting.DARK),
     )
+
+
+def check_installed() -> None:
+    """Refuse to work without what pages and their plots need.
+
+    Raises:
+        InputError: jinja2 or matplotlib is not installed.
+    """
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        packages = " and ".join(missing)
+        raise InputError(f'a page with plots needs {packages}; pip install "mbt-fast[bench]"')
 
 
 def _variables(theme: plotting.Theme) -> dict[str, str]:

@@ -97,14 +97,13 @@ def svg(draw: Draw, *, size: tuple[float, float] = (4.6, 3.2)) -> str:
     return text
 
 
-def lines(
-    axes: "Axes", series: Mapping[str, Sequence[Point]], *, xlabel: str, ylabel: str
-) -> None:
+def lines(axes: "Axes", series: Mapping[str, Sequence[Point]], *, xlabel: str, ylabel: str) -> None:
     """Lines with markers, and error bars where a point has ends.
 
     Args:
         axes: Where to draw.
-        series: Name to points ``(x, y, low, high)``; without an error bar low and high are ``None``.
+        series: Name to points ``(x, y, low, high)``; the last two are ``None`` where a point has no
+            error bar.
         xlabel: Of the horizontal axis.
         ylabel: Of the vertical axis, which starts at zero unless all values are close together.
     """
@@ -185,7 +184,7 @@ def _wrapped(axes: "Axes", names: Sequence[str]) -> list[str]:
 
 def _width(axes: "Axes") -> float:
     """Of the figure, in points."""
-    return 72 * axes.figure.get_size_inches()[0]
+    return 72 * axes.figure.bbox.width / axes.figure.dpi
 
 
 def _drawn(draw: Draw, theme: Theme, size: tuple[float, float]) -> str:
@@ -203,7 +202,7 @@ def _drawn(draw: Draw, theme: Theme, size: tuple[float, float]) -> str:
     return file.getvalue()
 
 
-def _style(theme: Theme) -> dict[str, Any]:
+def _style(theme: Theme) -> dict[Any, Any]:
     from cycler import cycler
 
     return {
@@ -211,6 +210,7 @@ def _style(theme: Theme) -> dict[str, Any]:
         "svg.hashsalt": "mbt_fast",
         "font.size": 9,
         "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+        "text.parse_math": False,
         "figure.facecolor": "none",
         "axes.facecolor": "none",
         "text.color": theme.text,
