@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     )
     print(sweep.text(records, macs=args.macs), runs.as_lines(conditions), sep="\n\n")
     if args.budget_gflops is not None or args.budget_ms is not None:
-        print("", budget.sentence(args.budget_gflops, args.budget_ms, records, base), sep="\n")
+        print("", budget.sentence(records, base, args.budget_gflops, args.budget_ms), sep="\n")
     if args.json:
         stamped = [{**record, "conditions": conditions} for record in records]
         args.json.write_text(json.dumps(stamped, indent=1) + "\n")

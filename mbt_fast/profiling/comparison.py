@@ -178,11 +178,12 @@ def _table(rows: Sequence[Row]) -> str:
         "peak MB": lambda row: _megabytes(row.peak_bytes),
         "kept MB": lambda row: _megabytes(row.saved_bytes),
         " ": lambda row: "fastest" if row in best else "",
+        "dispatch": lambda row: row.note,
     }
     ran = [row for row in rows if row.ran]
     cells = {header: [cell(row) for row in ran] for header, cell in columns.items()}
     kept = {header: column for header, column in cells.items() if any(column)}
-    align = ["right" if header.strip() else "left" for header in kept]
+    align = ["left" if header in ("", " ", "dispatch") else "right" for header in kept]
     lines = list(zip(*kept.values(), strict=True))
     return tabulate(lines, headers=list(kept), colalign=align, disable_numparse=True)
 

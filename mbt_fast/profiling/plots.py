@@ -118,7 +118,7 @@ def lines(axes: "Axes", series: Mapping[str, Sequence[Point]], *, xlabel: str, y
     if len(xs) <= TICKS_AT_POINTS:
         axes.set_xticks(xs)
     _start_at_zero(axes, [point[1] for points in series.values() for point in points])
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=_fitted(axes, ylabel))
     _legend(axes, list(series))
 
 
@@ -158,7 +158,7 @@ def bars(
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.2 if upright else 0.12)
-    axes.set(ylabel=ylabel)
+    axes.set(ylabel=_fitted(axes, ylabel))
     _legend(axes, labels)
 
 
@@ -180,6 +180,12 @@ def _wrapped(axes: "Axes", names: Sequence[str]) -> list[str]:
     """Names of groups in lines as wide as a group; an identifier breaks after an underscore."""
     letters = max(8, int(_width(axes) / 1.2 / POINTS_PER_LETTER / max(len(names), 1)))
     return [textwrap.fill(n.replace("_", "_ "), letters).replace("_ ", "_") for n in names]
+
+
+def _fitted(axes: "Axes", label: str) -> str:
+    """A label of the vertical axis in lines as long as the figure is high."""
+    height = 72 * axes.figure.bbox.height / axes.figure.dpi
+    return textwrap.fill(label, max(8, int(0.9 * height / POINTS_PER_LETTER)))
 
 
 def _width(axes: "Axes") -> float:
