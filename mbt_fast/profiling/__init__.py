@@ -1,1 +1,7 @@
-"""What a fusion costs: which models to compare, how to measure them, and which to take."""
+"""Measuring, and showing what was measured.
+
+``timing`` has the clocks and the one timing loop, ``machine`` devices, ``runs`` what is run. On them
+stand ``sweep`` with ``budget`` and ``figure3`` (``mbt-fast profile``), ``recommend`` with
+``comparison`` (``mbt-fast bench``) and ``trace``. ``plots`` and ``page`` draw and write, for other
+programs too.
+"""

@@ -144,7 +144,8 @@ class Comparisons:
         for (level, entry), rows in self.rows.items():
             not_run = [f"{row.variant}: {row.note}" for row in rows if not row.ran]
             verdict = [verdicts[entry]] if entry in verdicts else []
-            blocks.append("\n".join([f"{level}: {entry}", _table(rows), *not_run, *verdict]))
+            lines = [f"{level}: {entry}", _table(rows), *not_run, *verdict]
+            blocks.append("\n".join(filter(None, lines)))
         return "\n\n".join(blocks)
 
 

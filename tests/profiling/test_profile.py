@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 import torch
 
-from mbt_fast import MBT, MBTConfig, create_model
+from mbt_fast import MBT, MBTConfig
 from mbt_fast.cli.main import main
 from mbt_fast.flops import forward_flops, training_flops
 from mbt_fast.models.registry import config_for
@@ -254,7 +254,3 @@ def test_models_of_a_profile_share_their_weights():
     assert first.head.weight.data_ptr() == second.head.weight.data_ptr()
     assert all(p.isfinite().all() and p.device.type == "cpu" for p in first.parameters())
     assert first.head.weight.ne(0).any()  # zeros would run faster than real weights
-
-
-def test_cost_model_of_create_model_is_the_config():
-    assert create_model("mbt_tiny").config == config_for("mbt_tiny")

@@ -8,6 +8,7 @@ from mbt_fast.cli.main import main
 from mbt_fast.profiling.trace import backward_ranges
 
 TINY = ["profile", "--model", "mbt_tiny", "--seconds", "0", "--dtype", "float32", "--device", "cpu"]
+PARTS = {"qkv", "attention", "proj", "mlp", "residual, shared slots"}
 
 
 def traced_names(path, *arguments):
@@ -16,13 +17,17 @@ def traced_names(path, *arguments):
     return [event["name"] for event in events if event.get("cat") == "user_annotation"]
 
 
+def parts_of(layer, names):
+    return {name.rpartition(" / ")[2] for name in names if name.startswith(f"layer {layer} / ")}
+
+
 @pytest.mark.parametrize("fusions", ["bottleneck", "vanilla", "vanilla-shared"])
-def test_every_layer_has_a_range(tmp_path, fusions):
+def test_every_part_has_a_range(tmp_path, fusions):
     arguments = ("--fusions", fusions, "--fusion-layers", "2")
     names = set(traced_names(tmp_path / "t.json", *arguments))
     assert {"embed / rgb", "embed / spectrogram", "norm", "head"} <= names
     for layer in range(4):
-        assert any(name.split(" / ")[0] == f"layer {layer}" for name in names)
+        assert parts_of(layer, names) == PARTS
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "cpu"])
@@ -33,10 +38,7 @@ def test_every_part_of_the_backward_has_a_range(tmp_path, backend):
     names = set(traced_names(tmp_path / "t.json", *arguments))
     backward = {name.removeprefix("backward: ") for name in names if name.startswith("backward")}
     for layer in range(4):
-        parts = {
-            name.rpartition(" / ")[2] for name in backward if name.startswith(f"layer {layer}")
-        }
-        assert {"qkv", "attention", "mlp"} <= parts
+        assert parts_of(layer, backward) == PARTS
     assert {"embed / rgb", "embed / spectrogram", "norm", "head", "loss"} <= backward
 
 
