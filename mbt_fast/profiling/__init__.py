@@ -1,7 +1,7 @@
 """Measuring, and showing what was measured.
 
-``timing`` has the clocks and the one timing loop, ``machine`` devices, ``runs`` what is run. On them
-stand ``sweep`` with ``budget`` and ``figure3`` (``mbt-fast profile``), ``recommend`` with
-``comparison`` (``mbt-fast bench``) and ``trace``. ``plots`` and ``page`` draw and write, for other
-programs too.
+``timing`` has the clocks and the one timing loop, ``machine`` the devices, ``runs`` what is run.
+``sweep`` with ``budget`` and ``figure3`` serves ``mbt-fast profile``; ``recommend`` with
+``comparison`` serves ``mbt-fast bench``; ``trace`` writes traces. ``plots`` and ``page`` are for
+other programs too.
 """

@@ -232,7 +232,7 @@ def _timed(outs: Callable[[], Sequence[Tensor]], leaves: Sequence[Tensor], setti
 def compare_layers(found: Comparisons, model: MBT, deadline: Deadline) -> None:
     """The last layer by backend, and by what it computes and keeps; stock PyTorch first."""
     setting = found.setting
-    variants = _distinct([*_usual(setting), *_by_backend(_named(found), setting)], setting)
+    variants = _variants(setting, _named(found))
     streams, options, cls_rows = _layer_inputs(model, setting)
     layer = model.layers[-1]
     parameters = list(layer.parameters())
@@ -322,13 +322,13 @@ def compare_models(
     """
     setting = found.setting
     passed_over = {*STOCK, found.taken["bottleneck_attention"]}
-    named = [backend for backend in _named(found) if backend not in passed_over]
-    compared = [*_usual(setting), *_by_backend(named, setting)]
+    variants = _variants(setting, [name for name in _named(found) if name not in passed_over])
+    more = []
     if setting.mode == "forward" and setting.device.type == "cuda":
-        compared.append(Variant("auto", setting.dtype, cls_only=True, capture=True))
+        more.append(Variant("auto", setting.dtype, cls_only=True, capture=True))
     if any_dtype:
-        compared += [Variant("auto", dtype) for dtype in DTYPES if dtype != setting.dtype]
-    variants = _distinct(compared, setting)
+        more += [Variant("auto", dtype) for dtype in DTYPES if dtype != setting.dtype]
+    variants |= {variant.name(setting): variant for variant in more}
     size = setting.batch_size
     rows = [
         Row("model", VARIANTS, name, size, resting_bytes=models.weight_bytes(variant))
@@ -353,24 +353,15 @@ def compare_batch_sizes(
     most = ROOM * free_bytes(setting.device) / peak * setting.batch_size if peak else 0
     if sizes is None:
         sizes = [setting.batch_size << power for power in range(1, DOUBLINGS + 1)]
-    batches = {f"batch {size}": size for size in (setting.batch_size, *sizes)}
-    calls = {
-        name: models.call(variant, size)
-        for name, size in batches.items()
-        if size <= max(most, setting.batch_size)
-    }
     weights = models.weight_bytes(variant)
-    grown = [
-        Row(
-            "model",
-            BATCH_SIZE,
-            name,
-            size,
-            resting_bytes=weights,
-            note="" if name in calls else NO_MEMORY,
-        )
-        for name, size in batches.items()
-    ]
+    grown, calls = [], {}
+    for size in (setting.batch_size, *sizes):
+        row = Row("model", BATCH_SIZE, f"batch {size}", size, resting_bytes=weights)
+        if size <= max(most, setting.batch_size):
+            calls[row.variant] = models.call(variant, size)
+        else:
+            row = replace(row, note=NO_MEMORY)
+        grown.append(row)
     found.add(grown, calls, deadline)
 
 
@@ -380,23 +371,13 @@ def _named(found: Comparisons) -> list[str]:
     return [row.variant for row in rows if not row.note.startswith("no")]
 
 
-def _usual(setting: Setting) -> list[Variant]:
-    """Stock PyTorch, the defaults of a model, and what may be changed of them."""
+def _variants(setting: Setting, named: Iterable[str]) -> dict[str, Variant]:
+    """By name: stock PyTorch, the defaults of a model, what may be changed of them, backends."""
     memories = MEMORIES if setting.mode == "train" else ("reduced",)
-    return [
-        Variant("sdpa", setting.dtype, memory="full"),
+    variants = [
+        Variant("sdpa", setting.dtype, memories[0]),
         *(Variant("auto", setting.dtype, memory) for memory in memories),
         Variant("auto", setting.dtype, cls_only=True),
+        *(Variant(backend, setting.dtype) for backend in named),
     ]
-
-
-def _by_backend(names: Iterable[str], setting: Setting) -> list[Variant]:
-    return [Variant(name, setting.dtype) for name in names]
-
-
-def _distinct(variants: Iterable[Variant], setting: Setting) -> dict[str, Variant]:
-    """By name; of equal names the first."""
-    found: dict[str, Variant] = {}
-    for variant in variants:
-        found.setdefault(variant.name(setting), variant)
-    return found
+    return {variant.name(setting): variant for variant in variants}

@@ -4,11 +4,10 @@ A record is a dict: the model and how it is run, FLOPs in closed form, and what 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import torch
 
 from mbt_fast import dispatch
 from mbt_fast.flops import forward_flops, training_flops
@@ -138,7 +137,7 @@ def conditions(
     counts = sorted({record["rounds"] for record in records})
     span = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     more = {
-        "attention": f"within streams by {attention_backend(base, setting)}",
+        "attention": _attention(base, setting),
         "rounds": f"{span} rounds, interleaved, after one warm-up call; late fusion without shared "
         "weights measured once" + ("; interrupted" if interrupted else ""),
         "memory": "weights, inputs and the peak of tensors allocated in the call",
@@ -150,15 +149,18 @@ def conditions(
     return {**{name: said[name] for name in about_model}, "rounds": "none: FLOPs only"}
 
 
-def attention_backend(config: MBTConfig, setting: Setting) -> str:
-    """The backend of attention within the longest stream."""
-    if setting.backend != "auto":
-        return setting.backend
+def _attention(config: MBTConfig, setting: Setting) -> str:
+    """Who runs it: pairwise attention may have no kernel where attention within a stream has."""
     rows = max(config.n_tokens(m) for m in config.modalities)
-    shape = (1, rows, 3, config.num_heads, min(max(config.head_dim, 16), 128))
-    stream = torch.empty(shape, device=setting.device, dtype=setting.dtype)
-    lines = dispatch.explain([stream], 0).splitlines()
-    return next(line.split()[0] for line in lines if "auto takes it" in line)
+    runs_it = []
+    for op, what in (
+        ("bottleneck_attention", "within streams"),
+        ("dense_attention", "pairwise (vanilla, own weights)"),
+    ):
+        call = dispatch.Call(op, setting.device, setting.dtype, rows)
+        with suppress(dispatch.BackendError):
+            runs_it.append(f"{what} by {dispatch.select(call, setting.backend)}")
+    return ", ".join(runs_it)
 
 
 def series_name(record: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from mbt_fast.cli.main import main
 from mbt_fast.errors import InputError
 from mbt_fast.profiling import page, plots
 from mbt_fast.profiling.numbers import significant
@@ -159,11 +160,13 @@ def test_colours_stand_out_from_the_page(theme):
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
-def test_what_is_not_installed_is_named(monkeypatch, module):
+def test_what_is_not_installed_is_named_before_any_work(monkeypatch, tmp_path, capsys, module):
     original = page.find_spec
     monkeypatch.setattr(page, "find_spec", lambda name: None if name == module else original(name))
-    with pytest.raises(InputError, match=rf'{module}; pip install "mbt-fast\[bench\]"'):
-        page.check_installed()
+    assert main(["profile", "--model", "mbt_tiny", "--html", str(tmp_path / "x.html")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f'{module}; pip install "mbt-fast[bench]"' in captured.err
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch):

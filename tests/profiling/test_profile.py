@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 import torch
 
-from mbt_fast import MBT, MBTConfig
+from mbt_fast import MBT, MBTConfig, dispatch
 from mbt_fast.cli.main import main
 from mbt_fast.flops import forward_flops, training_flops
 from mbt_fast.models.registry import config_for
@@ -67,6 +67,8 @@ def test_records(tmp_path, mode):
             weights = sum(p.numel() for p in MBT(config).parameters()) * 4 / 2**20
         assert record["peak_memory_mb"] > weights
         assert record["conditions"]["command"].startswith("mbt-fast")
+        named = record["conditions"]["attention"].split()[-1]
+        assert named in [backend.name for backend in dispatch.BACKENDS]
 
 
 @pytest.mark.usefixtures("clock")
