@@ -77,6 +77,7 @@ def _run(args: argparse.Namespace) -> int:
 def _extra_of(module: str | None) -> str | None:
     """The optional dependency group that holds ``module``, or ``None`` if it is a bug of ours."""
     groups = {
+        "bench": ("jinja2", "matplotlib"),
         "cli": ("tabulate", "tqdm"),
         "clips": ("av",),
         "weights": ("msgpack", "numpy", "safetensors"),

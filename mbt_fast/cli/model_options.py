@@ -1,20 +1,27 @@
-"""Options that choose a model and its input; ``profile`` and ``bench`` share them."""
+"""What ``profile`` and ``bench`` share: options of the model and of how it is run."""
 
 import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil, inf
 from pathlib import Path
+from typing import Any
 
 from mbt_fast.checkpoint.pretrained import read_config
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBTConfig, list_models
 from mbt_fast.models.registry import config_for
+from mbt_fast.profiling import machine
+from mbt_fast.profiling.runs import MODES
 
-CHANGES = ("clip_seconds", "frames", "tubelet")
+POSITIVE = ("clip_seconds", "frames", "tubelet", "batch_size")
 
 
-def add_arguments(group: argparse._ArgumentGroup) -> None:
-    """Declare the options."""
+def add_model(group: argparse._ArgumentGroup) -> None:
+    """Declare the options of the model and its input."""
     group.add_argument("--model", default="mbt_base", choices=list_models())
     group.add_argument(
         "--config", type=Path, metavar="FILE", help="instead: the config.json of a saved model"
@@ -24,6 +31,16 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--frames", type=int, help="video frames")
     group.add_argument("--tubelet", type=int, help="frames per RGB patch")
+
+
+def add_measurement(group: argparse._ArgumentGroup, seconds: float) -> None:
+    """Declare the options of how it is run, with the default of ``--seconds``."""
+    group.add_argument("--mode", choices=MODES, default="forward")
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
+    group.add_argument("--dtype", choices=["auto", *machine.DTYPES], default="auto")
+    group.add_argument(
+        "--seconds", type=float, default=seconds, help=f"for all, about (default: {seconds:g})"
+    )
 
 
 def base_config(args: argparse.Namespace) -> MBTConfig:
@@ -54,12 +71,13 @@ def base_config(args: argparse.Namespace) -> MBTConfig:
     return replace(config, input_size=size, patch_size=patch)
 
 
-def check_numbers(args: argparse.Namespace, positive: tuple[str, ...]) -> None:
+def check_numbers(args: argparse.Namespace, *more: str) -> None:
     """Refuse numbers that are not finite, or below zero, or zero where they must be positive.
 
     Raises:
         InputError: One is.
     """
+    positive = (*POSITIVE, *more)
     for name in (*positive, "seconds"):
         value, option = getattr(args, name), f"--{name.replace('_', '-')}"
         for number in value if isinstance(value, list) else [value]:
@@ -67,3 +85,25 @@ def check_numbers(args: argparse.Namespace, positive: tuple[str, ...]) -> None:
                 raise InputError(f"{option} must be a finite number, not below zero, got {number}")
             if number == 0 and name in positive:
                 raise InputError(f"{option} must be positive, got {number}")
+
+
+@contextmanager
+def measuring(command: str, batch_size: int, device: Any) -> Iterator[Any]:
+    """A progress bar, while whose block lasts models are run.
+
+    Raises:
+        InputError: They do not fit into memory; anything else that fails is a bug, and stays one.
+    """
+    from tqdm import tqdm
+
+    # The profiler that counts memory would announce itself on stderr for every model.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    try:
+        with tqdm(desc=command, unit="call", file=sys.stderr, leave=False) as bar:
+            yield bar
+    except RuntimeError as error:
+        if machine.is_out_of_memory(error):
+            raise InputError(
+                f"--batch-size must fit into memory: {batch_size} clips do not fit on {device}"
+            ) from error
+        raise

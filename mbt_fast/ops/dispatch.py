@@ -283,7 +283,7 @@ def _candidates(call: Call, backend: str) -> list[Backend]:
     """The rows that can run a call of any size, in order; only that of a named backend."""
     if torch.compiler.is_compiling():
         return _find_candidates(call, backend)
-    key = (id(BACKENDS), backend, call.op, call.device, call.dtype, call.width, call.form)
+    key = (BACKENDS, backend, call.op, call.device, call.dtype, call.width, call.form)
     if key not in _CANDIDATES:
         _CANDIDATES[key] = _find_candidates(call, backend)
     return _CANDIDATES[key]

@@ -1,57 +1,44 @@
-"""Which fusion layer and how many bottleneck tokens to take within a budget."""
+"""Which fusion layer and how many bottleneck tokens fit into a budget."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import NamedTuple
+from math import inf
 
 from mbt_fast.models import MBTConfig
-from mbt_fast.profiling.plan import Record, record_of
-from mbt_fast.report.paper import FIGURE_3_MAP, LATE_FUSION_LAYER
+from mbt_fast.profiling.figure3 import paper_map
+from mbt_fast.profiling.sweep import Record, gflops_of
 
-
-class Choice(NamedTuple):
-    """The record that fits best, the paper's mAP at that fusion layer, and the largest ``B``."""
-
-    record: Record
-    paper_map: float
-    largest_n_bottlenecks: int
+MOST = 2**20  # bottleneck tokens that are tried
 
 
 def best_within(
-    records: Sequence[Record],
-    base: MBTConfig,
-    *,
-    gflops: float | None = None,
-    milliseconds: float | None = None,
-) -> Choice | None:
-    """Choose among the bottleneck models that cost no more than the budget.
+    records: Sequence[Record], base: MBTConfig, *, gflops: float = inf, milliseconds: float = inf
+) -> tuple[Record, int] | None:
+    """Choose among the bottleneck models whose FLOPs and median latency are within the budget.
 
-    FLOPs and milliseconds cannot tell which fusion layer learns best; the paper's Figure 3 (left,
-    mAP on AudioSet-mini) can, read at the same share of the depth. The number of tokens matters
-    little, B from 4 to 1024 lie within 0.5 mAP in the paper: of equal layers the cheapest wins.
-
-    Args:
-        records: Records of a profile.
-        base: The model profiled; gives the depth.
-        gflops: Budget per clip.
-        milliseconds: Budget of the median latency per batch.
+    Cost cannot tell which fusion layer learns best; the paper's Figure 3 (left) can, read at the
+    same share of the depth. There the number of tokens matters little: of equal layers the cheapest
+    is taken.
 
     Returns:
-        The choice, or ``None`` if nothing fits. ``largest_n_bottlenecks`` is the most that keeps
-        the FLOPs budget, by the closed form, or else the most among the records that fit.
+        The record, and the largest ``B`` that fits at its layer: by the closed form of the FLOPs,
+        or with a budget of milliseconds among the records. ``None`` if nothing fits.
     """
-    fitting = [
-        record for record in records if exchanges(record) and _fits(record, gflops, milliseconds)
-    ]
+
+    def fits(record: Record) -> bool:
+        latency = record["latency_ms_median"]
+        in_time = milliseconds == inf or (latency is not None and latency <= milliseconds)
+        return exchanges(record) and record["gflops"] <= gflops and in_time
+
+    fitting = list(filter(fits, records))
     if not fitting:
         return None
-    best = max(fitting, key=lambda r: (paper_map(r["fusion_layer"], base), -r["gflops"]))
+    worth = {r["fusion_layer"]: paper_map(r["fusion_layer"], base.num_layers) for r in fitting}
+    best = max(fitting, key=lambda record: (worth[record["fusion_layer"]], -record["gflops"]))
     alike = [r["n_bottlenecks"] for r in fitting if r["fusion_layer"] == best["fusion_layer"]]
-    largest = max(alike)
-    if gflops is not None and milliseconds is None:
-        largest = _largest_n_bottlenecks(best, base, gflops)
-    return Choice(best, paper_map(best["fusion_layer"], base), largest)
+    within_flops = _largest(best, base, gflops) if milliseconds == inf else 0
+    return best, max(*alike, within_flops)
 
 
 def exchanges(record: Record) -> bool:
@@ -59,44 +46,33 @@ def exchanges(record: Record) -> bool:
     return record["fusion"] == "bottleneck" and record["n_bottlenecks"] > 0
 
 
-def paper_map(fusion_layer: int, base: MBTConfig) -> float:
-    """Figure 3 (left) at the same share of the depth, linear between the paper's points."""
-    x = fusion_layer / base.num_layers * LATE_FUSION_LAYER
-    points = sorted(
-        (layer, estimate.mean) for layer, estimate in FIGURE_3_MAP["bottleneck"].items()
-    )
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 <= x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    raise ValueError(f"fusion_layer must be at most {base.num_layers}, got {fusion_layer}")
-
-
-def _fits(record: Record, gflops: float | None, milliseconds: float | None) -> bool:
-    if gflops is not None and record["gflops"] > gflops:
-        return False
-    if milliseconds is None:
-        return True
-    latency = record["latency_ms_median"]
-    return latency is not None and latency <= milliseconds
-
-
-def _largest_n_bottlenecks(record: Record, base: MBTConfig, gflops: float) -> int:
-    """By bisection: cost grows with ``B`` as long as any layer is fused."""
+def _largest(record: Record, base: MBTConfig, gflops: float) -> int:
+    """The cost grows with ``B`` if any layer is fused; else every ``B`` fits, and 0 is returned."""
     fused = replace(base, fusion="bottleneck", fusion_layer=record["fusion_layer"])
     if fused.fusion_layer == fused.num_layers or len(fused.modalities) == 1:
-        return record["n_bottlenecks"]
+        return 0
 
     def cost(count: int) -> float:
-        config = replace(fused, n_bottlenecks=count)
-        settings = {
-            key: record[key] for key in ("mode", "batch_size", "device", "dtype", "backend")
-        }
-        return record_of(config, **settings)["gflops"]
+        return gflops_of(replace(fused, n_bottlenecks=count), record["mode"])
 
-    low, high = record["n_bottlenecks"], 2 * record["n_bottlenecks"] + 1
-    while cost(high) <= gflops:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) <= gflops else (low, middle)
-    return low
+    return bisect_right(range(MOST), gflops, key=cost) - 1
+
+
+def sentence(
+    records: Sequence[Record], base: MBTConfig, gflops: float | None, milliseconds: float | None
+) -> str:
+    """The choice in words; ``None`` is no limit."""
+    limits = {"GFLOPs": gflops, "ms": milliseconds}
+    within = " and ".join(f"{value:g} {unit}" for unit, value in limits.items() if value)
+    if not any(map(exchanges, records)):
+        return f"Within {within}: nothing to choose from, no model of this profile has bottlenecks."
+    found = best_within(records, base, gflops=gflops or inf, milliseconds=milliseconds or inf)
+    if found is None:
+        return f"Within {within}: no bottleneck model of this profile fits."
+    record, largest = found
+    layer = record["fusion_layer"]
+    return (
+        f"Within {within}: fusion layer {layer} with B = {record['n_bottlenecks']}, "
+        f"{record['gflops']:.5g} GFLOPs; up to B = {largest} fits.\nThe paper's mAP at that share "
+        f"of the depth is {paper_map(layer, base.num_layers):.2f} (Figure 3, AudioSet mini)."
+    )

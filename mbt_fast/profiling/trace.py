@@ -1,35 +1,38 @@
-"""A trace of one call with named ranges: ``layer 8 / rgb / mlp``, and the same in the backward.
+"""A Chrome trace of one call, with the ranges that the model records.
 
-The ranges are put around the parts from outside, and only while a trace is taken: an attribute of
-the instance hides the method. So they cost nothing otherwise, and change nothing: hooks would send
-a block down another path (``layers.plain``).
+The ranges are ``embed / modality``; ``layer i``; within it ``layer i / part``, or
+``layer i / modality / part`` where a part belongs to one stream; then ``norm`` and ``head``. The
+profiler does not name the backward: each of its nodes carries the sequence number of the operator
+that made it, and is named after the innermost range around that operator.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
-from mbt_fast.layers import Block, FusionLayer, all_streams, fusion
-from mbt_fast.layers.fusion import SHARED, Streams
-from mbt_fast.models import MBT, MBTConfig
-from mbt_fast.profiling.measure import Setting, build_models, random_inputs, step_of
-from mbt_fast.profiling.trace_backward import name_the_backward
+from mbt_fast.models import MBTConfig
+from mbt_fast.profiling.runs import Setting, build_models, random_inputs, step_of
 
-PARTS = {"packed": "qkv", "query_key_value": "qkv", "_mlp": "mlp"}  # methods of a block
-OF_ALL_STREAMS = {"project": "qkv", "add_and_pass_mlps": "mlp"}  # where a kernel backend norms them
+NODE = "autograd::engine::evaluate_function: "
+RANGE, OPERATOR = "user_annotation", "cpu_op"
+
+Event = dict[str, Any]
 
 
-def write_trace(path: Path, config: MBTConfig, setting: Setting) -> None:
-    """Write a Chrome trace of one call, after one that warms up.
+def write_trace(path: Path, config: MBTConfig, setting: Setting) -> str:
+    """Write a trace of one call, after one that warms up.
 
     Args:
         path: The file; ``chrome://tracing`` and ``ui.perfetto.dev`` open it.
         config: The model.
         setting: How it is run.
+
+    Returns:
+        What the trace shows, in a sentence.
     """
     (model,) = build_models([config], setting)
     step = step_of(model, random_inputs(config, setting), setting)
@@ -37,114 +40,57 @@ def write_trace(path: Path, config: MBTConfig, setting: Setting) -> None:
     activities = [ProfilerActivity.CPU]
     if setting.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with named_ranges(model), profile(activities=activities, record_shapes=True) as record:
+    with profile(activities=activities, record_shapes=True) as record:
         step()
         if setting.device.type == "cuda":
             torch.cuda.synchronize(setting.device)
     record.export_chrome_trace(str(path))
-    name_the_backward(path)
+    trace = json.loads(path.read_text())
+    trace["traceEvents"] += backward_ranges(trace["traceEvents"])
+    path.write_text(json.dumps(trace))
+    weights = ", shared weights" if config.share_encoder else ""
+    slots = f", B = {config.n_slots}" if config.n_slots else ""
+    return (
+        f"trace: {path}, one call of {config.fusion} fusion{weights} at layer "
+        f"{config.fusion_layer}{slots}; open it in ui.perfetto.dev"
+    )
 
 
-@contextmanager
-def named_ranges(model: MBT) -> Iterator[None]:
-    """While it lasts, every part of the model runs in a ``record_function`` of its name.
-
-    Names are ``embed / modality``; ``layer i``, or ``layer i / modality`` where a layer is called
-    with one stream; within it ``layer i / part`` or ``layer i / modality / part``; then ``norm``
-    and ``head``. Joined streams are the stream ``shared``.
-    """
-    with ExitStack() as stack:
-        place = _Place()
-        for modality in model.config.modalities:
-            _wrap(stack, model.embedding(modality), "forward", _always(f"embed / {modality}"))
-        for index, layer in enumerate(model.layers):
-            _name_layer(stack, layer, f"layer {index}", place)
-        for op, name in (
-            ("bottleneck_attention", place.of_streams("attention")),
-            ("dense_attention", place.of_stream("attention")),
-            ("add_mlps", place.of_streams("residual, shared slots")),
-        ):
-            _wrap(stack, fusion, op, name)
-        for function, part in OF_ALL_STREAMS.items():
-            _wrap(stack, all_streams, function, place.of_all_streams(part))
-        for part in ("norm", "head"):
-            _wrap(stack, getattr(model, part), "forward", _always(part))
-        yield
+def backward_ranges(events: Iterable[Event]) -> list[Event]:
+    """``backward: layer 8 / mlp`` and the like: one range for each run of nodes of one part."""
+    timed = sorted((e for e in events if e.get("ph") == "X"), key=lambda event: event["ts"])
+    parts = _parts_of_operators(timed)
+    found: list[Event] = []
+    for event in timed:
+        if not event["name"].startswith(NODE):
+            continue
+        part = parts.get(_number(event))
+        name = f"backward: {part or 'loss'}"
+        if found and (part is None and _number(event) is None):
+            name = found[-1]["name"]
+        if found and found[-1]["name"] == name and found[-1]["tid"] == event["tid"]:
+            found[-1]["dur"] = event["ts"] + event["dur"] - found[-1]["ts"]
+        else:
+            place = {key: event[key] for key in ("pid", "tid", "ts", "dur")}
+            found.append({"ph": "X", "cat": RANGE, "name": name, **place, "args": {}})
+    return found
 
 
-Name = Callable[[], str]
+def _parts_of_operators(timed: Iterable[Event]) -> dict[int | None, str]:
+    """The range around the operator of each number; of several operators the last made the node."""
+    parts: dict[int | None, str] = {}
+    open_ranges: list[Event] = []
+    for event in timed:
+        while open_ranges and open_ranges[-1]["ts"] + open_ranges[-1]["dur"] < event["ts"]:
+            open_ranges.pop()
+        if event.get("cat") == RANGE:
+            open_ranges.append(event)
+        forward = event.get("args", {}).get("Fwd thread id", 0) == 0
+        number = _number(event)
+        if event.get("cat") == OPERATOR and forward and open_ranges and number is not None:
+            parts[number] = open_ranges[-1]["name"]
+    return parts
 
 
-class _Place:
-    """The layer that runs, with which streams, and the modality whose block it asked for last."""
-
-    layer = streams = modality = ""
-
-    def enter(self, layer: str, streams: Streams) -> str:
-        """The name of a layer's call, in which one stream alone is named."""
-        self.layer = layer
-        self.streams = layer if len(streams) > 1 else f"{layer} / {next(iter(streams))}"
-        return self.streams
-
-    def of_streams(self, part: str) -> Name:
-        """The name of what a layer does for all its streams at once."""
-        return lambda: f"{self.streams} / {part}"
-
-    def of_all_streams(self, part: str) -> Name:
-        """Likewise, where a block is not asked for before it is used."""
-
-        def name() -> str:
-            self.modality = SHARED
-            return f"{self.streams} / {part}"
-
-        return name
-
-    def of_stream(self, part: str, modality: str = "") -> Name:
-        """The name of what it does for one stream; a shared block is not told for which."""
-        return lambda: f"{self.layer} / {modality or self.modality} / {part}"
-
-
-def _name_layer(stack: ExitStack, layer: FusionLayer, name: str, place: _Place) -> None:
-    forward, block_of = layer.forward, layer.block_of
-
-    def enter(streams: Streams, *args: Any, **kwargs: Any) -> Streams:
-        with record_function(place.enter(name, streams)):
-            return forward(streams, *args, **kwargs)
-
-    def find(modality: str) -> Block:
-        place.modality = modality
-        return block_of(modality)
-
-    _set(stack, layer, "forward", enter)
-    _set(stack, layer, "block_of", find)
-    for key, block in layer.items():
-        own = "" if key == SHARED else key
-        for method, part in PARTS.items():
-            _wrap(stack, block, method, place.of_stream(part, own))
-        _wrap(stack, block.attn, "output", place.of_stream("proj", own))
-
-
-def _always(name: str) -> Name:
-    return lambda: name
-
-
-def _wrap(stack: ExitStack, owner: Any, attribute: str, name: Name) -> None:
-    """Run a function in a range."""
-    original = getattr(owner, attribute)
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with record_function(name()):
-            return original(*args, **kwargs)
-
-    _set(stack, owner, attribute, wrapped)
-
-
-def _set(stack: ExitStack, owner: Any, attribute: str, value: Any) -> None:
-    """Set an attribute until the stack is left."""
-    own = vars(owner)
-    before = own.get(attribute)
-    setattr(owner, attribute, value)
-    if before is None:
-        stack.callback(delattr, owner, attribute)
-    else:
-        stack.callback(setattr, owner, attribute, before)
+def _number(event: Event) -> int | None:
+    return event.get("args", {}).get("Sequence number")

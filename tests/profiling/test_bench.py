@@ -1,4 +1,4 @@
-"""mbt-fast bench: rows, verdicts, the suggestion, a budget that ends, and an interrupted run."""
+"""mbt-fast bench: rows, what is fastest, the line of code, limits, and an interrupted run."""
 
 import json
 
@@ -6,29 +6,19 @@ import pytest
 import torch
 
 from mbt_fast import dispatch
-from mbt_fast.bench import comparison, models, ops, suggest, ways
-from mbt_fast.bench.comparison import Bench, Deadline
-from mbt_fast.bench.rows import Row, Spread
 from mbt_fast.cli.main import main
 from mbt_fast.models import MBT
 from mbt_fast.models.registry import config_for
-from mbt_fast.profiling.measure import Setting
+from mbt_fast.profiling import recommend, runs
+from mbt_fast.profiling.comparison import Comparisons, Row, fastest
+from mbt_fast.profiling.recommend import Variant
+from mbt_fast.profiling.runs import Measurement, Setting
+from mbt_fast.profiling.timing import Deadline
 
-TINY = ["bench", "--model", "mbt_tiny", "--seconds", "300", "--dtype", "float32", "--device", "cpu"]
+TINY = ["bench", "--model", "mbt_tiny", "--dtype", "float32", "--device", "cpu"]
 CPU = torch.device("cpu")
-FORWARD = Setting("forward", 1, CPU, torch.float32, "auto")
-TRAIN = Setting("train", 1, CPU, torch.float32, "auto")
-ABLE = [
-    backend.name
-    for backend in dispatch.BACKENDS
-    if ops.can_run(backend, dispatch.Call("bottleneck_attention", CPU, torch.float32))[0]
-]
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch):
-    """Time is no limit, so that what runs does not depend on how busy the machine is."""
-    monkeypatch.setattr(comparison, "MAX_ROUNDS", 3)
+FORWARD = Setting("forward", 1, CPU, torch.float32)
+TRAIN = Setting("train", 1, CPU, torch.float32)
 
 
 def bench(tmp_path, *arguments):
@@ -45,308 +35,276 @@ def rows_of(document, part, entry=None):
     }
 
 
+def test_a_run_from_end_to_end(tmp_path, capsys):
+    code, document = bench(tmp_path, "--seconds", "5", "--batch-size", "1", "2")
+    assert code == 0
+    out = capsys.readouterr().out
+    assert document["code"] in out
+    model = MBT(config_for("mbt_tiny"))
+    exec(document["code"], {"model": model, "torch": torch})
+    for entry in ("bottleneck_attention", "fusion layer", "variants", "batch size"):
+        rows = [row for row in document["rows"] if row["entry"] == entry]
+        assert f": {entry}\n" in out
+        ran = [row for row in rows if row["rounds"]]
+        assert ran[0]["times_faster_median"] == 1
+        assert any(row["fastest"] for row in ran)
+        assert all(row["ms_p20"] <= row["ms_median"] <= row["ms_p80"] for row in ran)
+    for name, value in document["conditions"].items():
+        assert f"{name}: {value}" in out
+
+
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_every_backend_is_timed_or_says_why_not(tmp_path, capsys, mode):
     code, document = bench(tmp_path, "--mode", mode, "--batch-size", "2")
     assert code == 0
     attention = rows_of(document, "op", "bottleneck_attention")
     assert set(attention) == {backend.name for backend in dispatch.BACKENDS}
-    for name, row in attention.items():
-        assert (row["rounds"] >= 2) == (name in ABLE)
+    for row in attention.values():
+        refused = row["note"].startswith("no")
+        assert row["rounds"] == (0 if refused else 3)
         assert row["note"]
-        if row["rounds"]:
-            assert row["ms_p20"] <= row["ms_median"] <= row["ms_p80"]
-            assert row["baseline"] == "sdpa"
-    assert attention["sdpa"]["times_faster_median"] == 1
-    assert set(document["dispatch"]) == {
-        "bottleneck_attention", "bias_gelu", "add_layer_norm", "residual_add",
-    }  # fmt: skip
+        assert refused or row["baseline"] == "sdpa"
+    ops = {"bottleneck_attention", "bias_gelu", "add_layer_norm", "residual_add"}
+    assert set(document["dispatch"]) == ops
+    for op in ops:
+        ran = [row for row in rows_of(document, "op", op).values() if row["rounds"]]
+        assert ran
+        assert ran[0]["ms_median"] == pytest.approx(1)
+        assert ran[0]["clips_per_second"] == pytest.approx(2000)
     out = capsys.readouterr().out
-    assert "triton: no: device is cpu, needs cuda" in out
+    assert "triton: no" in out
     assert "auto takes" in out
 
 
+@pytest.mark.usefixtures("clock")
 def test_training_compares_what_is_kept(tmp_path):
     _, document = bench(tmp_path, "--mode", "train", "--batch-size", "2")
-    layer, model = rows_of(document, "layer"), rows_of(document, "model", "ways")
+    layer, model = rows_of(document, "layer"), rows_of(document, "model", "variants")
     kept = [layer[f"auto, memory {m}"]["saved_mb"] for m in ("full", "reduced", "minimal")]
     assert kept == sorted(kept, reverse=True)
     assert len(set(kept)) == 3
     assert next(iter(layer)) == next(iter(model)) == "sdpa, memory full"
     assert "auto, memory reduced, CLS rows only" in model
-    assert [s["choice"] for s in document["suggestion"]] == [
-        "backend",
-        "dtype",
-        "memory",
-        "cls_only",
-        "capture",
-        "batch size",
-    ]
+    assert all(row["peak_mb"] > 0 for row in model.values())
+    choices = ["backend", "dtype", "memory", "cls_only", "capture", "batch size"]
+    assert [one["choice"] for one in document["suggestion"]] == choices
 
 
+@pytest.mark.usefixtures("clock")
 def test_inference_has_no_choice_of_memory(tmp_path):
-    _, document = bench(tmp_path, "--batch-size", "1")
-    assert set(rows_of(document, "model", "ways")) >= {"sdpa", "auto", "auto, CLS rows only"}
-    assert all(row.get("saved_mb") is None for row in document["rows"])
-    assert "memory" not in [s["choice"] for s in document["suggestion"]]
-
-
-def test_conditions_and_config_repeat_the_run(tmp_path):
-    _, document = bench(tmp_path, "--batch-size", "2", "--frames", "4")
+    _, document = bench(tmp_path, "--batch-size", "1", "--frames", "4")
+    assert set(rows_of(document, "model", "variants")) >= {"sdpa", "auto", "auto, CLS rows only"}
+    assert all("saved_mb" not in row for row in document["rows"])
+    assert "memory" not in [one["choice"] for one in document["suggestion"]]
     assert document["config"]["input_size"]["rgb"] == [4, 32, 32]
-    assert document["conditions"]["call"].endswith("at batch 2")
-    assert set(document["conditions"]) >= {"device", "dtype", "versions", "date", "command"}
 
 
+@pytest.mark.usefixtures("clock")
 def test_auto_dtype_compares_the_others(tmp_path):
     _, document = bench(tmp_path, "--dtype", "auto", "--batch-size", "1")
     usual = document["conditions"]["dtype"].split()[0]
     (other,) = {"float32", "bfloat16"} - {usual}
-    assert f"auto, {other}" in rows_of(document, "model", "ways")
-    reason = next(s for s in document["suggestion"] if s["choice"] == "dtype")["reason"]
-    assert "times as fast as" in reason
+    assert rows_of(document, "model", "variants")[f"auto, {other}"]["rounds"] == 3
 
 
-def test_batch_sizes_that_were_asked_for(tmp_path, capsys):
+@pytest.mark.usefixtures("clock")
+def test_batch_sizes_that_were_asked_for(tmp_path):
     _, document = bench(tmp_path, "--batch-size", "1", "3")
-    grown = rows_of(document, "model", "batch size 1 and 3")
+    grown = rows_of(document, "model", "batch size")
     assert [row["batch_size"] for row in grown.values()] == [1, 3]
-    assert grown["batch 3"]["clips_per_second"] == pytest.approx(
-        3000 / grown["batch 3"]["ms_median"]
-    )
-    assert "batch size:" in capsys.readouterr().out
+    assert grown["batch 3"]["clips_per_second"] == pytest.approx(3000)
+    assert (grown["batch 1"]["fastest"], grown["batch 3"]["fastest"]) == (False, True)
+    assert document["suggestion"][-1]["take"] == "3"
 
 
-def test_the_suggested_code_runs(tmp_path):
-    _, document = bench(tmp_path, "--batch-size", "1")
-    names = {"model": MBT(config_for("mbt_tiny")), "torch": torch}
-    exec(document["code"], names)
-    assert names["model"].savings.memory == "reduced"
-
-
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(
-    ("fusion", "share"),
-    [("vanilla", False), ("vanilla", True), ("bottleneck", True)],
-    ids=["pairwise", "joined", "shared"],
+    "changes",
+    [
+        {"fusion": "vanilla"},
+        {"fusion": "vanilla", "share_encoder": True},
+        {"share_encoder": True},
+        {"modalities": ("rgb",)},
+    ],
+    ids=["pairwise", "joined", "shared", "one modality"],
 )
-def test_every_fusion_from_a_config_file(tmp_path, fusion, share):
-    saved = tmp_path / "model"
-    MBT(config_for("mbt_tiny", fusion=fusion, share_encoder=share)).save_pretrained(saved)
-    config = str(saved / "config.json")
+def test_every_model_from_a_config_file(tmp_path, changes):
+    config = config_for("mbt_tiny", **changes)
+    MBT(config).save_pretrained(tmp_path / "model")
+    path = str(tmp_path / "model" / "config.json")
     for mode in ("forward", "train"):
-        code, document = bench(tmp_path, "--config", config, "--mode", mode, "--batch-size", "1")
+        code, document = bench(tmp_path, "--config", path, "--mode", mode, "--batch-size", "1")
         assert code == 0
-        assert document["config"]["fusion"] == fusion
-        assert rows_of(document, "layer")
+        assert document["config"] == json.loads(json.dumps(config.to_dict()))
+        layer = rows_of(document, "layer")
+        for name, row in layer.items():
+            assert row["rounds"] or row["note"].startswith("no: "), name
+        assert any(name.endswith("CLS rows only") and row["rounds"] for name, row in layer.items())
 
 
-def test_one_modality(tmp_path):
-    saved = tmp_path / "model"
-    MBT(config_for("mbt_tiny", modalities=("rgb",))).save_pretrained(saved)
-    code, document = bench(tmp_path, "--config", str(saved / "config.json"), "--batch-size", "1")
-    assert code == 0
-    assert rows_of(document, "op", "bottleneck_attention")["sdpa"]["rounds"] >= 2
-
-
+@pytest.mark.usefixtures("clock")
 def test_no_time_leaves_out_and_says_so(tmp_path, capsys):
     code, document = bench(tmp_path, "--seconds", "0")
     assert code == 0
-    ran = [row for row in document["rows"] if row["rounds"]]
-    left_out = [row for row in document["rows"] if row["note"] == comparison.NO_TIME]
-    assert {row["variant"] for row in ran} == {"sdpa", "reference"}  # stock, which runs in any case
-    assert left_out
+    ran = {row["variant"] for row in document["rows"] if row["rounds"]}
+    assert ran <= {"sdpa", "reference", "batch 1"}  # the baselines, which run in any case
+    assert any(row["note"] == runs.NO_TIME for row in document["rows"])
     assert "--seconds were over" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("at", [1, 30])
-def test_interrupt_keeps_what_was_measured_and_says_so(tmp_path, monkeypatch, capsys, at):
-    calls = []
-    original = comparison.interleaved_times
-
-    def interrupted(variants, *args, **kwargs):
-        def called(run):
-            def wrapper():
-                calls.append(1)
-                if len(calls) == at:
-                    raise KeyboardInterrupt
-                return run()
-
-            return wrapper
-
-        return original({name: called(run) for name, run in variants.items()}, *args, **kwargs)
-
-    monkeypatch.setattr(comparison, "interleaved_times", interrupted)
+def test_interrupt_keeps_what_was_measured_and_says_so(tmp_path, interrupt_at, capsys, at):
+    interrupt_at(at)
     code, document = bench(tmp_path, "--batch-size", "1")
     assert code == 130
     assert document["conditions"]["times"].endswith("interrupted")
-    assert document["suggestion"] == []
+    assert (document["suggestion"], document["code"]) == ([], None)
     assert any(row["rounds"] for row in document["rows"]) == (at > 1)
-    assert "suggestion: none" in capsys.readouterr().out
+    assert "the models were not compared" in capsys.readouterr().out
 
 
-BAD = {
-    "batch": (["--batch-size", "0"], "--batch-size must be positive, got 0"),
-    "seconds": (["--seconds", "nan"], "--seconds must be a finite number"),
-    "device": (["--device", "tpu!"], "device must be auto, cpu or cuda[:index]"),
-    "folder": (["--json", "."], "output must be a file, got the folder ."),
-    "config": (["--config", "nowhere.json"], "nowhere.json"),
-    "no config": (["--config", "pyproject.toml"], "pyproject.toml: not a config of mbt_fast"),
-    "patches": (["--frames", "3", "--tubelet", "2"], "patch_size['rgb'] must divide"),
-    "memory": (["--batch-size", "99999999999"], "--batch-size must fit into memory"),
-}
+def test_a_bad_number_and_too_large_a_batch_are_one_line(capsys):
+    for arguments, message in (
+        (["--batch-size", "0"], "--batch-size must be positive, got 0"),
+        (["--batch-size", "99999999999"], "--batch-size must fit into memory"),
+        (["--json", "."], "output must be a file, got the folder ."),
+    ):
+        assert main([*TINY, *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_options_are_one_line_and_exit_2(arguments, message, capsys):
-    assert main([*TINY, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
+def row(variant, *seconds, peak=None, batch_size=1):
+    return Row("model", "variants", variant, batch_size, Measurement(seconds, peak))
 
 
-def row(variant, *seconds, **more):
-    return Row("model", models.WAYS, variant, tuple(seconds), **more)
+class TestFastest:
+    def test_within_a_few_percent_all_are_marked(self):
+        rows = [row("a", 1.02, 1.02), row("b", 1.0, 1.0), row("c", 1.1, 1.1), row("d")]
+        assert [r.variant for r in fastest(rows)] == ["b", "a"]
 
-
-class TestVerdict:
-    def test_the_fastest(self):
-        rows = {"sdpa": row("sdpa", 2.0, 2.0), "cpu": row("cpu", 1.0, 1.0)}
-        assert suggest.verdict_of_auto(rows, "cpu") == "auto takes cpu, the fastest here"
-
-    def test_not_the_fastest_is_said_plainly(self):
-        rows = {"sdpa": row("sdpa", 1.0, 1.0), "cpu": row("cpu", 1.5, 1.5)}
-        said = suggest.verdict_of_auto(rows, "cpu")
-        assert said == "auto takes cpu, but sdpa is 1.50 times as fast here"
-
-    def test_within_the_spread_nothing_is_claimed(self):
-        rows = {"sdpa": row("sdpa", 1.0, 1.1, 0.9), "cpu": row("cpu", 1.05, 1.0, 1.0)}
-        assert "within the spread" in suggest.verdict_of_auto(rows, "cpu")
-
-    def test_not_measured(self):
-        assert "was not measured" in suggest.verdict_of_auto({"cpu": row("cpu")}, "cpu")
-
-
-class TestAdvice:
-    def advise(self, setting, rows, *, any_dtype=False):
-        config = config_for("mbt_tiny")
-        found = Bench(setting, rows=rows)
-        compared = ways.of_model(config, setting, any_dtype=any_dtype)
-        advice = suggest.Advisor(found, config).advise(compared, "asked for")
-        return advice.way, {one.choice: one for one in advice.suggestions}
-
-    def test_sdpa_where_it_is_faster(self):
-        rows = [row("sdpa", 1.0, 1.0), row("auto", 1.2, 1.2)]
-        way, said = self.advise(FORWARD, rows)
-        assert way.backend == "sdpa"
-        assert said["backend"].reason.startswith("1.20 [1.20-1.20] times as fast as auto")
-
-    def test_auto_where_nothing_is_clearly_faster(self):
-        rows = [row("sdpa", 1.0, 1.0), row("auto", 1.01, 1.01), row("cpu", 1.0, 1.0)]
-        way, said = self.advise(FORWARD, rows)
-        assert way == ways.usual(FORWARD)
-        assert said["cls_only"].take == "off"
-
-    def test_a_faster_backend_is_named(self):
-        (named,) = set(ABLE) - {"sdpa", "reference", "auto"} or {None}
-        if named is None:
-            pytest.skip("no kernels of ours run here")
-        rows = [row("sdpa", 1.0, 1.0), row("auto", 1.0, 1.0), row(named, 0.5, 0.5)]
-        assert self.advise(FORWARD, rows)[0].backend == named
-
-    def test_the_faster_dtype(self):
-        setting = Setting("forward", 1, CPU, torch.bfloat16, "auto")
-        rows = [row("sdpa", 1.0, 1.0), row("auto", 1.0, 1.0), row("auto, float32", 0.5, 0.5)]
-        way, said = self.advise(setting, rows, any_dtype=True)
-        assert way.dtype == torch.float32
-        assert "times as fast as bfloat16" in said["dtype"].reason
-
-    def test_least_memory_among_the_fastest(self):
-        rows = [
-            row("sdpa, memory full", 1.0, 1.0, peak_bytes=10),
-            row("auto, memory full", 1.0, 1.0, peak_bytes=10),
-            row("auto, memory reduced", 1.01, 1.01, peak_bytes=6),
-            row("auto, memory minimal", 1.3, 1.3, peak_bytes=4),
-        ]
-        way, said = self.advise(TRAIN, rows)
-        assert (way.memory, said["memory"].take) == ("reduced", "reduced")
-        assert "full 1.01 times as fast with 1.67 of its peak memory" in said["memory"].reason
-        assert 'set_savings(memory="' not in suggest.as_code(way)
-
-    def test_cls_only_where_it_pays(self):
-        rows = [row("sdpa", 1.0, 1.0), row("auto", 1.0, 1.0), row("auto, CLS rows only", 0.9, 0.9)]
-        way, _ = self.advise(FORWARD, rows)
-        assert suggest.as_code(way) == "model = model.to(torch.float32).set_savings(cls_only=True)"
+    def test_time_counts_per_clip(self):
+        small, large = row("batch 1", 1.0, 1.0), row("batch 4", 2.0, 2.0, batch_size=4)
+        assert fastest([small, large]) == [large]
+        assert large.times_faster(small) == (2, 2, 2)
 
     def test_nothing_ran(self):
-        way, said = self.advise(TRAIN, [])
-        assert way == ways.usual(TRAIN)
-        assert all("measured" in said[c].reason for c in ("backend", "memory", "cls_only"))
+        assert fastest([row("a")]) == []
+
+    def test_it_is_marked_in_the_text(self):
+        found = Comparisons(FORWARD)
+        found.rows["model", "variants"] = [row("a", 2.0), row("b", 1.0)]
+        marked = [line.split()[0] for line in found.text().splitlines() if "fastest" in line]
+        assert marked == ["b"]
 
 
-def test_capture_is_compared_on_a_gpu_in_inference_only():
-    config = config_for("mbt_tiny")
-    gpu = Setting("forward", 1, torch.device("meta"), torch.float32, "auto")
-    assert not any(way.capture for way in ways.of_model(config, gpu, any_dtype=False))
-    way = ways.Way("auto", torch.float32, capture=True, cls_only=True)
-    assert way.name(gpu) == "auto, CLS rows only, captured"
-    assert suggest.as_code(way).endswith("; model = model.capture(inputs)")
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ({"sdpa": 2.0, "cpu": 1.0}, "auto takes cpu, the fastest here"),
+        ({"sdpa": 1.0, "cpu": 1.5}, "auto takes cpu, but sdpa is 1.50 times as fast here"),
+        ({"cpu": 1.0}, "auto takes cpu; nothing was compared with it"),
+        ({"sdpa": 1.0}, "auto takes cpu; nothing was compared with it"),
+    ],
+)
+def test_what_is_said_of_auto(seconds, said):
+    found = Comparisons(FORWARD, taken={"x": "cpu"})
+    found.rows["op", "x"] = [row(name, value, value) for name, value in seconds.items()]
+    assert found.verdicts() == {"x": said}
+
+
+def chosen(setting, rows, monkeypatch):
+    """What is taken if the models were measured so."""
+    found = Comparisons(setting, taken={"bottleneck_attention": "sdpa"})
+
+    def add(self, entries, calls, deadline):
+        measured = {r.variant: r.measurement for r in rows}
+        self.rows["model", "variants"] = [
+            Row("model", "variants", r.variant, 1, measured.get(r.variant, Measurement()))
+            for r in entries
+        ]
+
+    monkeypatch.setattr(Comparisons, "add", add)
+    models = recommend.Models(config_for("mbt_tiny"), setting)
+    return recommend.compare_models(found, models, Deadline(0), any_dtype=True)
+
+
+def test_the_fastest_is_taken(monkeypatch):
+    rows = [row("sdpa", 1.0, peak=1), row("auto", 0.8, peak=9), row("auto, bfloat16", 0.7, peak=9)]
+    assert chosen(FORWARD, rows, monkeypatch) == Variant("auto", torch.bfloat16)
+
+
+def test_of_the_fastest_the_one_with_the_least_memory_is_taken(monkeypatch):
+    rows = [
+        row("sdpa, memory full", 1.0, peak=10),
+        row("auto, memory reduced", 1.01, peak=6),
+        row("auto, memory minimal", 1.3, peak=4),
+    ]
+    assert chosen(TRAIN, rows, monkeypatch) == Variant("auto", torch.float32)
+
+
+def test_nothing_is_taken_if_nothing_ran(monkeypatch):
+    assert chosen(FORWARD, [], monkeypatch) is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "code"),
+    [
+        (Variant("auto", torch.float32), "model = model.to(torch.float32)"),
+        (
+            Variant("sdpa", torch.bfloat16, memory="full", cls_only=True),
+            'model = model.to(torch.bfloat16).set_backend("sdpa")'
+            '.set_savings(memory="full", cls_only=True)',
+        ),
+        (
+            Variant("auto", torch.float16, capture=True),
+            "model = model.to(torch.float16); model = model.capture(inputs)",
+        ),
+    ],
+)
+def test_the_line_of_code_takes_the_variant(variant, code):
+    assert variant.code() == code
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("clock")
 def test_on_a_gpu_a_capture_is_timed(tmp_path):
     _, document = bench(tmp_path, "--device", "cuda", "--batch-size", "1")
-    captured = rows_of(document, "model", "ways")["auto, CLS rows only, captured"]
+    captured = rows_of(document, "model", "variants")["auto, CLS rows only, captured"]
     assert captured["rounds"] >= 2
     assert captured["peak_mb"] > 0
-    (choice,) = (s for s in document["suggestion"] if s["choice"] == "capture")
-    assert choice["take"] in ("yes", "no")
-    assert "captured" in choice["reason"] or "times as fast" in choice["reason"]
 
 
-def test_throughput_counts_clips():
-    small, large = row("batch 1", 1.0, 1.0), row("batch 4", 2.0, 2.0, batch_size=4)
-    assert large.clips_per_second == 2
-    assert large.times_faster(small) == Spread(2, 2, 2)
-
-
-def test_the_last_batch_size_that_paid_is_suggested():
-    entry = models.GROWTH
-    pairs = [
-        Row("model", f"{entry} 1 and 2", "batch 1", (1.0,), 1),
-        Row("model", f"{entry} 1 and 2", "batch 2", (1.0,), 2),
-        Row("model", f"{entry} 2 and 4", "batch 2", (1.0,), 2),
-        Row("model", f"{entry} 2 and 4", "batch 4", (2.1,), 4),
+def test_batch_sizes_that_do_not_fit_into_memory_are_left_out(monkeypatch):
+    monkeypatch.setattr(recommend, "free_bytes", lambda device: 1)
+    found = Comparisons(FORWARD)
+    variant = Variant("auto", torch.float32)
+    found.rows["model", "variants"] = [row("auto", 1.0, peak=100)]
+    models = recommend.Models(config_for("mbt_tiny"), FORWARD)
+    recommend.compare_batch_sizes(found, models, variant, [2], Deadline(300))
+    assert [(r.ran, r.note) for r in found.of("model", "batch size")] == [
+        (True, ""),
+        (False, runs.NO_MEMORY),
     ]
-    found = suggest.batch_size(Bench(FORWARD, rows=pairs), "it ended")
-    assert (found.take, found.reason) == ("2", "2 clips/s, 2.00 times those of batch 1; it ended")
 
 
-def test_growth_stops_where_memory_ends(monkeypatch):
-    config = config_for("mbt_tiny")
-    found = Bench(FORWARD)
-    built = models.Models(config, FORWARD)
-    models.measure_ways(found, built, Deadline(300), any_dtype=False)
-    monkeypatch.setattr(models, "free_bytes", lambda device: 1)
-    way = ways.usual(FORWARD)
-    ended = models.measure_growth(found, built, way, models.doubling(1), Deadline(300))
-    assert ended == "batch 2 was not tried: it would take most of the free memory"
+def measure(error, **options):
+    def fail():
+        raise error
+
+    return runs.measure({"small": lambda: None, "large": fail}, CPU, Deadline(300), **options)
 
 
 def test_what_does_not_fit_is_left_out_and_the_rest_goes_on():
-    def fail():
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    found = Bench(FORWARD)
-    rows = {name: row(name) for name in ("small", "large")}
-    found.compare(rows, {"small": lambda: None, "large": fail}, Deadline(300))
-    notes = {r.variant: r.note for r in found.rows}
-    assert notes == {"small": "", "large": comparison.NO_MEMORY}
-    assert [r.ran for r in found.rows] == [True, False]
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    found = measure(error, may_leave_out=True).measured
+    assert found["small"].seconds
+    assert found["large"] == Measurement(why_not=runs.NO_MEMORY)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        measure(error)
 
 
 def test_another_error_is_not_hidden():
-    def fail():
-        raise RuntimeError("a bug")
-
     with pytest.raises(RuntimeError, match="a bug"):
-        Bench(FORWARD).compare({"x": row("x")}, {"x": fail}, Deadline(0))
+        measure(RuntimeError("a bug"), may_leave_out=True)

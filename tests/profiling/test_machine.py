@@ -39,6 +39,27 @@ def test_a_device_that_does_not_work_is_one_line(monkeypatch, error, text):
     assert str(caught.value) == f"device cpu does not work: {reason}"
 
 
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": False}, torch.float32),
+    ],
+)
+def test_best_precision_of_a_cpu(features, dtype, monkeypatch):
+    monkeypatch.setattr(machine.native, "why_missing", list)
+    monkeypatch.setattr(machine.native, "cpu_features", lambda: features)
+    assert machine.choose_dtype("auto", torch.device("cpu"))[0] == dtype
+
+
+def test_best_precision_without_the_compiled_part(monkeypatch):
+    monkeypatch.setattr(machine.native, "why_missing", lambda: ["it is not built"])
+    dtype, why = machine.choose_dtype("auto", torch.device("cpu"))
+    assert dtype == torch.float32
+    assert "it is not built" in why
+
+
 @pytest.mark.parametrize("command", [["profile"], ["predict", "clip.mp4"]])
 @pytest.mark.parametrize("name", ["mps", "meta", "xpu"])
 def test_commands_refuse_a_device_in_one_line(capsys, command, name):

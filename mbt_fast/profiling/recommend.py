@@ -1,0 +1,383 @@
+"""``mbt-fast bench``: backends and options side by side, per op, layer and model.
+
+All variants give the same results. The fastest are marked, and one line of code takes the variant
+that the model should use.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mbt_fast import dispatch
+from mbt_fast.functional import add_layer_norm, bias_gelu, bottleneck_attention, residual_add
+from mbt_fast.models import MBT, MBTConfig
+from mbt_fast.profiling import runs
+from mbt_fast.profiling.comparison import Comparisons, Row, fastest, times_as_fast, verdicts_in
+from mbt_fast.profiling.machine import free_bytes
+from mbt_fast.profiling.runs import NO_MEMORY, Setting
+from mbt_fast.profiling.timing import Deadline, Run, peak_memory, saved_bytes
+
+MEMORIES = ("full", "reduced", "minimal")
+DTYPES = (torch.bfloat16, torch.float32)
+STOCK = ("sdpa", "reference")  # the first that has an op is its baseline
+SHARES = {"op": 0.15, "layer": 0.2, "model": 0.7}  # of what is left; batch sizes get the rest
+LAYER, VARIANTS, BATCH_SIZE = "fusion layer", "variants", "batch size"
+DOUBLINGS = 8
+ROOM = 0.8  # of the free memory
+INTERPRETED = "not run: Triton's interpreter says nothing about the kernel's speed"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model.
+
+    Args:
+        backend: ``"auto"`` or a name of the dispatch table.
+        dtype: Of weights and inputs.
+        memory: What a block saves for its backward; without effect in inference.
+        cls_only: Whether the last layer computes its CLS rows only.
+        capture: As a CUDA graph.
+    """
+
+    backend: str
+    dtype: torch.dtype
+    memory: str = "reduced"
+    cls_only: bool = False
+    capture: bool = False
+
+    def name(self, setting: Setting) -> str:
+        """What it is called among the variants of a setting."""
+        words = [self.backend]
+        if setting.mode == "train":
+            words.append(f"memory {self.memory}")
+        words += ["CLS rows only"] * self.cls_only + ["captured"] * self.capture
+        if self.dtype != setting.dtype:
+            words.append(str(self.dtype).removeprefix("torch."))
+        return ", ".join(words)
+
+    def apply(self, model: MBT) -> None:
+        """Set the options of a model."""
+        model.set_backend(self.backend).set_savings(memory=self.memory, cls_only=self.cls_only)
+
+    def code(self) -> str:
+        """A line of Python that does the same; it leaves out what is the default."""
+        backend = f'.set_backend("{self.backend}")' if self.backend != "auto" else ""
+        changes = [f'memory="{self.memory}"'] if self.memory != "reduced" else []
+        changes += ["cls_only=True"] * self.cls_only
+        savings = f".set_savings({', '.join(changes)})" if changes else ""
+        line = f"model = model.to({self.dtype}){backend}{savings}"
+        return f"{line}; model = model.capture(inputs)" if self.capture else line
+
+    def choices(self, setting: Setting) -> dict[str, str]:
+        """Every choice and what to take."""
+        memory = {"memory": self.memory} if setting.mode == "train" else {}
+        return {
+            "backend": self.backend,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **memory,
+            "cls_only": "on" if self.cls_only else "off",
+            "capture": "yes" if self.capture else "no",
+        }
+
+
+@dataclass
+class Bench:
+    """All comparisons, and the variant of the model to take, if the models were compared."""
+
+    found: Comparisons
+    chosen: Variant | None = None
+
+    def code(self) -> str | None:
+        """A line of Python that takes the chosen variant."""
+        return self.chosen.code() if self.chosen else None
+
+    def suggestion(self) -> list[dict[str, str]]:
+        """The chosen variant and batch size, choice by choice."""
+        if self.chosen is None:
+            return []
+        setting, rows = self.found.setting, self.found.of("model", VARIANTS)
+        row = next(row for row in rows if row.variant == self.chosen.name(setting))
+        reason = f"{times_as_fast(row, rows[0])} times as fast as {rows[0].variant}"
+        sizes = [row.batch_size for row in fastest(self.found.of("model", BATCH_SIZE))]
+        choices = {
+            **dict.fromkeys(self.chosen.choices(setting).items(), reason),
+            (BATCH_SIZE, str(min(sizes, default=setting.batch_size))): "most clips per second",
+        }
+        return [{"choice": c, "take": take, "reason": why} for (c, take), why in choices.items()]
+
+
+def run(
+    found: Comparisons,
+    config: MBTConfig,
+    *,
+    seconds: float,
+    sizes: Sequence[int] | None,
+    any_dtype: bool,
+) -> Bench:
+    """Compare ops, layer, variants of the model and batch sizes.
+
+    Args:
+        found: Gets the rows.
+        config: The model.
+        seconds: For all, about.
+        sizes: Batch sizes after the first; ``None`` doubles it while time and memory suffice.
+        any_dtype: Whether other dtypes are compared too.
+    """
+    peak_memory(lambda: None, found.setting.device)  # a profiler's first start takes seconds
+    bench, deadline = Bench(found), Deadline(seconds)
+    try:
+        compare_ops(found, config, deadline.share(SHARES["op"]))
+        models = Models(config, found.setting)
+        compare_layers(found, models.of(found.setting.dtype), deadline.share(SHARES["layer"]))
+        of_model = deadline.share(SHARES["model"])
+        bench.chosen = compare_models(found, models, of_model, any_dtype=any_dtype)
+        if bench.chosen:
+            compare_batch_sizes(found, models, bench.chosen, sizes, deadline)
+    except KeyboardInterrupt:
+        found.interrupted = True
+    return bench
+
+
+class Op(NamedTuple):
+    """An op at the shapes that the model gives it.
+
+    Args:
+        leaves: The tensors that get gradients in training.
+        run: Calls the op on a backend; returns all that it computes.
+    """
+
+    leaves: Sequence[Tensor]
+    run: Callable[[str], Sequence[Tensor]]
+
+
+def compare_ops(found: Comparisons, config: MBTConfig, deadline: Deadline) -> None:
+    """Every op on every backend that can run it by name; stock PyTorch first."""
+    setting = found.setting
+    ops = dict(_ops(config, setting))
+    for index, (name, op) in enumerate(ops.items()):
+        verdicts = _verdicts(op, setting.device)
+        found.taken[name] = next(b for b, said in verdicts.items() if "auto takes it" in said)
+        able = [backend for backend, said in verdicts.items() if not said.startswith("no")]
+        stock = next(backend for backend in STOCK if backend in able)
+        order = sorted(verdicts, key=lambda backend: backend != stock)
+        rows = [Row("op", name, b, setting.batch_size, note=verdicts[b]) for b in order]
+        calls = {
+            backend: _timed(partial(op.run, backend), op.leaves, setting)
+            for backend in order
+            if backend in able
+        }
+        found.add(rows, calls, deadline.share(1 / (len(ops) - index)))
+
+
+def _ops(config: MBTConfig, setting: Setting) -> Iterator[tuple[str, Op]]:
+    """The ops with random tensors, of all streams; GELU of the longest."""
+    slots = config.n_slots
+    rows = [config.n_tokens(m) + slots for m in config.modalities]
+
+    def random(*shape: int) -> Tensor:
+        x = torch.randn(*shape, device=setting.device, dtype=setting.dtype)
+        return x.requires_grad_(setting.mode == "train")
+
+    batch, width = setting.batch_size, config.hidden_size
+    qkv = [random(batch, row, 3, config.num_heads, max(config.head_dim, 16)) for row in rows]
+    yield "bottleneck_attention", Op(qkv, lambda b: bottleneck_attention(qkv, slots, backend=b))
+    hidden = random(batch, max(rows), config.mlp_dim)
+    yield "bias_gelu", Op([hidden], lambda b: [bias_gelu(hidden, backend=b)])
+    x, branches = ([random(batch, row, width) for row in rows] for _ in range(2))
+    weights, biases = ([random(width) for _ in rows] for _ in range(2))
+
+    def norm(backend: str) -> Sequence[Tensor]:
+        sums, normed = add_layer_norm(
+            x, branches, weights, biases, n_bottlenecks=slots, backend=backend
+        )
+        return [*sums, *normed]
+
+    def add(backend: str) -> Sequence[Tensor]:
+        return residual_add(x, branches, n_bottlenecks=slots, backend=backend)
+
+    yield "add_layer_norm", Op([*x, *branches, *weights, *biases], norm)
+    yield "residual_add", Op([*x, *branches], add)
+
+
+def _verdicts(op: Op, device: torch.device) -> dict[str, str]:
+    """What dispatch says of every backend: one for another device refuses, and shows the table."""
+    try:
+        op.run("cpu" if device.type == "cuda" else "cuda")
+    except dispatch.BackendError as error:
+        verdicts = verdicts_in(str(error))
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        verdicts["triton"] = INTERPRETED
+    return verdicts
+
+
+def _timed(outs: Callable[[], Sequence[Tensor]], leaves: Sequence[Tensor], setting: Setting) -> Run:
+    """What is timed: the forward, or forward and backward."""
+    if setting.mode == "forward":
+        return torch.inference_mode()(outs)
+    gradients: list[Tensor] = []  # drawn in the first call
+
+    def step() -> object:
+        found = outs()
+        gradients.extend(torch.randn_like(out) for out in found[len(gradients) :])
+        return torch.autograd.grad(found, leaves, gradients)
+
+    return step
+
+
+def compare_layers(found: Comparisons, model: MBT, deadline: Deadline) -> None:
+    """The last layer by backend, and by what it computes and keeps; stock PyTorch first."""
+    setting = found.setting
+    variants = _variants(setting, _named(found))
+    streams, options, cls_rows = _layer_inputs(model, setting)
+    layer = model.layers[-1]
+    parameters = list(layer.parameters())
+
+    def outs(variant: Variant) -> list[Tensor]:
+        variant.apply(model)
+        rows = cls_rows if variant.cls_only else None
+        return list(layer(streams, {}, rows=rows, **options).values())
+
+    leaves = [*parameters, *streams.values()]
+    calls = {name: _timed(partial(outs, v), leaves, setting) for name, v in variants.items()}
+    found.add([Row("layer", LAYER, v, setting.batch_size) for v in variants], calls, deadline)
+    if setting.mode == "train":
+        for index, row in enumerate(found.rows["layer", LAYER]):
+            if row.ran:
+                kept = saved_bytes(partial(outs, variants[row.variant]), parameters)
+                found.rows["layer", LAYER][index] = replace(row, saved_bytes=kept)
+
+
+def _layer_inputs(
+    model: MBT, setting: Setting
+) -> tuple[dict[str, Tensor], dict[str, int], list[int]]:
+    """Random streams of a fusion layer, its options, and the CLS rows of each stream."""
+    config = model.config
+    rows = {m: config.n_tokens(m) + config.n_slots for m in config.modalities}
+    across, cls_rows = config.fusion == "vanilla" and len(rows) > 1, [0]
+    if across and config.share_encoder:
+        counts = list(rows.values())
+        cls_rows = [sum(counts[:index]) for index in range(len(counts))]
+        rows = {"shared": sum(counts)}
+    options = {"n_slots": config.n_slots, "pairwise": across and not config.share_encoder}
+    streams = {
+        name: torch.randn(setting.batch_size, count, config.hidden_size)
+        .to(model.norm.weight)
+        .requires_grad_(setting.mode == "train")
+        for name, count in rows.items()
+    }
+    return streams, options, cls_rows
+
+
+class Models:
+    """The model in each dtype that is asked for, built once."""
+
+    def __init__(self, config: MBTConfig, setting: Setting) -> None:
+        """Build nothing yet."""
+        self._config, self._setting = config, setting
+        self._models: dict[torch.dtype, MBT] = {}
+
+    def of(self, dtype: torch.dtype) -> MBT:
+        """The model, with random weights."""
+        if dtype not in self._models:
+            setting = replace(self._setting, dtype=dtype)
+            (self._models[dtype],) = runs.build_models([self._config], setting)
+        return self._models[dtype]
+
+    def weight_bytes(self, variant: Variant) -> int:
+        """Memory that does not grow with the batch."""
+        return sum(parameter.nbytes for parameter in self.of(variant.dtype).parameters())
+
+    def call(self, variant: Variant, batch_size: int) -> Run:
+        """A forward or a training step; its first call draws the inputs and captures the graph."""
+        model = self.of(variant.dtype)
+        setting = replace(self._setting, dtype=variant.dtype, batch_size=batch_size)
+        prepared: list[Run] = []
+
+        def call() -> None:
+            variant.apply(model)
+            if not prepared:
+                inputs = runs.random_inputs(model.config, setting)
+                if variant.capture:
+                    prepared.append(partial(model.capture(inputs), inputs))
+                else:
+                    prepared.append(runs.step_of(model, inputs, setting))
+            prepared[0]()
+
+        return call
+
+
+def compare_models(
+    found: Comparisons, models: Models, deadline: Deadline, *, any_dtype: bool
+) -> Variant | None:
+    """Compare the variants of the model at the first batch size.
+
+    Returns:
+        The fastest, and of those that are as fast the one that needs the least memory; ``None`` if
+        none ran.
+    """
+    setting = found.setting
+    passed_over = {*STOCK, found.taken["bottleneck_attention"]}
+    variants = _variants(setting, [name for name in _named(found) if name not in passed_over])
+    more = []
+    if setting.mode == "forward" and setting.device.type == "cuda":
+        more.append(Variant("auto", setting.dtype, cls_only=True, capture=True))
+    if any_dtype:
+        more += [Variant("auto", dtype) for dtype in DTYPES if dtype != setting.dtype]
+    variants |= {variant.name(setting): variant for variant in more}
+    size = setting.batch_size
+    rows = [
+        Row("model", VARIANTS, name, size, resting_bytes=models.weight_bytes(variant))
+        for name, variant in variants.items()
+    ]
+    found.add(rows, {name: models.call(v, size) for name, v in variants.items()}, deadline)
+    best = fastest(found.of("model", VARIANTS))
+    return variants[min(best, key=lambda row: row.peak_bytes or 0).variant] if best else None
+
+
+def compare_batch_sizes(
+    found: Comparisons,
+    models: Models,
+    variant: Variant,
+    sizes: Sequence[int] | None,
+    deadline: Deadline,
+) -> None:
+    """A variant at growing batch sizes, as far as time and memory suffice."""
+    setting = found.setting
+    rows = {row.variant: row for row in found.of("model", VARIANTS)}
+    peak = rows[variant.name(setting)].measurement.peak_bytes or 0
+    most = ROOM * free_bytes(setting.device) / peak * setting.batch_size if peak else 0
+    if sizes is None:
+        sizes = [setting.batch_size << power for power in range(1, DOUBLINGS + 1)]
+    weights = models.weight_bytes(variant)
+    grown, calls = [], {}
+    for size in (setting.batch_size, *sizes):
+        row = Row("model", BATCH_SIZE, f"batch {size}", size, resting_bytes=weights)
+        if size <= max(most, setting.batch_size):
+            calls[row.variant] = models.call(variant, size)
+        else:
+            row = replace(row, note=NO_MEMORY)
+        grown.append(row)
+    found.add(grown, calls, deadline)
+
+
+def _named(found: Comparisons) -> list[str]:
+    """Backends that can run the attention of the model when they are named."""
+    rows = found.of("op", "bottleneck_attention")
+    return [row.variant for row in rows if not row.note.startswith("no")]
+
+
+def _variants(setting: Setting, named: Iterable[str]) -> dict[str, Variant]:
+    """By name: stock PyTorch, the defaults of a model, what may be changed of them, backends."""
+    memories = MEMORIES if setting.mode == "train" else ("reduced",)
+    variants = [
+        Variant("sdpa", setting.dtype, memories[0]),
+        *(Variant("auto", setting.dtype, memory) for memory in memories),
+        Variant("auto", setting.dtype, cls_only=True),
+        *(Variant(backend, setting.dtype) for backend in named),
+    ]
+    return {variant.name(setting): variant for variant in variants}
