@@ -103,9 +103,8 @@ class FusionLayer(nn.ModuleDict):
         Returns:
             The streams after the layer, of ``len(rows)`` rows if these are given.
         """
-        name = self._name if len(streams) > 1 else f"{self._name} / {next(iter(streams))}"
         blocks = [self.block_of(modality) for modality in streams]
-        with named_range(name):
+        with named_range(self._name):
             xs = list(streams.values())
             kept = [b.sample_keep(x, self._execution) for b, x in zip(blocks, xs, strict=True)]
             attention, mlp = [pair[0] for pair in kept], [pair[1] for pair in kept]
@@ -116,11 +115,11 @@ class FusionLayer(nn.ModuleDict):
                 xs = [take_rows(x, rows) for x in xs]
             else:
                 heads = self._attend_within(blocks, streams, lengths, attention, n_slots)
-            with named_range(f"{name} / proj"):
+            with named_range(f"{self._name} / proj"):
                 branches = [b.attention_branch(h) for b, h in zip(blocks, heads, strict=True)]
-            with named_range(f"{name} / mlp"):
+            with named_range(f"{self._name} / mlp"):
                 sums, branches = self._pass_mlps(blocks, xs, branches, attention, mlp)
-            with named_range(f"{name} / residual, shared slots"):
+            with named_range(f"{self._name} / residual, shared slots"):
                 padding = [lengths.get(m) if rows is None else None for m in streams]
                 shared = n_slots if rows is None else 0
                 outs = self._add_mlps(sums, branches, mlp, shared, padding)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from mbt_fast.ops import extension as native
 from mbt_fast.errors import InputError
+from mbt_fast.ops import extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,9 +48,12 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
         return DTYPES[name], "asked for"
     if device.type == "cuda":
         return torch.bfloat16, "the device is a GPU"
-    if native.why_missing():
-        return torch.float32, f"the CPU's instruction sets are unknown: {native.why_missing()[0]}"
-    features = native.cpu_features()
+    if extension.why_missing():
+        return (
+            torch.float32,
+            f"the CPU's instruction sets are unknown: {extension.why_missing()[0]}",
+        )
+    features = extension.cpu_features()
     for flag, words in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
         if features[flag]:
             return torch.bfloat16, f"the CPU has {words}"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mbt_fast import dispatch
 from mbt_fast.functional import add_layer_norm, bias_gelu, bottleneck_attention, residual_add
+from mbt_fast.layers.execution import RECOMPUTE
 from mbt_fast.models import MBT, MBTConfig
 from mbt_fast.profiling import runs
 from mbt_fast.profiling.comparison import Comparisons, Row, fastest, times_as_fast, verdicts_in
@@ -22,7 +23,6 @@ from mbt_fast.profiling.machine import free_bytes
 from mbt_fast.profiling.runs import NO_MEMORY, Setting
 from mbt_fast.profiling.timing import Deadline, Run, peak_memory, saved_bytes
 
-MEMORIES = ("full", "reduced", "minimal")
 DTYPES = (torch.bfloat16, torch.float32)
 STOCK = ("sdpa", "reference")  # the first that has an op is its baseline
 SHARES = {"op": 0.15, "layer": 0.2, "model": 0.7}  # of what is left; batch sizes get the rest
@@ -39,14 +39,14 @@ class Variant:
     Args:
         backend: ``"auto"`` or a name of the dispatch table.
         dtype: Of weights and inputs.
-        memory: What a block saves for its backward; without effect in inference.
+        recompute: As in ``Execution``; without effect in inference.
         cls_only: Whether the last layer computes its CLS rows only.
         capture: As a CUDA graph.
     """
 
     backend: str
     dtype: torch.dtype
-    memory: str = "reduced"
+    recompute: str = "norms"
     cls_only: bool = False
     capture: bool = False
 
@@ -54,7 +54,7 @@ class Variant:
         """What it is called among the variants of a setting."""
         words = [self.backend]
         if setting.mode == "train":
-            words.append(f"memory {self.memory}")
+            words.append(f"recompute {self.recompute}")
         words += ["CLS rows only"] * self.cls_only + ["captured"] * self.capture
         if self.dtype != setting.dtype:
             words.append(str(self.dtype).removeprefix("torch."))
@@ -62,24 +62,26 @@ class Variant:
 
     def apply(self, model: MBT) -> None:
         """Set the options of a model."""
-        model.set_backend(self.backend).set_savings(memory=self.memory, cls_only=self.cls_only)
+        model.set_backend(self.backend).set_execution(
+            recompute=self.recompute, cls_only=self.cls_only
+        )
 
     def code(self) -> str:
         """A line of Python that does the same; it leaves out what is the default."""
         backend = f'.set_backend("{self.backend}")' if self.backend != "auto" else ""
-        changes = [f'memory="{self.memory}"'] if self.memory != "reduced" else []
+        changes = [f'recompute="{self.recompute}"'] if self.recompute != "norms" else []
         changes += ["cls_only=True"] * self.cls_only
-        savings = f".set_savings({', '.join(changes)})" if changes else ""
-        line = f"model = model.to({self.dtype}){backend}{savings}"
+        execution = f".set_execution({', '.join(changes)})" if changes else ""
+        line = f"model = model.to({self.dtype}){backend}{execution}"
         return f"{line}; model = model.capture(inputs)" if self.capture else line
 
     def choices(self, setting: Setting) -> dict[str, str]:
         """Every choice and what to take."""
-        memory = {"memory": self.memory} if setting.mode == "train" else {}
+        recompute = {"recompute": self.recompute} if setting.mode == "train" else {}
         return {
             "backend": self.backend,
             "dtype": str(self.dtype).removeprefix("torch."),
-            **memory,
+            **recompute,
             "cls_only": "on" if self.cls_only else "off",
             "capture": "yes" if self.capture else "no",
         }
@@ -373,10 +375,10 @@ def _named(found: Comparisons) -> list[str]:
 
 def _variants(setting: Setting, named: Iterable[str]) -> dict[str, Variant]:
     """By name: stock PyTorch, the defaults of a model, what may be changed of them, backends."""
-    memories = MEMORIES if setting.mode == "train" else ("reduced",)
+    modes = RECOMPUTE if setting.mode == "train" else ("norms",)
     variants = [
-        Variant("sdpa", setting.dtype, memories[0]),
-        *(Variant("auto", setting.dtype, memory) for memory in memories),
+        Variant("sdpa", setting.dtype, modes[0]),
+        *(Variant("auto", setting.dtype, recompute) for recompute in modes),
         Variant("auto", setting.dtype, cls_only=True),
         *(Variant(backend, setting.dtype) for backend in named),
     ]

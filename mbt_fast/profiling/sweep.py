@@ -159,7 +159,7 @@ def _attention(config: MBTConfig, setting: Setting) -> str:
     ):
         call = dispatch.Call(op, setting.device, setting.dtype, rows)
         with suppress(dispatch.BackendError):
-            runs_it.append(f"{what} by {dispatch.select(call, setting.backend)}")
+            runs_it.append(f"{what} by {dispatch.select(call, setting.backend).name}")
     return ", ".join(runs_it)
 
 

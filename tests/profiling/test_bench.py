@@ -81,13 +81,13 @@ def test_every_backend_is_timed_or_says_why_not(tmp_path, capsys, mode):
 def test_training_compares_what_is_kept(tmp_path):
     _, document = bench(tmp_path, "--mode", "train", "--batch-size", "2")
     layer, model = rows_of(document, "layer"), rows_of(document, "model", "variants")
-    kept = [layer[f"auto, memory {m}"]["saved_mb"] for m in ("full", "reduced", "minimal")]
+    kept = [layer[f"auto, recompute {m}"]["saved_mb"] for m in ("none", "norms", "mlp")]
     assert kept == sorted(kept, reverse=True)
     assert len(set(kept)) == 3
-    assert next(iter(layer)) == next(iter(model)) == "sdpa, memory full"
-    assert "auto, memory reduced, CLS rows only" in model
+    assert next(iter(layer)) == next(iter(model)) == "sdpa, recompute none"
+    assert "auto, recompute norms, CLS rows only" in model
     assert all(row["peak_mb"] > 0 for row in model.values())
-    choices = ["backend", "dtype", "memory", "cls_only", "capture", "batch size"]
+    choices = ["backend", "dtype", "recompute", "cls_only", "capture", "batch size"]
     assert [one["choice"] for one in document["suggestion"]] == choices
 
 
@@ -96,7 +96,7 @@ def test_inference_has_no_choice_of_memory(tmp_path):
     _, document = bench(tmp_path, "--batch-size", "1", "--frames", "4")
     assert set(rows_of(document, "model", "variants")) >= {"sdpa", "auto", "auto, CLS rows only"}
     assert all("saved_mb" not in row for row in document["rows"])
-    assert "memory" not in [one["choice"] for one in document["suggestion"]]
+    assert "recompute" not in [one["choice"] for one in document["suggestion"]]
     assert document["config"]["input_size"]["rgb"] == [4, 32, 32]
 
 
@@ -237,9 +237,9 @@ def test_the_fastest_is_taken(monkeypatch):
 
 def test_of_the_fastest_the_one_with_the_least_memory_is_taken(monkeypatch):
     rows = [
-        row("sdpa, memory full", 1.0, peak=10),
-        row("auto, memory reduced", 1.01, peak=6),
-        row("auto, memory minimal", 1.3, peak=4),
+        row("sdpa, recompute none", 1.0, peak=10),
+        row("auto, recompute norms", 1.01, peak=6),
+        row("auto, recompute mlp", 1.3, peak=4),
     ]
     assert chosen(TRAIN, rows, monkeypatch) == Variant("auto", torch.float32)
 
@@ -253,9 +253,9 @@ def test_nothing_is_taken_if_nothing_ran(monkeypatch):
     [
         (Variant("auto", torch.float32), "model = model.to(torch.float32)"),
         (
-            Variant("sdpa", torch.bfloat16, memory="full", cls_only=True),
+            Variant("sdpa", torch.bfloat16, recompute="none", cls_only=True),
             'model = model.to(torch.bfloat16).set_backend("sdpa")'
-            '.set_savings(memory="full", cls_only=True)',
+            '.set_execution(recompute="none", cls_only=True)',
         ),
         (
             Variant("auto", torch.float16, capture=True),

@@ -48,13 +48,13 @@ def test_a_device_that_does_not_work_is_one_line(monkeypatch, error, text):
     ],
 )
 def test_best_precision_of_a_cpu(features, dtype, monkeypatch):
-    monkeypatch.setattr(machine.native, "why_missing", list)
-    monkeypatch.setattr(machine.native, "cpu_features", lambda: features)
+    monkeypatch.setattr(machine.extension, "why_missing", list)
+    monkeypatch.setattr(machine.extension, "cpu_features", lambda: features)
     assert machine.choose_dtype("auto", torch.device("cpu"))[0] == dtype
 
 
 def test_best_precision_without_the_compiled_part(monkeypatch):
-    monkeypatch.setattr(machine.native, "why_missing", lambda: ["it is not built"])
+    monkeypatch.setattr(machine.extension, "why_missing", lambda: ["it is not built"])
     dtype, why = machine.choose_dtype("auto", torch.device("cpu"))
     assert dtype == torch.float32
     assert "it is not built" in why
