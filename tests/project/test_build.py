@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ class Wheel:
             archive.extractall(site)
             self.files = set(archive.namelist())
 
-    def explain(self):
+    @cached_property
+    def backends(self):
         """What the installed wheel says of every backend, out of sight of an editable install."""
         code = f"""
 import sys
@@ -105,7 +107,7 @@ def test_a_wheel_has_the_whole_package_and_nothing_else(wheel):
 
 def test_a_wheel_with_kernels_runs_them(wheel):
     assert any(name.startswith("mbt_fast/_C.") for name in wheel.files)
-    assert "not built" not in wheel.explain()["cpu"]
+    assert "not built" not in wheel.backends["cpu"]
 
 
 def test_an_extension_links_no_torch_library(wheel):
@@ -119,13 +121,13 @@ def test_an_nvcc_that_fails_leaves_the_cpu_kernels(wheel):
     assert "mbt_fast: building without mbt_fast._cuda: " in wheel.output
     assert "nvcc failed: error: cannot find -lcudart_static" in wheel.output
     assert not any("_cuda." in name for name in wheel.files)
-    assert "mbt_fast._cuda is not built" in wheel.explain()["cuda"]
+    assert "mbt_fast._cuda is not built" in wheel.backends["cuda"]
 
 
 def test_a_wheel_without_extensions_is_for_every_platform(pure_wheel):
     assert pure_wheel.name.endswith("-py3-none-any.whl")
     assert not any(name.endswith(".so") for name in pure_wheel.files)
-    assert "mbt_fast._C is not built" in pure_wheel.explain()["cpu"]
+    assert "mbt_fast._C is not built" in pure_wheel.backends["cpu"]
 
 
 @pytest.mark.parametrize("demanded", ["auto", "1"])

@@ -20,8 +20,9 @@ MODELS = {*OPS, "activation_checkpointing", "checkpoint", "config", "errors", "l
 
 # By the first part of the name below mbt_fast, from the ground up.
 MAY_IMPORT = {
-    "config": set(),
     "errors": set(),
+    "scenic_config": {"errors"},
+    "config": {"errors", "scenic_config"},
     "checkpoint": {"config", "errors"},
     "kernels": set(),
     "ops": {"kernels"},  # when called
@@ -71,7 +72,7 @@ def rows_imported(path, nodes=ast.walk):
 
 
 def test_every_module_belongs_to_a_row():
-    assert ROWS - set(MAY_IMPORT) == set(), "add them to MAY_IMPORT, and to DESIGN.md"
+    assert set(MAY_IMPORT) == ROWS, "MAY_IMPORT has one row for each module or package"
 
 
 def test_no_row_imports_one_above_it():
