@@ -51,7 +51,7 @@ unit: setup
 
 # A process of its own: under TRITON_INTERPRET=1 a kernel is no longer something to compile.
 interpret: setup
-	TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) -m "not slow" -k "triton or opcheck" \
+	TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) -m "not aot" -k "triton or opcheck" \
 		tests/ops tests/kernels tests/layers
 
 # Every benchmark once, on tiny shapes, without timing.
