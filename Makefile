@@ -1,20 +1,30 @@
-# make profile   set up a virtual environment and run the main job
-# make test      set up, and run every check that CI runs
+# make check     set up, then lint, types and the quick tests
+# make test      set up, then every check that CI runs
+# make profile   set up, then measure what fusing early, late or through bottlenecks costs here
+# make docs      set up, then build the documentation into build/site
 # make setup     only set up; PYTHON=python3.12 chooses the interpreter, VENV=... the place
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-KERNEL_TESTS := tests/ops tests/kernels/test_triton_kernels.py tests/kernels/test_triton_layer.py tests/layers
 INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: profile test setup lint types unit interpret regression sanitize clean
+# A worker for each core, one thread in each; tests that share a build stay in one worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q
+PARALLEL := -n auto --dist loadgroup
+
+.PHONY: check test profile docs setup lint types quick interpret unit smoke sanitize clean
+
+check: lint types quick
+
+test: lint types interpret unit smoke docs
 
 profile: setup
 	$(BIN)/mbt-fast profile --json profile.json --html profile.html
 
-test: setup lint types interpret unit regression
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -d build/site
 
 setup: $(STAMP)
 
@@ -26,23 +36,27 @@ $(STAMP): $(INPUTS)
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
-lint:
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types:
+types: setup
 	$(BIN)/mypy
 
-# Two processes: under TRITON_INTERPRET=1 a kernel is no longer something to compile.
-interpret:
-	TRITON_INTERPRET=1 $(BIN)/pytest -q -k "triton or opcheck" $(KERNEL_TESTS)
+quick: setup
+	$(PYTEST) $(PARALLEL) -m "not slow"
 
-unit:
-	$(BIN)/pytest -q
+unit: setup
+	$(PYTEST) $(PARALLEL)
 
-# A few ratios against the record, a minute: warns, never fails.
-regression:
-	$(BIN)/python -m benchmarks.regression
+# A process of its own: under TRITON_INTERPRET=1 a kernel is no longer something to compile.
+interpret: setup
+	TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) -m "not aot" -k "triton or opcheck" \
+		tests/ops tests/kernels tests/layers
+
+# Every benchmark once, on tiny shapes, without timing.
+smoke: setup
+	$(PYTEST) benchmarks --benchmark-disable
 
 # The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, their scratch full of NaN.
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -DMBT_FAST_POISON
@@ -57,4 +71,4 @@ sanitize: setup
 		tests/ops/test_residual_add.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info mbt_fast/*.so profile.json profile.html
+	rm -rf $(VENV) build dist *.egg-info mbt_fast/*.so profile.json profile.html .mypy_cache .pytest_cache .ruff_cache

@@ -1,20 +1,50 @@
-"""Devices, seeds, and fresh memory that is never zero by luck."""
+"""Devices, seeds, markers, and fresh memory that is never zero by luck."""
 
 import os
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 import torch
 
+TESTS = Path(__file__).parent
+MARKERS = {  # by file; a test may have others of its own
+    "kernels/test_compile_ahead.py": "aot",
+    "models/test_distributed.py": "distributed",
+    "models/test_training_curves.py": "slow",
+    "project/test_build.py": "slow",
+}
+SLOW = {"aot", "distributed", "native"}
+# Fixtures that take long: all tests of one of these stay in one worker of pytest-xdist.
+BUILT_ONCE = ("wheel",)
+
 
 def pytest_collection_modifyitems(config, items):
-    """Skip what needs a GPU; with MBT_FAST_SHARD=i/n keep every n-th test from the i-th on."""
+    """Mark by file, keep shared builds together, and skip what needs a GPU.
+
+    With MBT_FAST_SHARD=i/n keep every n-th test from the i-th on.
+    """
     shard, _, count = os.environ.get("MBT_FAST_SHARD", "0/1").partition("/")
     others = [item for index, item in enumerate(items) if index % int(count) != int(shard)]
     items[:] = items[int(shard) :: int(count)]
-    config.hook.pytest_deselected(items=others)
     for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no CUDA device is available"))
+        mark(item)
+    config.hook.pytest_deselected(items=others)
+
+
+def mark(item):
+    """Add the markers of one test."""
+    path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
+    for pattern, marker in MARKERS.items():
+        if fnmatch(path, pattern):
+            item.add_marker(marker)
+    if any(item.get_closest_marker(marker) for marker in SLOW):
+        item.add_marker("slow")
+    for name in BUILT_ONCE:
+        if name in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group(name))
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        item.add_marker(pytest.mark.skip(reason="no CUDA device is available"))
 
 
 @pytest.fixture(autouse=True)

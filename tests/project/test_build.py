@@ -1,22 +1,26 @@
-"""The wheel: what is in it with a compiler, and what it says without one."""
+"""The wheels: what is in them, and what a build says that leaves something out."""
 
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["mbt_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+PIP_WHEEL = ["-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", "dist", "."]
+BUILD = ["setup.py", "build_ext", "--build-lib", "built", "--build-temp", "built"]
+WITHOUT = {"MBT_FAST_NATIVE": "0", "MBT_FAST_CUDA": "0"}
 
 
-@pytest.fixture
-def source(tmp_path):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
     """A copy of the sources, so that a build leaves nothing in the checkout."""
-    copy = tmp_path / "source"
+    copy = tmp_path_factory.mktemp("build") / "source"
     copy.mkdir()
     for part in PARTS:
         if (ROOT / part).is_dir():
@@ -27,138 +31,131 @@ def source(tmp_path):
     return copy
 
 
-def build(source, **environment):
-    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps"]
-    return subprocess.run(
-        [*command, "-w", source / "dist", source],
-        env={**os.environ, "MBT_FAST_CUDA": "0", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def unpack(source):
-    (wheel,) = (source / "dist").glob("*.whl")
-    site = source / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-        return site, archive.namelist()
-
-
-def run(site, code):
-    """Run ``code`` with the unpacked wheel, out of sight of an editable install."""
-    start = f"""
-import sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if "ditable" not in str(finder)]
-sys.path.insert(0, {str(site)!r})
-"""
-    command = [sys.executable, "-P", "-c", start + code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=site.parent)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_wheel_with_a_compiler(source):
-    done = build(source, MBT_FAST_NATIVE="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    site, names = unpack(source)
-    packages = {name.rpartition("/")[0] for name in names if name.endswith(".py")}
-    folders = {
-        "/".join(("mbt_fast", *path.parent.relative_to(ROOT / "mbt_fast").parts))
-        for path in (ROOT / "mbt_fast").rglob("*.py")
-    }
-    assert packages == folders | {"mbt_fast/kernels"}
-    assert {"mbt_fast/py.typed", "mbt_fast/kernels/verified.json"} <= set(names)
-    assert any(name.startswith("mbt_fast/_C.") for name in names)
-    assert not any("tests" in name or name.startswith("kernels") for name in names)
-    (wheel,) = (source / "dist").glob("*.whl")
-    assert wheel.stat().st_size < 2**20
-    code = "import mbt_fast.native as n; print(n.__file__, n.why_missing(), n.cpu_features())"
-    out = run(site, code)
-    assert str(site) in out
-    assert "[]" in out
-    assert "avx2_fma" in out
-
-
-def test_wheel_without_a_compiler_says_what_is_missing(source):
-    done = build(source, CXX="no-such-compiler")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (
-        "no C++ compiler is found; install g++ or clang++, or set CXX" in done.stdout + done.stderr
-    )
-    site, names = unpack(source)
-    assert not any("_C." in name for name in names)
-    code = "from mbt_fast.cli.main import main; main(['info'])"
-    assert "mbt_fast._C is not built" in run(site, code)
-
-
-BROKEN_COMPILER = """#!/bin/sh
-echo "bindings.cpp:3:10: fatal error: Python.h: No such file or directory"
-exit 1
-"""
-REASON = "fatal error: Python.h: No such file or directory; install Python's headers"
-
-
-@pytest.fixture
-def broken_compiler(tmp_path):
-    """A compiler that is found, and fails as one without Python's headers does."""
-    path = tmp_path / "broken-c++"
-    path.write_text(BROKEN_COMPILER)
+def fails(path, message):
+    """A program that is found, and fails with a message."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho '{message}'\nexit 1\n")
     path.chmod(0o755)
     return str(path)
 
 
-def test_a_compiler_that_fails_is_no_reason_not_to_install(source, broken_compiler):
-    done = build(source, CXX=broken_compiler, MBT_FAST_NATIVE="auto")
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output
-    assert f"mbt_fast: building without mbt_fast._C: {broken_compiler} failed: " in output
-    assert REASON in output
-    site, names = unpack(source)
-    assert not any("_C." in name for name in names)
-    assert "mbt_fast._C is not built" in run(
-        site, "import mbt_fast.native as n; print(n.why_missing())"
+def run(source, command, **environment):
+    """The exit code and the output of a Python command among the sources."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=source,
     )
+    return done.returncode, done.stdout
 
 
-def test_a_compiler_that_fails_fails_a_build_that_must_compile(source, broken_compiler):
-    done = build(source, CXX=broken_compiler, MBT_FAST_NATIVE="1")
-    assert done.returncode != 0
-    assert REASON in done.stdout + done.stderr
+class Wheel:
+    """A wheel that was built, and unpacked into ``site``; ``output`` is what its build said."""
+
+    def __init__(self, source, site, **environment):
+        shutil.rmtree(source / "dist", ignore_errors=True)
+        code, self.output = run(source, PIP_WHEEL, **environment)
+        assert code == 0, self.output
+        (self.path,) = (source / "dist").glob("*.whl")
+        self.name, self.size, self.site = self.path.name, self.path.stat().st_size, site
+        with zipfile.ZipFile(self.path) as archive:
+            archive.extractall(site)
+            self.files = set(archive.namelist())
+
+    @cached_property
+    def backends(self):
+        """What the installed wheel says of every backend, out of sight of an editable install."""
+        code = f"""
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ditable" not in str(finder)]
+sys.path.insert(0, {str(self.site)!r})
+import mbt_fast
+assert mbt_fast.__file__.startswith({str(self.site)!r})
+print(mbt_fast.dispatch.explain())
+"""
+        status, output = run(self.site, ["-P", "-c", code])
+        assert status == 0, output
+        return {line.split()[0]: line for line in output.splitlines()}
 
 
-def test_a_build_that_must_compile_fails_with_the_reason(source):
-    done = build(source, CXX="no-such-compiler", MBT_FAST_NATIVE="1")
-    assert done.returncode != 0
-    assert "MBT_FAST_NATIVE=1, but no C++ compiler is found" in done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """A wheel with the C++ kernels; nvcc is found, and fails as without a static cudart."""
+    folder = tmp_path_factory.mktemp("kernels")
+    fails(folder / "cuda/bin/nvcc", "error: cannot find -lcudart_static")
+    environment = {"CUDA_HOME": str(folder / "cuda"), "MBT_FAST_CUDA": "auto"}
+    return Wheel(source, folder / "site", MBT_FAST_NATIVE="1", **environment)
 
 
-@pytest.fixture
-def broken_nvcc(tmp_path):
-    """CUDA_HOME with an nvcc that is found, and fails as a linker without a static cudart does."""
-    path = tmp_path / "cuda" / "bin" / "nvcc"
-    path.parent.mkdir(parents=True)
-    path.write_text('#!/bin/sh\necho "error: cannot find -lcudart_static" >&2\nexit 1\n')
-    path.chmod(0o755)
-    return str(tmp_path / "cuda")
+@pytest.fixture(scope="module")
+def pure_wheel(source, tmp_path_factory):
+    return Wheel(source, tmp_path_factory.mktemp("pure") / "site", **WITHOUT)
 
 
-def test_an_nvcc_that_fails_leaves_the_cpu_kernels(source, broken_nvcc):
-    done = build(source, CUDA_HOME=broken_nvcc, MBT_FAST_CUDA="auto")
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output
-    assert "mbt_fast: building without mbt_fast._cuda: " in output
-    assert "nvcc failed: error: cannot find -lcudart_static" in output
-    site, names = unpack(source)
-    assert any(name.startswith("mbt_fast/_C.") for name in names)
-    assert not any("_cuda." in name for name in names)
-    assert "mbt_fast._cuda is not built" in run(
-        site, "import mbt_fast.native as n; print(n.why_no_cuda_kernels())"
-    )
+def test_a_wheel_has_the_whole_package_and_nothing_else(wheel):
+    packages = {name.rpartition("/")[0] for name in wheel.files if name.endswith(".py")}
+    folders = {path.parent for path in (ROOT / "mbt_fast").rglob("*.py")}
+    assert packages == {str(f.relative_to(ROOT)) for f in folders} | {"mbt_fast/kernels"}
+    assert {"mbt_fast/py.typed", "mbt_fast/kernels/verified.json"} <= wheel.files
+    assert {name.partition("/")[0].partition("-")[0] for name in wheel.files} <= {"mbt_fast"}
+    assert wheel.size < 2**20
 
 
-def test_a_build_that_must_have_cuda_fails_with_the_reason(source, tmp_path):
-    done = build(source, CUDA_HOME=str(tmp_path), MBT_FAST_CUDA="1", MBT_FAST_NATIVE="0")
-    assert done.returncode != 0
-    assert "MBT_FAST_CUDA=1, but nvcc is not found" in done.stdout + done.stderr
+def test_a_wheel_with_kernels_runs_them(wheel):
+    assert any(name.startswith("mbt_fast/_C.") for name in wheel.files)
+    assert "not built" not in wheel.backends["cpu"]
+
+
+def test_an_extension_links_no_torch_library(wheel):
+    (extension,) = wheel.site.glob("mbt_fast/_C.*")
+    linked = subprocess.run(["ldd", extension], capture_output=True, text=True, check=True).stdout
+    assert "libgomp" in linked
+    assert not [name for name in ("torch", "c10", "cudart") if name in linked]
+
+
+def test_an_nvcc_that_fails_leaves_the_cpu_kernels(wheel):
+    assert "mbt_fast: building without mbt_fast._cuda: " in wheel.output
+    assert "nvcc failed: error: cannot find -lcudart_static" in wheel.output
+    assert not any("_cuda." in name for name in wheel.files)
+    assert "mbt_fast._cuda is not built" in wheel.backends["cuda"]
+
+
+def test_a_wheel_without_extensions_is_for_every_platform(pure_wheel):
+    assert pure_wheel.name.endswith("-py3-none-any.whl")
+    assert not any(name.endswith(".so") for name in pure_wheel.files)
+    assert "mbt_fast._C is not built" in pure_wheel.backends["cpu"]
+
+
+@pytest.mark.parametrize("demanded", ["auto", "1"])
+def test_a_compiler_that_fails_is_named_with_its_reason(source, tmp_path, demanded):
+    """As it does without Python's headers. Only a build that must have the kernels fails."""
+    error = "bindings.cpp:3:10: fatal error: Python.h: No such file or directory"
+    compiler = fails(tmp_path / "c++", error)
+    environment = {"CXX": compiler, "MBT_FAST_NATIVE": demanded, "MBT_FAST_CUDA": "0"}
+    code, output = run(source, BUILD, **environment)
+    assert bool(code) == (demanded == "1")
+    assert f"{compiler} failed: {error}; install Python's headers" in output
+    assert ("mbt_fast: building without mbt_fast._C: " in output) == (demanded == "auto")
+
+
+NO_COMPILER = "no C++ compiler is found; install g++ or clang++, or set CXX"
+NO_NVCC = "nvcc is not found; install the CUDA toolkit, or set CUDA_HOME"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"CXX": "no-such-compiler"}, f"building without mbt_fast._C: {NO_COMPILER}"),
+        ({"CXX": "no-such-compiler", "MBT_FAST_NATIVE": "1"}, f"NATIVE=1, but {NO_COMPILER}"),
+        ({"CUDA_HOME": "/no-such-folder"}, f"building without mbt_fast._cuda: {NO_NVCC}"),
+        ({"CUDA_HOME": "/no-such-folder", "MBT_FAST_CUDA": "1"}, f"CUDA=1, but {NO_NVCC}"),
+    ],
+)
+def test_what_is_missing_is_named(source, environment, message):
+    code, output = run(source, ["setup.py", "--name"], **environment)
+    assert bool(code) == ("but" in message)
+    assert message in output

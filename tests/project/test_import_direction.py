@@ -1,4 +1,8 @@
-"""Who may import whom. The table is the architecture; this test keeps it true."""
+"""Who may import whom. Each row may import the rows named beside it, and none that comes after it.
+
+{config, errors} <- checkpoint; {kernels, _C, _cuda} <~when called~ ops <- layers <- models
+<- {data, flops, profiling, train, parallel} <- cli; testing, benchmarks, tests: public names.
+"""
 
 import ast
 from pathlib import Path
@@ -6,84 +10,47 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"mbt_fast": ROOT / "mbt_fast", "mbt_fast.kernels": ROOT / "kernels"}
 OPTIONAL = {
-    "av",
-    "cycler",
-    "jinja2",
-    "matplotlib",
-    "msgpack",
-    "numpy",
-    "safetensors",
-    "tabulate",
-    "tqdm",
-    "triton",
+    *("av", "jinja2", "matplotlib", "msgpack", "numpy", "pytest", "safetensors", "tabulate"),
+    *("tqdm", "triton"),
 }
+PUBLIC = {"", "dispatch", "functional", "testing"}  # "": the names that mbt_fast itself lists
+OPS = {"dispatch", "functional", "ops"}
+MODELS = {*OPS, "activation_checkpointing", "checkpoint", "config", "errors", "layers"}
 
-# Direct imports. "mbt_fast" itself, the list of public names, may import what it lists.
+# By the first part of the name below mbt_fast, from the ground up.
 MAY_IMPORT = {
-    "mbt_fast.kernels": set(),
-    "mbt_fast.errors": set(),
-    "mbt_fast.native": set(),
-    "mbt_fast.reference": set(),
-    "mbt_fast.autocast": set(),
-    "mbt_fast.validation": {"autocast"},
-    "mbt_fast.cpu": {"native"},
-    "mbt_fast.cuda": {"native"},
-    "mbt_fast.dispatch": {"autocast", "native", "validation"},
-    "mbt_fast.flop_formulas": set(),
-    "mbt_fast.ops": {"flop_formulas", "reference"},
-    "mbt_fast.autograd": {"autocast", "dispatch", "ops"},
-    "mbt_fast.recompute": {"ops"},
-    "mbt_fast.sdpa": {"reference", "autograd"},
-    "mbt_fast.functional": {
-        "autocast",
-        "autograd",
-        "dispatch",
-        "reference",
-        "sdpa",
-        "validation",
-    },
-    "mbt_fast.layers": {"autograd", "dispatch", "functional", "reference", "validation"},
-    "mbt_fast.models": {
-        "autocast",
-        "checkpoint",
-        "dispatch",
-        "errors",
-        "functional",
-        "layers",
-        "reference",
-        "validation",
-    },
-    "mbt_fast.checkpoint": {"models.config", "layers", "errors"},
-    "mbt_fast.flops": {"layers", "models"},
-    "mbt_fast.data": {"models", "errors"},
-    "mbt_fast.profiling": {"dispatch", "errors", "flops", "functional", "models", "native"},
-    "mbt_fast.testing": {"functional", "profiling.timing"},
-    "mbt_fast.cli": {
-        "checkpoint",
-        "data",
-        "dispatch",
-        "errors",
-        "flops",
-        "kernels.sources",
-        "models",
-        "native",
-        "profiling",
-    },
-    "mbt_fast.__main__": {"cli"},
+    "errors": set(),
+    "scenic_config": {"errors"},
+    "config": {"errors", "scenic_config"},
+    "checkpoint": {"config", "errors"},
+    "kernels": set(),
+    "ops": {"kernels"},  # when called
+    "functional": {"ops"},
+    "dispatch": {"ops"},
+    "activation_checkpointing": {"ops"},
+    "layers": OPS,
+    "models": MODELS,
+    "data": {"config", "errors", "models"},
+    "flops": {"config", "layers", "models"},
+    "testing": PUBLIC,
+    "profiling": {*MODELS, "flops", "models", "testing"},
+    "cli": {"*"},
+    "__main__": {"cli"},
 }
 
 
-def modules():
-    for package, folder in FOLDERS.items():
-        for path in sorted(folder.rglob("*.py")):
-            parts = [package, *path.relative_to(folder).with_suffix("").parts]
-            yield ".".join(parts).removesuffix(".__init__"), path
+def sources():
+    """(row, path) of every module but mbt_fast itself, which lists the public names."""
+    for path in sorted((ROOT / "mbt_fast").rglob("*.py")):
+        row = path.relative_to(ROOT / "mbt_fast").with_suffix("").parts[0]
+        if row != "__init__":
+            yield row, path
+    yield from (("kernels", path) for path in sorted((ROOT / "kernels").rglob("*.py")))
 
 
-def within(name, package):
-    return f"{name}.".startswith(f"{package}.")
+SOURCES = list(sources())
+ROWS = {row for row, _ in SOURCES}
 
 
 def imported(node):
@@ -95,39 +62,67 @@ def imported(node):
     return []
 
 
-def is_module(name):
-    return any(within(module, name) for module, _ in modules())
+def rows_imported(path, nodes=ast.walk):
+    """(row, line) of what a file imports of ours; the row of a public name is empty."""
+    for node in nodes(ast.parse(path.read_text())):
+        for package, _, rest in (name.partition(".") for name in imported(node)):
+            if package == "mbt_fast":
+                row = rest.partition(".")[0]
+                yield (row if row in ROWS else ""), node.lineno
 
 
-@pytest.mark.parametrize(("module", "path"), [pytest.param(m, p, id=m) for m, p in modules()])
-def test_import_direction(module, path):
-    if module == "mbt_fast":
-        return
-    layer = max((la for la in MAY_IMPORT if within(module, la)), key=len, default=None)
-    assert layer is not None, f"{module} belongs to no layer; add it to MAY_IMPORT"
-    allowed = {layer, *(f"mbt_fast.{name}" for name in MAY_IMPORT[layer])}
-    for node in ast.walk(ast.parse(path.read_text())):
-        for name in imported(node):
-            inner = within(name, "mbt_fast") and is_module(name.rpartition(".")[0])
-            if inner and name.count(".") == 1 and not is_module(name):
-                inner = layer != "mbt_fast.cli"  # a public name of the package
-            if inner:
-                right = any(within(name, package) for package in allowed)
-                assert right, f"{module}:{node.lineno} imports {name}; {layer} may not"
+def test_every_module_belongs_to_a_row():
+    assert set(MAY_IMPORT) == ROWS, "MAY_IMPORT has one row for each module or package"
 
 
-@pytest.mark.parametrize(("module", "path"), [pytest.param(m, p, id=m) for m, p in modules()])
-def test_optional_packages_are_imported_where_they_are_needed(module, path):
-    if within(module, "mbt_fast.kernels"):
-        return
-    body = ast.parse(path.read_text()).body
-    eager = {name.split(".")[0] for node in body for name in imported(node)}
-    assert not eager & OPTIONAL, f"{module} imports {eager & OPTIONAL} at module level"
+def test_no_row_imports_one_above_it():
+    rows = list(MAY_IMPORT)
+    for row, allowed in MAY_IMPORT.items():
+        assert allowed <= {"*", "", *rows[: rows.index(row)], row}, row
 
 
-def test_nothing_imports_the_command_line():
-    for module, path in modules():
-        if within(module, "mbt_fast.cli") or module == "mbt_fast.__main__":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            assert not any(within(name, "mbt_fast.cli") for name in imported(node)), module
+@pytest.mark.parametrize("row", MAY_IMPORT)
+def test_import_direction(row):
+    allowed = MAY_IMPORT[row] | {row}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports mbt_fast.{name}"
+        for path in (path for own, path in SOURCES if own == row)
+        for name, line in rows_imported(path)
+        if name not in allowed and "*" not in allowed
+    ]
+    assert not wrong, f"{row} may import {sorted(allowed)}\n" + "\n".join(wrong)
+
+
+def test_kernels_are_imported_when_they_are_called():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports mbt_fast.kernels at module level"
+        for own, path in SOURCES
+        if own not in ("cli", "kernels")
+        for row, line in rows_imported(path, ast.iter_child_nodes)
+        if row == "kernels"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_what_uses_the_library_imports_public_names(folder):
+    public = {*PUBLIC, "checkpoint", "cli", "data", "flops", "kernels", "models", "profiling"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports mbt_fast.{row}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for row, line in rows_imported(path)
+        if row not in public
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_optional_packages_are_imported_where_they_are_needed():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} imports {name} at module level"
+        for row, path in SOURCES
+        if row != "kernels"
+        for node in ast.parse(path.read_text()).body
+        for name in imported(node)
+        if name.partition(".")[0] in OPTIONAL
+    ]
+    assert not wrong, "\n".join(wrong)
