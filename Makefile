@@ -9,12 +9,12 @@ STAMP := $(VENV)/.installed
 KERNEL_TESTS := tests/ops tests/kernels/test_triton_kernels.py tests/kernels/test_triton_layer.py tests/layers
 INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: profile test setup lint types unit interpret regression sanitize clean
+.PHONY: profile test setup lint types unit interpret bench sanitize clean
 
 profile: setup
 	$(BIN)/mbt-fast profile --json profile.json --html profile.html
 
-test: setup lint types interpret unit regression
+test: setup lint types interpret unit
 
 setup: $(STAMP)
 
@@ -39,10 +39,18 @@ interpret:
 
 unit:
 	$(BIN)/pytest -q
+	$(BIN)/pytest -q benchmarks --benchmark-disable
 
-# A few ratios against the record, a minute: warns, never fails.
-regression:
-	$(BIN)/python -m benchmarks.regression
+# Several processes, because each finds other memory; they keep what they free, because page faults
+# otherwise double some times. Then: python -m benchmarks.report --readme
+ENV ?= local
+RUNS ?= 3
+bench: setup
+	mkdir -p benchmarks/results/$(ENV)
+	for run in $$(seq $(RUNS)); do \
+		MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 $(BIN)/pytest -q benchmarks \
+			--benchmark-json=benchmarks/results/$(ENV)/$$run.json || exit 1; \
+	done
 
 # The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, their scratch full of NaN.
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -DMBT_FAST_POISON

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.environment import stamp
+from benchmarks.machine import facts
 from mbt_fast.testing import assert_close_to_exact
 from mbt_fast.testing.inputs import random_call, run_call
 
@@ -36,7 +36,7 @@ def main() -> None:
     result = count(args.backend, getattr(torch, args.dtype), args.calls)
     print(json.dumps(result))
     if args.out:
-        document = {"environment": stamp(), "arguments": vars(args) | {"out": None}, **result}
+        document = {"machine": facts(), "arguments": vars(args) | {"out": None}, **result}
         args.out.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -149,7 +149,7 @@ GELU = {"tanh": "bias_gelu", "none": "bias_gelu_erf"}  # by ``approximate``
 # By whether slots are shared or branches left out: in a plain sum there is nothing to fuse.
 RESIDUAL = {True: "residual_add", False: "residual_add_plain"}
 LAYER = frozenset({*GELU.values(), "add_layer_norm", *RESIDUAL.values()})  # reference: torch's own
-# Where the C++ kernels win in spite of a launcher in Python: benchmarks/entries/layer_ops.py.
+# Where the C++ kernels win in spite of a launcher in Python: benchmarks/results.
 # LayerNorm in float32 waits for memory, whoever computes it; erf of torch is fast on plain AVX2.
 # A residual sum with slots, on one thread and on two of a Zen 5, is 1.7 and 1.4 times as fast as
 # torch's in bfloat16, 1.3 and 1.1 in float16, 0.8 in float32; backward 1.1 to 1.2 in all of them.
@@ -160,7 +160,7 @@ CPU_WINS_IN: dict[str, dict[torch.dtype, int]] = {
     "residual_add": {torch.bfloat16: 2**20},
     "residual_add_plain": {},
 }
-# Below, a call costs the host more than the kernels win: benchmarks/entries/short_attention.py.
+# Below, a call costs the host more than the kernels win: benchmarks/results.
 # float16, which is not in that record, is computed as float32.
 CPU_WINS_FROM = {torch.bfloat16: 48, torch.float32: 128, torch.float16: 128}
 CPU_OPS = ATTENTION | LAYER

@@ -12,7 +12,7 @@ from model_cases import (
 )
 from torch.nn.functional import gelu, layer_norm, linear
 
-from benchmarks import eager
+from benchmarks import baselines
 from mbt_fast import create_model
 from mbt_fast.autograd.mlp import gelu_linear, norm_mlp
 from mbt_fast.autograd.norm_linear import norm_linear
@@ -212,7 +212,7 @@ def test_saved_bytes_of_a_fusion_layer(dtype):
     slots = torch.randn(1, 4, 768, dtype=dtype)
     joined = {m: torch.cat([x, slots], dim=1).requires_grad_() for m, x in own.items()}
     own = {m: x.requires_grad_() for m, x in own.items()}
-    saved = {"eager": saved_bytes(lambda: eager.bottleneck(layer, own, slots), parameters)}
+    saved = {"eager": saved_bytes(lambda: baselines.bottleneck(layer, own, slots), parameters)}
     for memory in ("full", "reduced", "minimal"):
         model.set_savings(memory=memory)
         saved[memory] = saved_bytes(lambda: layer(joined, {}, n_slots=4), parameters)
@@ -235,9 +235,9 @@ def test_nothing_is_saved_without_gradients():
 
 def test_eager_peer_is_the_model():
     model, inputs = tiny(), random_inputs()
-    torch.testing.assert_close(eager.forward(model, inputs), model(inputs))
+    torch.testing.assert_close(baselines.forward(model, inputs), model(inputs))
     late = tiny(**FUSIONS["late"])
-    torch.testing.assert_close(eager.forward(late, inputs), late(inputs))
+    torch.testing.assert_close(baselines.forward(late, inputs), late(inputs))
 
 
 @pytest.mark.parametrize("memory", ["reduced", "minimal"])

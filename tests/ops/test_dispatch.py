@@ -1,11 +1,8 @@
 """The table of backends: what it chooses, and what it says."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from benchmarks import record
 from mbt_fast import dispatch
 
 CALL = dispatch.Call("bottleneck_attention", torch.device("cpu"), torch.float32)
@@ -73,23 +70,6 @@ def test_a_row_may_have_a_most_of_channels():
     ]
     reason = "rows have 17 channels, and it takes at most 16"
     assert [row.reasons(call) for call in calls] == [[], [reason], [], []]
-
-
-RESULTS = Path(__file__).parents[2] / "benchmarks/results"
-RECORDS = [path for path in RESULTS.glob("cpu-*/*.json") if path.stem.endswith("attention")]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_auto_takes_the_cpu_kernels_where_every_record_shows_that_they_win(dtype):
-    """And from no later on: at the longest streams below, some record shows a loss."""
-    (row,) = (row for row in dispatch.BACKENDS if row.name == "cpu")
-    documents = [record.load(path) for path in RECORDS]
-    values = {"variant": "ours, cpu", "dtype": str(dtype).removeprefix("torch.")}
-    ours = [r for document in documents for r in document.select(**values)]
-    assert len(ours) > 160
-    loses = {max(r.shape["rows"]) for r in ours if r.ratio.reported < 1}
-    lengths = {max(r.shape["rows"]) for r in ours}
-    assert row.wins_from[dtype] == min(length for length in lengths if length > max(loses))
 
 
 def test_auto_leaves_bfloat16_to_torch_where_it_has_amx_and_we_are_untried(monkeypatch):
