@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mbt_fast
 from mbt_fast import MBT, MBTConfig
@@ -18,22 +18,35 @@ MEMORY = {"none": "full", "norms": "reduced", "mlp": "minimal"}  # before set_ex
 
 def build(name: str, dtype: torch.dtype, device: torch.device, **overrides: Any) -> MBT:
     """A named model whose weights have the scale of trained ones, with no option of execution."""
-    model = mbt_fast.create_model(name, **overrides).to(device, dtype)
-    for path, parameter in model.named_parameters():
-        if ".norm" not in path and not path.startswith("norm"):
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else parameter.numel()
-            nn.init.normal_(parameter, std=fan_in**-0.5)
-    return set_execution(model)
+    with torch.device("meta"):
+        model = mbt_fast.create_model(name, **overrides)
+    return _fill(model, {}, torch.empty(0, device=device, dtype=dtype))
 
 
 def with_weights_of(model: MBT, **overrides: Any) -> MBT:
     """Another kind of fusion that shares parameters of the same name and shape."""
-    config = MBTConfig.from_dict(model.config.to_dict() | overrides)
-    other = MBT(config).to(model.norm.weight)
-    own, given = dict(other.named_parameters()), dict(model.named_parameters())
-    shared = {k: given[k] for k in own.keys() & given.keys() if own[k].shape == given[k].shape}
-    other.load_state_dict(shared, strict=False, assign=True)
-    return set_execution(other)
+    with torch.device("meta"):
+        other = MBT(MBTConfig.from_dict(model.config.to_dict() | overrides))
+    return _fill(other, dict(model.named_parameters()), model.norm.weight)
+
+
+def _fill(model: MBT, known: Mapping[str, Tensor], like: Tensor) -> MBT:
+    """Give a model on the meta device the known parameters, and random ones else."""
+    state = {}
+    for path, parameter in model.named_parameters():
+        given = known.get(path)
+        same = given is not None and given.shape == parameter.shape
+        state[path] = given if same else _draw(path, parameter.shape, like)
+    model.load_state_dict(state, assign=True)
+    return set_execution(model)
+
+
+def _draw(path: str, shape: torch.Size, like: Tensor) -> Tensor:
+    """Ones and zeros for norms, else normal with variance 1 / fan-in."""
+    weights = torch.empty(shape, device=like.device, dtype=like.dtype)
+    if ".norm" in path or path.startswith("norm"):
+        return weights.fill_(float(path.endswith("weight")))
+    return weights.normal_(std=(shape[1:].numel() if len(shape) > 1 else shape.numel()) ** -0.5)
 
 
 def set_execution(model: MBT, **options: Any) -> MBT:

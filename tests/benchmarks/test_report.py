@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 
-from benchmarks import report
+from benchmarks import hardware, records, report
 from mbt_fast import dispatch
 
 MACHINE = {"device": "A CPU", "threads": 2, "instruction_set": "avx2", "torch": "2.13.0"}
@@ -60,16 +60,16 @@ def folder(tmp_path):
 
 
 def test_ratios_are_medians_of_the_runs_with_their_spread(folder):
-    results = report.read(folder)
+    results = records.read(folder)
     (row,) = results.select(case="MBT-B", mode="backward", dtype="float32")
     assert row.ratio == pytest.approx((2.2, 2.0, 2.6))
     assert str(row.ratio) == "2.2 [2-2.6]"
-    assert str(report.Spread.of([2.0])) == "2"
+    assert str(records.Spread.of([2.0])) == "2"
     assert "median of 3 runs; 2026-01-03, commit 0123456789" in results.conditions
 
 
 def test_gains_of_the_readme_are_those_of_the_records(folder):
-    gains = report.gains(report.read(folder))
+    gains = report.gains(records.read(folder))
     assert list(gains) == list(report.GAINS)
     expected = [1.1 * (i + 1) for i in range(len(gains))]
     for dtype in report.DTYPES:
@@ -86,15 +86,15 @@ def test_readme_gets_its_blocks_and_the_plot_for_both_themes(folder, tmp_path):
     report.write_readme(folder, readme)
     text = readme.read_text()
     assert "old" not in text
-    assert all(block in text for block in report.blocks(folder, report.all_results()).values())
+    assert all(block in text for block in report.blocks(folder, records.all_results()).values())
     for path in re.findall(r'(?:src|srcset)="([^"]+)"', text):
-        assert (report.ROOT / path).read_text().rstrip().endswith("</svg>")
+        assert (records.ROOT / path).read_text().rstrip().endswith("</svg>")
     with pytest.raises(ValueError, match="markers of 'speed'"):
         report.replace_block("nothing", "speed", "")
 
 
 def test_the_page_has_every_variant_and_the_reasons_against_others(folder):
-    page = report.html(report.read(folder))
+    page = report.html(records.read(folder))
     assert page.count("<svg") == 3
     assert "ModuleNotFoundError: &lt;xformers&gt;" in page
     assert "1.1 [1-1.3] (baseline)" in page
@@ -102,12 +102,12 @@ def test_the_page_has_every_variant_and_the_reasons_against_others(folder):
 
 def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="must hold records"):
-        report.read(tmp_path)
+        records.read(tmp_path)
     assert "Not measured yet" in report.speed_block(None)
 
 
 def test_the_readme_says_what_records_and_dispatch_say():
-    everyone = report.all_results()
+    everyone = records.all_results()
     folder = everyone[0].folder if everyone else None
     text = report.README.read_text()
     for name, block in report.blocks(folder, everyone).items():
@@ -116,18 +116,23 @@ def test_the_readme_says_what_records_and_dispatch_say():
 
 
 def test_backends_verified_on_a_gpu_are_named(monkeypatch, tmp_path):
-    assert "never run there" in report.backends_page([])
-    entry = {"device": "NVIDIA X", "capability": [9, 0], "date": "2026-01-01", "sources": {"a": ""}}
-    monkeypatch.setattr(report, "VERIFIED", tmp_path / "verified.json")
-    report.VERIFIED.write_text(json.dumps([entry]))
-    lines = {line.split(" |")[0]: line for line in report.hardware_block([]).splitlines()}
-    assert "a on NVIDIA X, 2026-01-01" in lines["| H100, H200 (sm_90)"]
+    assert "never run there" in hardware.backends_page([])
+    entry = {
+        "device": "NVIDIA X",
+        "capability": [9, 0],
+        "commit": "0123456789abcdef",
+        "sources": {"a": ""},
+    }
+    monkeypatch.setattr(hardware, "VERIFIED", tmp_path / "verified.json")
+    hardware.VERIFIED.write_text(json.dumps([entry]))
+    lines = {line.split(" |")[0]: line for line in hardware.hardware_block([]).splitlines()}
+    assert "a on NVIDIA X, at commit 0123456789;" in lines["| H100, H200 (sm_90)"]
     assert "never run there" in lines["| A100 (sm_80)"]
 
 
 # What ``auto`` takes must win in every record of a CPU.
 
-RECORDS = [r for r in report.all_results() if r.machine["capability"] is None]
+RECORDS = [r for r in records.all_results() if r.machine["capability"] is None]
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
 
