@@ -106,6 +106,7 @@ def html(results: Results) -> str:
         title = Path(module).stem.removeprefix("bench_").replace("_", " ")
         curves = [_svg(draw) for draw in curves_of(of_module)]
         parts.append(page.Section(title, table=table_of(of_module), plots=curves))
+    parts.append(page.Section("Counted", table=counts_of(results.rows)))
     return page.render("Benchmarks of mbt_fast", results.conditions, parts)
 
 
@@ -128,15 +129,30 @@ def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for row in rows:
         name = f"{row.name.rpartition('::')[2]}, {row['threads']} threads"
-        lines.append(
-            [name, "ours", str(row.ms()), "", _rate(row, "gflops"), _rate(row, "gb_per_s")]
-        )
-        lines[-1].append(_mebibytes(row, "ours"))
+        rates = [_rate(row, "gflops"), _rate(row, "gb_per_s"), _mebibytes(row, "ours")]
+        lines.append([name, "ours", str(row.ms()), "", *rates])
         for other in row["times_faster"]:
             ratio = f"{row.times_faster(other)}{' (baseline)' * (other == row['baseline'])}"
             lines.append([name, other, str(row.ms(other)), ratio, "", "", _mebibytes(row, other)])
         lines += [[name, other, "", reason, "", "", ""] for other, reason in row["not_run"].items()]
     return headers, lines
+
+
+def counts_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """What is counted instead of timed, by variant."""
+    names = {
+        "saved_bytes": "bytes kept for the backward",
+        "operators": "operators",
+        "python_calls": "Python calls of the library",
+        "flops_by_way": "FLOPs",
+    }
+    lines = [
+        [row.name.rpartition("::")[2], said, variant, f"{value:,}"]
+        for row in rows
+        for name, said in names.items()
+        for variant, value in (row[name] or {}).items()
+    ]
+    return ["benchmark", "counted", "variant", "number"], lines
 
 
 def _rate(row: Row, name: str) -> str:

@@ -38,7 +38,7 @@ def write(folder, number, scale):
         for dtype in report.DTYPES
     ]
     infos += [info(scale, case="fusion layer", value=value) for value in (0, 4)]
-    infos.append(info(scale, case="short streams", mode="forward"))
+    infos.append(info(scale, case="short streams", mode="forward", operators={"cpu": 1234}))
     names = (f"benchmarks/bench_x.py::test[{i}]" for i in range(len(infos)))
     benchmarks = [{"fullname": n, "extra_info": e} for n, e in zip(names, infos, strict=True)]
     document = {
@@ -98,6 +98,7 @@ def test_the_page_has_every_variant_and_the_reasons_against_others(folder):
     assert page.count("<svg") == 3
     assert "ModuleNotFoundError: &lt;xformers&gt;" in page
     assert "1.1 [1-1.3] (baseline)" in page
+    assert "1,234" in page
 
 
 def test_a_folder_without_records_is_refused(tmp_path):
