@@ -1,6 +1,7 @@
 # make check     set up, then lint, types and the quick tests
 # make test      set up, then every check that CI runs
 # make profile   set up, then measure what fusing early, late or through bottlenecks costs here
+# make bench     set up, then measure everything; ENV=name of the machine, RUNS=3
 # make docs      set up, then build the documentation into build/site
 # make setup     only set up; PYTHON=python3.12 chooses the interpreter, VENV=... the place
 
@@ -14,7 +15,10 @@ INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: check test profile docs setup lint types quick interpret unit smoke sanitize clean
+ENV ?= local
+RUNS ?= 3
+
+.PHONY: check test profile bench docs setup lint types quick interpret unit smoke sanitize clean
 
 check: lint types quick
 
@@ -22,6 +26,15 @@ test: lint types interpret unit smoke docs
 
 profile: setup
 	$(BIN)/mbt-fast profile --json profile.json --html profile.html
+
+# Several processes, because each finds other memory; they keep what they free, because page faults
+# otherwise double some times. Then: python -m benchmarks.report --readme
+bench: setup
+	mkdir -p benchmarks/results/$(ENV)
+	for run in $$(seq $(RUNS)); do \
+		MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 $(BIN)/pytest -q benchmarks \
+			--benchmark-json=benchmarks/results/$(ENV)/$$run.json || exit 1; \
+	done
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -d build/site

@@ -3,55 +3,25 @@
 A fused backward takes delta from the rounded output, where eager takes it from the very products it
 is subtracted from. Where softmax is saturated eager is then almost exact, and the rule, which goes
 by eager's error, asks for more than such a backward holds in float32. This counts it.
-
-A fused backward also relies on scores that come out as in the forward, to the last bit. Compiled,
-each is one chain of multiply-adds along D. Triton's interpreter asks numpy, which sums in an order
-that depends on the shape of a tile; with ``--chain`` it sums as the compiled kernel does.
 """
 
 import argparse
 import json
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks.environment import stamp
 from mbt_fast.testing import assert_close_to_exact
 from mbt_fast.testing.inputs import random_call, run_call
 
 
 def main() -> None:
-    """Count, print, and record if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Count and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("backend")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--calls", type=int, default=100)
-    parser.add_argument("--chain", action="store_true", help="interpret products as compiled ones")
-    parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args()
-    if args.chain:
-        interpret_products_as_chains()
-    result = count(args.backend, getattr(torch, args.dtype), args.calls)
-    print(json.dumps(result))
-    if args.out:
-        document = {"environment": stamp(), "arguments": vars(args) | {"out": None}, **result}
-        args.out.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def interpret_products_as_chains() -> None:
-    """Sum every product of Triton's interpreter in order of its inner axis, in float32."""
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    def create_dot(self: Any, a: Any, b: Any, total: Any, *precision: Any) -> Any:
-        values = total.data
-        left, right = a.data.astype(np.float64), b.data.astype(np.float64)
-        for i in range(left.shape[1]):  # float64 holds the product exactly: fused multiply-adds
-            values = (left[:, i, None] * right[None, i] + values).astype(np.float32)
-        return TensorHandle(values, total.dtype.scalar)
-
-    InterpreterBuilder.create_dot = create_dot
+    print(json.dumps(count(args.backend, getattr(torch, args.dtype), args.calls)))
 
 
 def count(backend: str, dtype: torch.dtype, calls: int) -> dict[str, int]:

@@ -1,110 +1,94 @@
 """Measure tile configurations on a GPU and propose the tile table: ``python -m benchmarks.tune``.
 
 For the architecture at hand, every candidate of every kernel is checked against the present
-configuration, timed on fresh random streams of MBT-B in interleaved rounds, and the fastest
-printed as a diff of kernels/table.py. Nothing is changed: a table is a decision, with its
-measurement beside it. Candidates that do not fit or fail to compile drop out with their reason.
+configuration, timed on random streams of MBT-B in interleaved rounds, and the fastest printed as a
+diff of kernels/table.py. Nothing is changed: a table is a decision, with its measurement beside it.
 """
 
 import argparse
 import difflib
-import json
 import re
-import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import torch
 from torch import Tensor
 
-from benchmarks.environment import stamp
 from mbt_fast.kernels import table
 from mbt_fast.kernels.bottleneck_attention import bottleneck_attention_bwd, bottleneck_attention_fwd
 from mbt_fast.kernels.table import HALF, HEAD_DIMS, KERNELS, Tiles
+from mbt_fast.testing import interleaved_times
 
 TABLE_FILE = Path(table.__file__)
 ROWS, SLOTS, BATCH = (1573, 405), 4, 8
-ROUNDS, INNER = 10, 5
-DTYPES = {table.HALF: torch.bfloat16, table.SINGLE: torch.float32}
-NAMES = {table.HALF: "HALF", table.SINGLE: "SINGLE"}
+ROUNDS, CALLS = 10, 5
+NAMES = {table.HALF: "HALF", table.SINGLE: "SINGLE"}  # in the table's source
 
 Key = tuple[str, int, int]
 
 
-def candidates(itemsize: int) -> list[Tiles]:
-    """What is tried: powers of two that a warp group can fill, and two depths of the pipeline."""
-    blocks = (32, 64, 128) if itemsize == HALF else (16, 32, 64)
+def candidates() -> list[Tiles]:
+    """What is tried: powers of two that a warp group can fill, and up to three pipeline stages."""
     return [
         Tiles(block_m, block_n, warps, stages)
-        for block_m in blocks
-        for block_n in blocks
+        for block_m in (32, 64, 128)
+        for block_n in (32, 64, 128)
         for warps in (4, 8)
         for stages in (1, 2, 3)
-        if block_m * block_n <= 128 * 128
     ]
 
 
 def main() -> None:
-    """Tune the kernels asked for, print the diff, write what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Tune the kernels asked for in bfloat16, and print the diff."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--head-dims", nargs="+", type=int, choices=HEAD_DIMS, default=[64])
-    parser.add_argument("--out", type=Path, help="write the measurements as JSON")
     args = parser.parse_args()
     arch = table.arch_of(torch.empty(0, device="cuda"))
-    chosen: dict[Key, Tiles] = {}
-    records: list[dict[str, Any]] = []
-    for kernel in args.kernels:
-        for head_dim in args.head_dims:
-            key = (kernel, HALF, head_dim)
-            results = measure(key, arch, candidates(HALF))
-            records += [{"key": key, "tiles": tiles, **result} for tiles, result in results.items()]
-            chosen[key] = best(results, table.TABLE[key][table.ARCHS.index(arch)])
+    chosen = {}
+    for key in [(kernel, HALF, head_dim) for kernel in args.kernels for head_dim in args.head_dims]:
+        milliseconds = measure(key, arch)
+        print(key, {tuple(tiles): round(ms, 4) for tiles, ms in milliseconds.items()})
+        chosen[key] = best(milliseconds, table.TABLE[key][table.ARCHS.index(arch)])
     print(propose(TABLE_FILE.read_text(), arch, chosen))
-    if args.out:
-        document = {"environment": stamp(), "records": records}
-        args.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def measure(key: Key, arch: int, tried: list[Tiles]) -> dict[Tiles, dict[str, Any]]:
-    """Median milliseconds, or the reason against it, of every candidate; the present one first."""
-    present = table.TABLE[key]
-    column = table.ARCHS.index(arch)
-    call = _problem(key)
+def measure(key: Key, arch: int) -> dict[Tiles, float]:
+    """Median milliseconds of every candidate that compiles and is right; the present one first."""
+    present, column = table.TABLE[key], table.ARCHS.index(arch)
+    call = problem(key)
     expected = call()
-    runs: dict[Tiles, list[float]] = {}
-    results: dict[Tiles, dict[str, Any]] = {}
-    for tiles in dict.fromkeys([present[column], *tried]):
+    runs = {}
+    for tiles in dict.fromkeys([present[column], *candidates()]):
+        run = partial(_with_tiles, key, column, tiles, call)
         try:
-            _use(key, column, tiles)
-            for actual, wanted in zip(call(), expected, strict=True):
-                torch.testing.assert_close(actual, wanted)
-            runs[tiles] = []
+            torch.testing.assert_close(run(), expected)
+            runs[str(tiles)] = (tiles, run)
         except Exception as error:  # a compiler may fail in any way; the others go on
-            results[tiles] = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
-    for _ in range(ROUNDS):
-        for tiles, times in runs.items():
-            _use(key, column, tiles)
-            times.append(_milliseconds(call))
+            print(f"{key}, {tiles}: {type(error).__name__}: {str(error)[:120]}")
+    calls = {name: run for name, (_, run) in runs.items()}
+    device = torch.device("cuda")
+    times = interleaved_times(calls, device, seconds=float("inf"), max_rounds=ROUNDS).seconds
     table.TABLE[key] = present
-    return results | {t: {"ms": statistics.median(times)} for t, times in runs.items()}
+    return {tiles: 1e3 * median(times[name]) / CALLS for name, (tiles, _) in runs.items()}
 
 
-def _use(key: Key, column: int, tiles: Tiles) -> None:
+def _with_tiles(key: Key, column: int, tiles: Tiles, call: Callable[[], list[Tensor]]) -> object:
+    """Some calls, so that a clock's two events do not count."""
     row = list(table.TABLE[key])
     row[column] = tiles
     table.TABLE[key] = (row[0], row[1], row[2])
+    return [call() for _ in range(CALLS)][-1]
 
 
-def _problem(key: Key) -> Callable[[], list[Tensor]]:
-    """Forward or backward on fresh random streams, as a call without arguments."""
-    kernel, itemsize, head_dim = key
-    shape = (BATCH, 3, 768 // head_dim, head_dim)
-    qkv = [
-        torch.randn(shape[0], rows, *shape[1:], device="cuda", dtype=DTYPES[itemsize])
-        for rows in ROWS
-    ]
+def problem(key: Key) -> Callable[[], list[Tensor]]:
+    """Forward or backward on random streams, as a call without arguments."""
+    kernel, _, head_dim = key
+    shape = (3, 768 // head_dim, head_dim)
+    half, device = torch.bfloat16, "cuda"
+    qkv = [torch.randn(BATCH, rows, *shape, device=device, dtype=half) for rows in ROWS]
     call = (qkv, [None, None], SLOTS, kernel == "fwd_mean", head_dim**-0.5)
     if kernel.startswith("fwd"):
         return lambda: bottleneck_attention_fwd(*call)[0]
@@ -113,21 +97,10 @@ def _problem(key: Key) -> Callable[[], list[Tensor]]:
     return lambda: bottleneck_attention_bwd(douts, [None, None], outs, kept, *call)
 
 
-def _milliseconds(call: Callable[[], object]) -> float:
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    for _ in range(INNER):
-        call()
-    last.record()
-    last.synchronize()
-    return first.elapsed_time(last) / INNER
-
-
-def best(results: dict[Tiles, dict[str, Any]], present: Tiles) -> Tiles:
+def best(milliseconds: dict[Tiles, float], present: Tiles) -> Tiles:
     """The fastest, unless the present one is within 1 %, which is noise."""
-    timed = {tiles: result["ms"] for tiles, result in results.items() if "ms" in result}
-    fastest = min(timed, key=lambda tiles: timed[tiles])
-    return present if timed[present] <= 1.01 * timed[fastest] else fastest
+    fastest = min(milliseconds, key=lambda tiles: milliseconds[tiles])
+    return present if milliseconds[present] <= 1.01 * milliseconds[fastest] else fastest
 
 
 def propose(text: str, arch: int, chosen: dict[Key, Tiles]) -> str:
@@ -138,8 +111,7 @@ def propose(text: str, arch: int, chosen: dict[Key, Tiles]) -> str:
     for (kernel, itemsize, head_dim), tiles in chosen.items():
         pattern = rf'\s*\("{kernel}",\s*{NAMES[itemsize]},\s*{head_dim}\):'
         (index,) = (i for i, line in enumerate(lines) if re.match(pattern, line))
-        entries = list(re.finditer(r"Tiles\([^)]*\),?\s*", changed[index]))
-        old = entries[column]
+        old = list(re.finditer(r"Tiles\([^)]*\),?\s*", changed[index]))[column]
         new = f"Tiles({', '.join(map(str, tiles))}){',' if column < 2 else '),'}"
         new = new + "\n" if column == 2 else new.ljust(old.end() - old.start())
         changed[index] = changed[index][: old.start()] + new + changed[index][old.end() :]

@@ -3,35 +3,36 @@
 import json
 import subprocess
 import sys
+import tarfile
 
-from benchmarks import gpu_suite, registry
+import pytest
+
+from benchmarks import gpu_suite
 from mbt_fast.cli.info import collect
 from mbt_fast.kernels import sources
 
 
-def test_limits_add_up_to_nine_minutes(tmp_path):
-    assert sum(step.seconds for step in gpu_suite.steps(tmp_path, gpu=True)) <= 9 * 60
+@pytest.mark.parametrize("part", [1, 2])
+def test_limits_of_a_part_add_up_to_five_and_a_half_minutes(part, tmp_path):
+    steps = gpu_suite.steps(tmp_path, gpu=True)
+    assert sum(step.seconds for step in steps if step.part == part) <= 330
+    assert [step.part for step in steps] == sorted(step.part for step in steps)
 
 
-def test_the_guards_of_every_entry_are_among_the_tests(tmp_path):
-    _, tests, *_, benchmarks = gpu_suite.steps(tmp_path, gpu=True, tree="hash")
-    named = {f"tests/{part.rpartition('/')[2]}" for part in tests.command if part.endswith(".py")}
-    for entry in registry.ENTRIES:
-        if "cuda" in entry.seconds:
-            assert set(entry.guards_on("cuda")) <= named
-    reports = [part.replace("{shard}", "0") for part in tests.command if "junitxml" in part]
-    assert reports[0].partition("=")[2] in benchmarks.command
-    assert "junit_suite_name=hash" in tests.command
+def test_files_and_folders_of_the_steps_exist(tmp_path):
+    for step in gpu_suite.steps(tmp_path, gpu=True):
+        for word in step.command:
+            if word.startswith(("tests/", "benchmarks")) and " " not in word:
+                assert (gpu_suite.ROOT / word).exists(), word
 
 
 def test_sources_are_laid_out_as_installed(tmp_path):
     site = gpu_suite.lay_out(tmp_path / "site")
-    stamp = gpu_suite.environment(site)
-    assert len(stamp["tree"]) == 64
-    expected = {k: sources.source_hash(k) for k in sources.KERNELS}
-    assert stamp["sources"].items() >= expected.items()
-    code = "import mbt_fast.kernels as k; print(k.__file__)"
-    command = [sys.executable, "-P", "-c", code]
+    machine = gpu_suite.describe(site)
+    assert (
+        machine["sources"].items() >= {k: sources.source_hash(k) for k in sources.KERNELS}.items()
+    )
+    command = [sys.executable, "-P", "-c", "import mbt_fast.kernels as k; print(k.__file__)"]
     done = subprocess.run(
         command, env={"PYTHONPATH": str(site)}, capture_output=True, text=True, check=True
     )
@@ -40,22 +41,58 @@ def test_sources_are_laid_out_as_installed(tmp_path):
 
 def test_a_failing_step_is_recorded_and_does_not_stop(tmp_path):
     (tmp_path / "logs").mkdir()
-    step = gpu_suite.Step("x", [sys.executable, "-c", "print('seen'); raise SystemExit(3)"], 20)
-    result = gpu_suite.run(step, tmp_path, tmp_path)
-    assert (result["rc"], result["tails"]) == (3, ["seen\n"])
-    missing = gpu_suite.Step("y", ["no-such-command"], 5)
-    assert gpu_suite.run(missing, tmp_path, tmp_path)["rc"] == 127
-    slow = gpu_suite.Step("z", [sys.executable, "-c", "import time; time.sleep(60)"], 1)
-    assert gpu_suite.run(slow, tmp_path, tmp_path)["rc"] == 124
+
+    def run(name, command, seconds=20, **options):
+        return gpu_suite.run(gpu_suite.Step(name, 1, seconds, command, **options), tmp_path)["rc"]
+
+    code = "import os; s = os.environ['MBT_FAST_SHARD']; print(s); exit(3 * (s == '1/3'))"
+    assert run("x", [sys.executable, "-c", code], shards=3) == 3
+    logs = sorted((tmp_path / "logs").glob("x-*"))
+    assert [log.read_text() for log in logs] == ["0/3\n", "1/3\n", "2/3\n"]
+    assert run("y", ["no-such-command"]) == 127
+    assert run("z", [sys.executable, "-c", "import time; time.sleep(60)"], seconds=1) == 124
 
 
-def test_shards_run_side_by_side_and_every_one_counts(tmp_path):
-    (tmp_path / "logs").mkdir()
-    code = "import os; shard = os.environ['MBT_FAST_SHARD']; print(shard); exit(shard == '1/3')"
-    step = gpu_suite.Step("x", [sys.executable, "-c", code], 20, shards=3)
-    result = gpu_suite.run(step, tmp_path, tmp_path)
-    assert result["rc"] == 1
-    assert result["tails"] == ["0/3\n", "1/3\n", "2/3\n"]
+def test_all_results_come_in_one_archive_after_every_step(tmp_path, monkeypatch):
+    seen = []
+
+    def steps(work, gpu):
+        for name, part in (("one", 1), ("correctness", 1), ("two", 2)):
+            seen.append((tmp_path / "suite.tar.gz").exists())
+            yield gpu_suite.Step(name, part, 20, [sys.executable, "-c", f"print('{name}')"])
+
+    monkeypatch.setattr(gpu_suite, "steps", steps)
+    assert gpu_suite.main(["--out", str(tmp_path), "--part", "1"]) == 0
+    assert seen == [False, True, True]
+    with tarfile.open(tmp_path / "suite.tar.gz") as archive:
+        names = archive.getnames()
+        document = json.load(archive.extractfile("suite.json"))
+    assert {"suite.json", "logs/one-0.log", "logs/correctness-0.log"} <= set(names)
+    assert [step["name"] for step in document["steps"]] == ["one", "correctness"]
+    assert set(document["verified"].values()) == {False}
+    assert [path.name for path in tmp_path.iterdir()] == ["suite.tar.gz"]
+
+
+LOG = """
+tests/ops/test_bias_gelu.py::test_a[triton] PASSED [ 1%]
+tests/ops/test_residual_add.py::test_a[triton] PASSED [ 2%]
+tests/ops/test_residual_add.py::test_b[triton-two words] FAILED [ 3%]
+tests/kernels/test_cuda_kernels.py::test_a PASSED [ 4%]
+tests/kernels/test_cuda_kernels.py::test_b SKIPPED (no reason) [ 5%]
+tests/ops/test_x.py::test_other PASSED [ 6%]
+"""
+
+
+def test_each_kernel_is_verified_on_its_own():
+    kernels = ("bias_gelu", "residual_add", "bottleneck_attention", "cuda")
+
+    def verified(*logs):
+        outcomes = gpu_suite.read_outcomes(logs)
+        return {k for k in kernels if gpu_suite.is_verified(k, outcomes, kernels)}
+
+    assert verified(LOG) == {"bias_gelu", "cuda"}
+    assert verified(LOG, "tests/kernels/test_triton_layer.py::test_of_all FAILED") == {"cuda"}
+    assert verified(LOG, "tests/kernels/test_cuda_kernels.py::test_running") == {"bias_gelu"}
 
 
 def test_every_kernel_source_belongs_to_a_kernel():

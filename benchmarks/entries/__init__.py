@@ -1,1 +1,0 @@
-"""What is measured: one module per entry of the registry, which describes its cases."""

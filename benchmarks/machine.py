@@ -1,0 +1,51 @@
+"""What ``mbt-fast info`` says of this machine, as data; ``python -m benchmarks.machine`` prints."""
+
+import contextlib
+import io
+import json
+from datetime import datetime, timezone
+from functools import cache
+from typing import Any
+
+import torch
+
+from mbt_fast.cli.main import main as mbt_fast_command
+
+
+@cache
+def info() -> dict[str, Any]:
+    """Versions, devices, compiled parts, and which kernels were verified on a GPU."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        mbt_fast_command(["info", "--json"])
+    return json.loads(output.getvalue())
+
+
+def facts() -> dict[str, Any]:
+    """Those that a measurement depends on."""
+    on_gpu, found = torch.cuda.is_available(), info()
+    return {
+        "device": found["devices"]["cuda:0" if on_gpu else "cpu"],
+        "capability": torch.cuda.get_device_capability() if on_gpu else None,
+        "torch": torch.__version__,
+        "triton": found["packages"]["triton"],
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "mbt_fast": found["mbt_fast"],
+        "threads": torch.get_num_threads(),
+        "instruction_set": found["cpu kernels"]["in use"],
+        "compiled_part": found["compiled part"],
+    }
+
+
+def sources() -> dict[str, str]:
+    """What the kernels for GPUs are made of, by their hashes."""
+    from mbt_fast.kernels.sources import KERNELS, source_hash
+
+    built = info()["cuda part"]
+    cuda = {"cuda": built["sources"]} if isinstance(built, dict) else {}
+    return {kernel: source_hash(kernel) for kernel in KERNELS} | cuda
+
+
+if __name__ == "__main__":
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    print(json.dumps(facts() | {"sources": sources(), "date": now}))
