@@ -78,8 +78,8 @@ def _taken_by_auto(row: dispatch.Backend, hardware: Hardware) -> str:
         return f"as with AVX-512, but {STOCK} for attention in bfloat16"
     layer = [
         op if found.keys() == row.dtypes else f"{op} in {', '.join(map(_short, found))}"
-        for op, found in row.wins_in.items()
-        if found
+        for op, found in row.min_size.items()
+        if op != "bottleneck_attention"
     ]
     return f"{', '.join(['attention', *layer])} (`{row.name}`)"
 

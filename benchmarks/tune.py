@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mbt_fast.kernels import table
-from mbt_fast.kernels.bottleneck_attention import bottleneck_attention_bwd, bottleneck_attention_fwd
 from mbt_fast.kernels.table import HALF, HEAD_DIMS, KERNELS, Tiles
+from mbt_fast.ops import bottleneck_attention as op
 from mbt_fast.testing import interleaved_times
 
 TABLE_FILE = Path(table.__file__)
@@ -89,12 +89,14 @@ def problem(key: Key) -> Callable[[], list[Tensor]]:
     shape = (3, 768 // head_dim, head_dim)
     half, device = torch.bfloat16, "cuda"
     qkv = [torch.randn(BATCH, rows, *shape, device=device, dtype=half) for rows in ROWS]
-    call = (qkv, [None, None], SLOTS, kernel == "fwd_mean", head_dim**-0.5)
+    streams = [x.requires_grad_(not kernel.startswith("fwd")) for x in qkv]
+    call = (streams, [None, None], SLOTS, kernel == "fwd_mean", head_dim**-0.5, False)
+    run = op.BY_BACKEND["triton"].run
     if kernel.startswith("fwd"):
-        return lambda: bottleneck_attention_fwd(*call)[0]
-    outs, _, kept = bottleneck_attention_fwd(*call)
+        return lambda: run(*call)[0]
+    outs = run(*call)[0]
     douts = [torch.randn_like(out) for out in outs]
-    return lambda: bottleneck_attention_bwd(douts, [None, None], outs, kept, *call)
+    return lambda: list(torch.autograd.grad(outs, streams, douts, retain_graph=True))
 
 
 def best(milliseconds: dict[Tiles, float], present: Tiles) -> Tiles:

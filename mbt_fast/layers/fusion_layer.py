@@ -245,8 +245,9 @@ class FusionLayer(nn.ModuleDict):
         unmodified: Sequence[bool],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Sums of streams and branches, and the MLPs of their norms."""
-        norms, gelu = [b.norm2 for b in blocks], self._choose_gelu(blocks, xs)
-        recompute = self._recompute()
+        norms, recompute = [b.norm2 for b in blocks], self._recompute()
+        whole = [b for b, is_whole in zip(blocks, unmodified, strict=True) if is_whole]
+        gelu = self._choose_gelu(whole[0], xs) if whole else bias_gelu.TORCH
         if recompute == "mlp" and all(unmodified):
             parts = _parts(xs, branches, norms, [b.mlp.fc1 for b in blocks])
             if all(fits for _, fits in parts):
@@ -338,9 +339,9 @@ class FusionLayer(nn.ModuleDict):
         branches = [branch.to(x.dtype) for x, branch in pairs]
         return residual_add.add(sums, branches, masks, lengths, n_slots, self._layer_backend)
 
-    def _choose_gelu(self, blocks: Sequence[Block], xs: Sequence[Tensor]) -> Implementation:
-        """Who runs GELU of what the first Linears make of these streams."""
-        weight = blocks[0].mlp.fc1.weight
+    def _choose_gelu(self, block: Block, xs: Sequence[Tensor]) -> Implementation:
+        """Who runs GELU of what the first Linears, like that of ``block``, make of the streams."""
+        weight = block.mlp.fc1.weight
         elements = sum(x.shape[0] * x.shape[1] for x in xs) * weight.shape[0]
         dtype = autocast_dtype(weight)
         return bias_gelu.choose(xs[0].device, dtype, elements, GELU, self._layer_backend)
@@ -359,8 +360,9 @@ def _parts(
     linears: Sequence[Linear],
 ) -> list[Part]:
     """Which streams take one call, and whether it may use weights in place of their modules."""
-    first = (xs[0].shape[0], xs[0].dtype, norms[0].eps)
-    alike = all((x.shape[0], x.dtype, n.eps) == first for x, n in zip(xs, norms, strict=True))
+    eps = [getattr(norm, "eps", None) for norm in norms]  # a replaced norm may have none
+    first = (xs[0].shape[0], xs[0].dtype, eps[0])
+    alike = all((x.shape[0], x.dtype, e) == first for x, e in zip(xs, eps, strict=True))
     parts = [slice(None)] if alike else _one_by_one(xs)
     fits = [_fit(xs[part], branches[part], norms[part], linears[part]) for part in parts]
     if all(fits):

@@ -6,6 +6,7 @@ import torch
 from benchmarks import baselines, bench_layer, bench_sweeps, models
 from mbt_fast import bottleneck_attention, dispatch
 from mbt_fast.flops import forward_flops
+from mbt_fast.ops import dispatch as ops_dispatch
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 WAYS = {
@@ -80,7 +81,7 @@ def test_points_of_a_sweep_have_the_flops_of_all_ways():
 
 
 ROWS = {"rgb": (8, 64, 64), "spectrogram": (128, 128)}  # so that the kernels are taken
-OPERATORS = {torch.float32: 24, torch.bfloat16: 28}  # ours averages the slots in float32
+OPERATORS = {torch.float32: 23, torch.bfloat16: 27}  # ours averages the slots in float32
 
 
 def operators(dtype):
@@ -108,11 +109,11 @@ def test_operators_of_a_layer(dtype, monkeypatch):
 
 @needs_kernels
 def test_operators_of_a_layer_whose_streams_are_normed_and_summed_at_once(monkeypatch):
-    """Attention, two norms, a sum with the slots; eight Linears and two GELU."""
+    """Attention, two norms, GELU, a sum with the slots; eight Linears."""
     monkeypatch.undo()
     for op in ("add_layer_norm", "residual_add"):
-        monkeypatch.setitem(dispatch.CPU_WINS_IN, op, {torch.float32: 0})
-    assert operators(torch.float32) == [14, 24]
+        monkeypatch.setitem(ops_dispatch.CPU_MIN_SIZE, op, {torch.float32: 0})
+    assert operators(torch.float32) == [13, 24]
 
 
 def test_calls_in_python_are_those_of_the_library():

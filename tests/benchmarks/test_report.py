@@ -141,14 +141,11 @@ def taken(row):
     """The backend that ``auto`` takes for the call of a record."""
     dtype, shape = getattr(torch, row["dtype"]), row["shape"]
     facts = {"device": torch.device("cpu"), "dtype": dtype}
-    if row["op"] == "bottleneck_attention":
-        call = dispatch.Call(op=row["op"], rows=max(shape["rows"]), **facts)
-    else:
-        op = "bias_gelu_erf" if row["approximate"] == "none" else row["op"]
-        op = "residual_add_plain" if row["case"] == "add" else op
-        elements = shape["batch"] * sum(shape["rows"]) * shape["channels"]
-        call = dispatch.Call(op=op, elements=elements, **facts)
-    return dispatch.select(call)
+    size = max(shape["rows"])
+    if row["op"] != "bottleneck_attention":
+        gains = row["approximate"] != "none" and row["case"] != "add"
+        size = gains * shape["batch"] * sum(shape["rows"]) * shape["channels"]
+    return dispatch.select(dispatch.Call(row["op"], size=size, **facts)).name
 
 
 @pytest.mark.skipif(not RECORDS, reason="no machine has been measured with these benchmarks yet")

@@ -16,7 +16,7 @@ from model_cases import (
 )
 from torch.func import functional_call
 
-from benchmarks import eager
+from benchmarks import baselines
 from mbt_fast import create_model
 from mbt_fast.testing import saved_bytes
 
@@ -192,7 +192,8 @@ def test_a_parameter_may_be_missing(name, make, recompute):
     model, inputs = tiny(), random_inputs()
     replace(model, name, make)
     expected = model.set_execution(**NONE, cls_only=False)(inputs)
-    torch.testing.assert_close(model, recompute.set_execution(cls_only=True)(inputs), expected)
+    actual = model.set_execution(recompute=recompute, cls_only=True)(inputs)
+    torch.testing.assert_close(actual, expected)
 
 
 @recomputes
@@ -225,7 +226,7 @@ def test_saved_bytes_of_a_fusion_layer(backend, dtype):
     model, own, slots, joined = real_layer(dtype)
     layer = model.set_backend(backend).layers[0]
     parameters, unit = list(layer.parameters()), sum(x.nbytes for x in joined.values())
-    saved = {"eager": saved_bytes(lambda: eager.bottleneck(layer, own, slots), parameters)}
+    saved = {"eager": saved_bytes(lambda: baselines.bottleneck(layer, own, slots), parameters)}
     for recompute in ("none", "norms", "mlp"):
         model.set_execution(recompute=recompute)
         saved[recompute] = saved_bytes(lambda: layer(joined, {}, n_slots=4), parameters)
@@ -244,13 +245,13 @@ def test_nothing_is_saved_without_gradients():
 @pytest.mark.parametrize("fusion", ["bottleneck", "late"])
 def test_the_eager_baseline_is_the_model(fusion):
     model, inputs = tiny(**FUSIONS[fusion]), random_inputs()
-    torch.testing.assert_close(eager.forward(model, inputs), model(inputs))
+    torch.testing.assert_close(baselines.forward(model, inputs), model(inputs))
 
 
 @recomputes
 def test_a_backward_under_autocast_of_a_forward_without(recompute):
     """The gradient of GELU's output then came in another dtype than its input, as raw memory."""
-    model = create_model("mbt_tiny".set_execution(mlp_dim=1024).train(), recompute)
+    model = create_model("mbt_tiny", mlp_dim=1024).train().set_execution(recompute=recompute)
     x = torch.randn(2, 80, 64, requires_grad=True)
     grads = []
     for enabled in (False, True):

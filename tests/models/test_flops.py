@@ -108,7 +108,7 @@ def test_cls_only_last_layer():
 @pytest.mark.parametrize("cls_only", [False, True])
 def test_counter_agrees_exactly(overrides, backend, cls_only):
     model = create_model("mbt_tiny", **overrides).set_backend(backend)
-    model.set_savings(cls_only=cls_only)
+    model.set_execution(cls_only=cls_only)
     batch = 2
     inputs = {
         m: torch.randn(batch, *model.embedding(m).input_shape) for m in model.config.modalities

@@ -33,8 +33,8 @@ MAY_IMPORT = {
     "models": MODELS,
     "data": {"config", "errors", "models"},
     "flops": {"config", "layers", "models"},
-    "testing": PUBLIC,
-    "profiling": {*MODELS, "flops", "models", "testing"},
+    "profiling": {*MODELS, "", "flops", "models"},
+    "testing": {*PUBLIC, "profiling"},
     "cli": {"*"},
     "__main__": {"cli"},
 }
