@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backends import DTYPES, OwnCalls, needs_cpu_kernels
+from backends import CALLS, DEVICE, DTYPES, NAMES, OwnCalls, needs_cpu_kernels, runs
 
 from benchmarks import record
 from mbt_fast import dispatch
@@ -41,6 +41,16 @@ def test_auto_takes_the_first_row_without_reasons(table):
     assert dispatch.select(call_of(), "third") == "third"
     with pytest.raises(dispatch.BackendError, match="device is cpu, needs cuda"):
         dispatch.select(call_of(), "first")
+
+
+@pytest.mark.parametrize(
+    ("op", "backend"), [(op, name) for op in CALLS for name in NAMES if not runs(name, op)]
+)
+def test_a_named_backend_that_cannot_run_raises_with_the_whole_table(op, backend):
+    x = torch.zeros(1, 1, 16, device=DEVICE)
+    with pytest.raises(dispatch.BackendError, match=f"{backend!r} cannot run this call") as error:
+        CALLS[op](x, backend)
+    assert all(f"\n  {name}" in str(error.value) for name in NAMES)
 
 
 def test_a_row_answers_with_every_reason():
