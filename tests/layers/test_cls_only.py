@@ -6,6 +6,7 @@ from backends import OwnCalls, kernels_of
 from model_cases import (
     FUSIONS,
     assert_results_unchanged,
+    changes,
     fusions,
     lengths,
     random_inputs,
@@ -62,23 +63,7 @@ def test_dropout_draws_the_same_numbers():
     assert torch.equal(*results)
 
 
-class Adapted(torch.nn.Module):
-    """A Linear with something added, as adapters do."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, x):
-        return self.linear(x) + x.amax(-1, keepdim=True)
-
-
-def hooked(linear):
-    linear.register_forward_hook(lambda module, args, output: 2 * output)
-    return linear
-
-
-@pytest.mark.parametrize("change", [Adapted, hooked])
+@changes
 @pytest.mark.parametrize("fusion", ["bottleneck", "vanilla", "vanilla, shared"])
 def test_a_replaced_projection_is_called(fusion, change):
     """Its weights are not used in its place."""

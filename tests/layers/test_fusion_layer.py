@@ -8,6 +8,7 @@ from model_cases import (
     FUSIONS,
     assert_all_close_to_exact,
     gradients,
+    hooked,
     lengths,
     random_inputs,
     tiny,
@@ -68,10 +69,6 @@ def test_stochastic_depth_is_the_same(backend, skip):
     assert_model_is_the_reference(model, random_inputs(4), None, backend)
 
 
-def doubled(*call):
-    return 2 * call[-1]
-
-
 CHANGES = {
     "recompute nothing": lambda model, block: model.set_execution(recompute="none"),
     "recompute the MLP": lambda model, block: model.set_execution(recompute="mlp"),
@@ -80,9 +77,9 @@ CHANGES = {
     "no norm weights": lambda model, block: setattr(
         block, "norm1", torch.nn.LayerNorm(64, elementwise_affine=False)
     ),
-    "hook on the norm": lambda model, block: block.norm1.register_forward_hook(doubled),
-    "hook on the MLP": lambda model, block: block.mlp.register_forward_hook(doubled),
-    "hook on a Linear": lambda model, block: block.mlp.fc1.register_forward_hook(doubled),
+    "hook on the norm": lambda model, block: hooked(block.norm1),
+    "hook on the MLP": lambda model, block: hooked(block.mlp),
+    "hook on a Linear": lambda model, block: hooked(block.mlp.fc1),
     "parametrised": lambda model, block: torch.nn.utils.parametrizations.weight_norm(block.mlp.fc2),
 }
 

@@ -8,6 +8,7 @@ from model_cases import (
     NO_RECOMPUTE,
     assert_all_close_to_exact,
     assert_results_unchanged,
+    changes,
     fusions,
     gradients,
     lengths,
@@ -142,22 +143,8 @@ def test_compiled_training(recompute):
     torch.testing.assert_close(*grads)
 
 
-def times_two(module):
-    module.register_forward_hook(lambda module, args, output: 2 * output)
-    return module
-
-
-class TimesTwo(torch.nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x):
-        return 2 * self.module(x)
-
-
 @recomputes
-@pytest.mark.parametrize("change", [times_two, TimesTwo], ids=["hook", "replacement"])
+@changes
 @pytest.mark.parametrize("name", ["norm1", "attn.qkv", "norm2", "mlp", "mlp.fc1", "mlp.fc2"])
 def test_a_replaced_module_is_called(name, change, recompute):
     """A quantised, adapted or watched module computes something else than its weights say."""

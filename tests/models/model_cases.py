@@ -52,6 +52,26 @@ LENGTHS = {
 lengths = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 
 
+class TimesTwo(torch.nn.Module):
+    """A module in the place of another, as adapters and quantisation put it."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return 2 * self.module(x)
+
+
+def hooked(module):
+    """The same module, with a hook that does likewise."""
+    module.register_forward_hook(lambda module, args, output: 2 * output)
+    return module
+
+
+changes = pytest.mark.parametrize("change", [hooked, TimesTwo], ids=["hook", "replacement"])
+
+
 def gradients(loss, leaves):
     """By name; ``None`` where a leaf takes no part."""
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

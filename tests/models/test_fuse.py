@@ -16,7 +16,7 @@ from encoder_cases import (
     TimmViT05,
     torch_encoder,
 )
-from model_cases import int32
+from model_cases import hooked, int32
 from torch import nn
 
 import mbt_fast
@@ -401,11 +401,6 @@ class Adapted(nn.Module):
         return self.linear(x) + self.beside(x)
 
 
-def doubled(linear):
-    linear.register_forward_hook(lambda _, __, out: 2 * out)
-    return linear
-
-
 PROJECTIONS = {
     "timm": (TimmViT, "blocks.2.attn.qkv"),
     "hugging face 4": (HuggingFace4, "encoder.layer.2.attention.attention.key"),
@@ -414,7 +409,7 @@ PROJECTIONS = {
 
 
 @pytest.mark.parametrize(("make", "name"), PROJECTIONS.values(), ids=PROJECTIONS.keys())
-@pytest.mark.parametrize("change", [Adapted, doubled])
+@pytest.mark.parametrize("change", [Adapted, hooked])
 def test_adapters_and_hooks_on_projections_are_used(make, name, change):
     """Put in after fusing."""
     model, inputs = example(make)

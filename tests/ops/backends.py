@@ -23,7 +23,7 @@ from mbt_fast.ops import dispatch, extension
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STOCK = ("sdpa", "reference")  # torch's own functions; the others are kernels of ours
-EVERY = [row.name for row in dispatch.BACKENDS]
+NAMES = [row.name for row in dispatch.BACKENDS]
 
 CALLS = {  # of [1, 1, 16] in some dtype; attention asks for heads that not every kernel has
     "bottleneck_attention": lambda x, on: bottleneck_attention(
@@ -49,7 +49,7 @@ def runs(backend, op="bottleneck_attention", dtype=torch.float32):
 
 def backends_of(op):
     """Under TRITON_INTERPRET=1, or on a GPU, this includes "triton"."""
-    return [name for name in EVERY if runs(name, op)]
+    return [name for name in NAMES if runs(name, op)]
 
 
 def kernels_of(op):

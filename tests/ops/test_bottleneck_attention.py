@@ -6,7 +6,6 @@ from attention_cases import CASES, make_lengths, make_qkv, stated_independently,
 from backends import (
     DEVICE,
     DTYPES,
-    EVERY,
     STOCK,
     backends,
     backends_of,
@@ -17,7 +16,6 @@ from backends import (
 from torch.overrides import TorchFunctionMode
 
 from mbt_fast import bottleneck_attention
-from mbt_fast.ops import dispatch
 from mbt_fast.testing import assert_close_to_exact
 
 OP = "bottleneck_attention"
@@ -325,12 +323,3 @@ BAD = {
 def test_bad_arguments_are_named(qkv, slots, options, error, message):
     with pytest.raises(error, match=message):
         bottleneck_attention(qkv, slots, **options)
-
-
-@pytest.mark.parametrize("backend", [name for name in EVERY if not runs(name)])
-def test_named_backend_that_cannot_run_raises_with_the_whole_table(backend):
-    with pytest.raises(dispatch.BackendError) as error:
-        bottleneck_attention([GOOD.to(DEVICE)], 4, backend=backend)
-    assert f"backend '{backend}' cannot run this call" in str(error.value)
-    for name in EVERY:
-        assert f"\n  {name}" in str(error.value)

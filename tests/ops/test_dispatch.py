@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import DTYPES, OwnCalls, needs_cpu_kernels
+from backends import CALLS, DEVICE, DTYPES, NAMES, OwnCalls, needs_cpu_kernels, runs
 
 from mbt_fast.functional import bias_gelu, residual_add
 from mbt_fast.ops import dispatch
@@ -43,6 +43,16 @@ def test_auto_takes_the_first_row_without_reasons(table):
     assert select(call_of(), "third") == "third"
     with pytest.raises(dispatch.BackendError, match="device is cpu, needs cuda"):
         select(call_of(), "first")
+
+
+@pytest.mark.parametrize(
+    ("op", "backend"), [(op, name) for op in CALLS for name in NAMES if not runs(name, op)]
+)
+def test_a_named_backend_that_cannot_run_raises_with_the_whole_table(op, backend):
+    x = torch.zeros(1, 1, 16, device=DEVICE)
+    with pytest.raises(dispatch.BackendError, match=f"{backend!r} cannot run this call") as error:
+        CALLS[op](x, backend)
+    assert all(f"\n  {name}" in str(error.value) for name in NAMES)
 
 
 def test_a_row_answers_with_every_reason():
