@@ -16,9 +16,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from mbt_fast import bottleneck_attention
 from mbt_fast.kernels import table
 from mbt_fast.kernels.table import HALF, HEAD_DIMS, KERNELS, Tiles
-from mbt_fast.ops import bottleneck_attention as op
 from mbt_fast.testing import interleaved_times
 
 TABLE_FILE = Path(table.__file__)
@@ -90,11 +90,11 @@ def problem(key: Key) -> Callable[[], list[Tensor]]:
     half, device = torch.bfloat16, "cuda"
     qkv = [torch.randn(BATCH, rows, *shape, device=device, dtype=half) for rows in ROWS]
     streams = [x.requires_grad_(not kernel.startswith("fwd")) for x in qkv]
-    call = (streams, [None, None], SLOTS, kernel == "fwd_mean", head_dim**-0.5, False)
-    run = op.BY_BACKEND["triton"].run
+    update = "mean" if kernel == "fwd_mean" else None
+    run = partial(bottleneck_attention, streams, SLOTS, update=update, backend="triton")
     if kernel.startswith("fwd"):
-        return lambda: run(*call)[0]
-    outs = run(*call)[0]
+        return run
+    outs = run()
     douts = [torch.randn_like(out) for out in outs]
     return lambda: list(torch.autograd.grad(outs, streams, douts, retain_graph=True))
 
