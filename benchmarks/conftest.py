@@ -123,9 +123,10 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
-def race(benchmark: Any, request: pytest.FixtureRequest) -> "Race":
-    """See ``Race``."""
-    return Race(benchmark, request.config)
+def race(benchmark: Any, request: pytest.FixtureRequest) -> Iterator["Race"]:
+    """See ``Race``; a benchmark may change the number of threads."""
+    yield Race(benchmark, request.config)
+    torch.set_num_threads(ALL_THREADS)
 
 
 class Race:
