@@ -88,6 +88,15 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 
 CEILINGS = pytest.StashKey[dict[str, dict[str, float]]]()
+RATIOS = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """A line for each benchmark, above pytest-benchmark's table of times."""
+    if RATIOS in config.stash:
+        terminalreporter.section("times as fast as each baseline")
+        for line in config.stash[RATIOS]:
+            terminalreporter.write_line(line)
 
 
 def measure_ceilings(size: int, seconds: float) -> dict[str, float]:
@@ -190,6 +199,9 @@ class Race:
             info |= {"flops": flops, "gflops": flops and flops / best / 1e9}
             info |= {"bytes": moved, "gb_per_s": moved and moved / best / 1e9}
             self._keep_ceilings()
+            ratios = (f"{name} {of['quick']:.2f}" for name, of in info["times_faster"].items())
+            line = f"{self._benchmark.name}, {torch.get_num_threads()} threads: {', '.join(ratios)}"
+            self._config.stash.setdefault(RATIOS, []).append(line)
 
     def _check(self, ours: Call, others: Mapping[str, Call], exact: Call) -> dict[str, str]:
         """Refuse a wrong result of ours; say of each other baseline why it cannot be timed."""

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 class Benchmark:
     """pytest-benchmark's fixture, as far as ``race`` uses it, with a clock of its own."""
 
-    enabled = True
+    enabled, name = True, "test_x"
 
     def __init__(self):
         self.extra_info = {}
@@ -37,7 +37,8 @@ class Benchmark:
 
 
 class Config:
-    stash = {conftest.CEILINGS: {str(torch.get_num_threads()): {}}}  # noqa: RUF012
+    def __init__(self):
+        self.stash = {conftest.CEILINGS: {str(torch.get_num_threads()): {}}}
 
     def getoption(self, name):
         return {"--seconds": 0.01, "--tiny": False}[name]
@@ -128,6 +129,8 @@ def test_a_run_writes_a_record_of_machine_commit_and_ratios(tmp_path):
     options = ["--tiny", "-k", "peers and float32 or large_logits", f"--benchmark-json={path}"]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+    assert "test_large_logits[float32-cpu]" in done.stdout
+    assert "threads: sdpa" in done.stdout
     record = json.loads(path.read_text())
     machine = record["machine_info"]
     assert {"device", "torch", "threads", "instruction_set", "compiled_part"} <= machine.keys()
