@@ -67,6 +67,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.benchmark(timer=clock()))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Iterator[None]:
+    """Skip what the machine has no kernels for, with the reasons."""
+    try:
+        return (yield)
+    except BackendError as error:
+        pytest.skip(f"ours does not run here: {error}")
+
+
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """What ``mbt-fast info`` says, instead of the host's name and the CPU's flags."""
     for key in ("node", "cpu", "python_build"):
@@ -88,6 +97,15 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 
 CEILINGS = pytest.StashKey[dict[str, dict[str, float]]]()
+RATIOS = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """A line for each benchmark, above pytest-benchmark's table of times."""
+    if RATIOS in config.stash:
+        terminalreporter.section("times as fast as each baseline")
+        for line in config.stash[RATIOS]:
+            terminalreporter.write_line(line)
 
 
 def measure_ceilings(size: int, seconds: float) -> dict[str, float]:
@@ -123,9 +141,10 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
-def race(benchmark: Any, request: pytest.FixtureRequest) -> "Race":
-    """See ``Race``."""
-    return Race(benchmark, request.config)
+def race(benchmark: Any, request: pytest.FixtureRequest) -> Iterator["Race"]:
+    """See ``Race``; a benchmark may change the number of threads."""
+    yield Race(benchmark, request.config)
+    torch.set_num_threads(ALL_THREADS)
 
 
 class Race:
@@ -189,17 +208,16 @@ class Race:
             info |= {"flops": flops, "gflops": flops and flops / best / 1e9}
             info |= {"bytes": moved, "gb_per_s": moved and moved / best / 1e9}
             self._keep_ceilings()
+            ratios = (f"{name} {of['quick']:.2f}" for name, of in info["times_faster"].items())
+            line = f"{self._benchmark.name}, {torch.get_num_threads()} threads: {', '.join(ratios)}"
+            self._config.stash.setdefault(RATIOS, []).append(line)
 
     def _check(self, ours: Call, others: Mapping[str, Call], exact: Call) -> dict[str, str]:
         """Refuse a wrong result of ours; say of each other baseline why it cannot be timed."""
         first, *rest = others
         threads = torch.get_num_threads()
         torch.set_num_threads(ALL_THREADS)
-        try:
-            actual = tree_leaves(ours())
-        except BackendError as error:
-            pytest.skip(f"ours does not run here: {error}")
-        eager, wide = tree_leaves(others[first]()), tree_leaves(exact())
+        actual, eager, wide = (tree_leaves(run()) for run in (ours, others[first], exact))
         assert_all_close(actual, eager, wide)
         not_run = {}
         for name in rest:

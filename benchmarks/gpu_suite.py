@@ -73,7 +73,7 @@ def steps(work: Path, gpu: bool) -> list[Step]:
         Step("build", 1, 60, [*build, "--build-temp", str(work / "build")], demanded),
         Step("smoke", 1, 40, [*pytest, "-v", "benchmarks", "--benchmark-disable"]),
         Step("attention", 1, 80, timed("attention", attention, 0.5)),
-        Step("correctness", 1, 150, [*tests, *folders, "-k", "triton or cuda"], shards=SHARDS),
+        Step("correctness", 1, 120, [*tests, *folders, "-k", "triton or cuda"], shards=SHARDS),
         Step("layer", 2, 220, timed("layer", rest, 0.5)),
         Step("memcheck", 2, 100, [*sanitizer, "--tool", "memcheck", *tests, *few], uncached),
     ]
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             if args.part in (None, step.part) and not (step.name == "build" and has_cuda(site)):
                 document["steps"].append(run(step, work))
                 if step.name == "correctness":
-                    write_verified(work, document, describe(site))
+                    write_verified(step, work, document, describe(site))
                 (work / "suite.json").write_text(json.dumps(document, indent=1) + "\n")
                 pack(work, args.out / "suite.tar.gz")
     return sum(step["rc"] != 0 for step in document["steps"])
@@ -181,9 +181,13 @@ def pack(work: Path, archive: Path) -> None:
     part.replace(archive)
 
 
-def write_verified(work: Path, document: dict[str, Any], machine: dict[str, Any]) -> None:
+def write_verified(
+    step: Step, work: Path, document: dict[str, Any], machine: dict[str, Any]
+) -> None:
     """Keep which kernels passed; on a GPU, add them to what ``kernels/verified.json`` has."""
-    outcomes = read_outcomes(path.read_text() for path in work.glob("logs/correctness-*.log"))
+    run(collecting(step), work)
+    collected = (work / "logs" / "collection-0.log").read_text()
+    outcomes = read_outcomes(collected, (p.read_text() for p in work.glob("logs/correctness-*")))
     passed = {
         kernel: is_verified(kernel, outcomes, machine["sources"]) for kernel in machine["sources"]
     }
@@ -195,14 +199,19 @@ def write_verified(work: Path, document: dict[str, Any], machine: dict[str, Any]
         (work / "verified.json").write_text(json.dumps([*known, entry], indent=1) + "\n")
 
 
-def read_outcomes(logs: Iterable[str]) -> dict[str, str]:
-    """Outcome of each test; ``"none"`` of those that were running when a process was ended."""
-    pattern = re.compile(
-        r"^(tests/\S+\.py::.*?)(?: (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b.*)?$", re.M
+def collecting(step: Step) -> Step:
+    """The step's command, to list the tests that it ought to run."""
+    command = [word for word in step.command if word not in ("-v", "-rN")]
+    return step._replace(
+        name="collection", command=[*command, "--collect-only", "-q"], seconds=30, shards=1
     )
-    return {
-        test.strip(): outcome or "none" for log in logs for test, outcome in pattern.findall(log)
-    }
+
+
+def read_outcomes(collected: str, logs: Iterable[str]) -> dict[str, str]:
+    """Outcome of each test; ``"none"`` of those that were not run before a process was ended."""
+    outcomes = dict.fromkeys(re.findall(r"^tests/.*?::.*$", collected, re.M), "none")
+    pattern = re.compile(r"^(tests/.*?::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.M)
+    return outcomes | {test: outcome for log in logs for test, outcome in pattern.findall(log)}
 
 
 def is_verified(kernel: str, outcomes: Mapping[str, str], kernels: Iterable[str]) -> bool:

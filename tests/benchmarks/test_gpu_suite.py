@@ -86,13 +86,27 @@ tests/ops/test_x.py::test_other PASSED [ 6%]
 def test_each_kernel_is_verified_on_its_own():
     kernels = ("bias_gelu", "residual_add", "bottleneck_attention", "cuda")
 
-    def verified(*logs):
-        outcomes = gpu_suite.read_outcomes(logs)
+    def verified(*logs, collected=""):
+        outcomes = gpu_suite.read_outcomes(collected, logs)
         return {k for k in kernels if gpu_suite.is_verified(k, outcomes, kernels)}
 
     assert verified(LOG) == {"bias_gelu", "cuda"}
     assert verified(LOG, "tests/kernels/test_triton_layer.py::test_of_all FAILED") == {"cuda"}
-    assert verified(LOG, "tests/kernels/test_cuda_kernels.py::test_running") == {"bias_gelu"}
+    not_run = (
+        "tests/kernels/test_cuda_kernels.py::test_a\ntests/kernels/test_cuda_kernels.py::test_c"
+    )
+    assert verified(LOG, collected=not_run) == {"bias_gelu"}
+
+
+def test_tests_that_should_run_are_collected(tmp_path):
+    (step,) = (s for s in gpu_suite.steps(tmp_path, gpu=True) if s.name == "correctness")
+    (tmp_path / "logs").mkdir()
+    few = step._replace(command=[w for w in step.command if w not in ("tests/ops", "tests/layers")])
+    assert gpu_suite.run(gpu_suite.collecting(few), tmp_path)["rc"] == 0
+    collected = (tmp_path / "logs" / "collection-0.log").read_text()
+    outcomes = gpu_suite.read_outcomes(collected, [])
+    assert len(outcomes) > 10
+    assert set(outcomes.values()) == {"none"}
 
 
 def test_every_kernel_source_belongs_to_a_kernel():

@@ -1,6 +1,7 @@
 """``race``: what it refuses, what it times, what it keeps; and one run of pytest-benchmark."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installe
 
 from benchmarks import conftest
 from benchmarks.calls import backward, doubled
-from mbt_fast.dispatch import BackendError
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 class Benchmark:
     """pytest-benchmark's fixture, as far as ``race`` uses it, with a clock of its own."""
 
-    enabled = True
+    enabled, name = True, "test_x"
 
     def __init__(self):
         self.extra_info = {}
@@ -37,7 +37,8 @@ class Benchmark:
 
 
 class Config:
-    stash = {conftest.CEILINGS: {str(torch.get_num_threads()): {}}}  # noqa: RUF012
+    def __init__(self):
+        self.stash = {conftest.CEILINGS: {str(torch.get_num_threads()): {}}}
 
     def getoption(self, name):
         return {"--seconds": 0.01, "--tiny": False}[name]
@@ -92,12 +93,21 @@ def test_a_baseline_that_fails_or_is_wrong_is_left_out_with_the_reason(race):
     assert info["not_run"]["absent"] == "ModuleNotFoundError: No module named 'peer'"
 
 
-def test_a_backend_that_cannot_run_is_skipped_with_its_reasons(race):
-    def ours():
-        raise BackendError("backend 'cpu' cannot run this call")
-
-    with pytest.raises(pytest.skip.Exception, match="cannot run this call"):
-        race(ours, {"eager": X.sin}, exact=X.double().sin, **FACTS)
+def test_a_backend_that_cannot_run_is_skipped_with_its_reasons():
+    environment = {**os.environ, "MBT_FAST_CPU": "none"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--benchmark-disable",
+    ]
+    command += ["benchmarks/bench_layer.py", "-k", "host_cost and float32"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "1 skipped" in done.stdout
+    assert "ours does not run here: backend 'cpu' cannot run this call" in done.stdout
 
 
 def test_summary_is_of_one_call_and_of_the_quickest_fifth():
@@ -128,6 +138,8 @@ def test_a_run_writes_a_record_of_machine_commit_and_ratios(tmp_path):
     options = ["--tiny", "-k", "peers and float32 or large_logits", f"--benchmark-json={path}"]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+    assert "test_large_logits[float32-cpu]" in done.stdout
+    assert "threads: sdpa" in done.stdout
     record = json.loads(path.read_text())
     machine = record["machine_info"]
     assert {"device", "torch", "threads", "instruction_set", "compiled_part"} <= machine.keys()
