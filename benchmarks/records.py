@@ -95,7 +95,8 @@ def read(folder: Path) -> Results:
     runs: dict[str, list[dict[str, Any]]] = {}
     for document in documents:
         for benchmark in document["benchmarks"]:
-            runs.setdefault(benchmark["fullname"], []).append(benchmark["extra_info"])
+            if "ms" in benchmark["extra_info"]:  # not of one that was interrupted
+                runs.setdefault(benchmark["fullname"], []).append(benchmark["extra_info"])
     newest = max(documents, key=lambda document: document["datetime"])
     return Results(
         folder=folder,

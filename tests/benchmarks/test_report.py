@@ -41,6 +41,7 @@ def write(folder, number, scale):
     infos.append(info(scale, case="short streams", mode="forward", operators={"cpu": 1234}))
     names = (f"benchmarks/bench_x.py::test[{i}]" for i in range(len(infos)))
     benchmarks = [{"fullname": n, "extra_info": e} for n, e in zip(names, infos, strict=True)]
+    benchmarks.append({"fullname": "interrupted", "extra_info": {"dtype": "float32"}})
     document = {
         "benchmarks": benchmarks,
         "machine_info": MACHINE,
