@@ -103,7 +103,7 @@ class FusionLayer(nn.ModuleDict):
         Returns:
             The streams after the layer, of ``len(rows)`` rows if these are given.
         """
-        blocks = [self.block_of(modality) for modality in streams]
+        blocks = [cast(Block, self[SHARED if SHARED in self else m]) for m in streams]
         with named_range(self._name):
             xs = list(streams.values())
             kept = [b.sample_keep(x, self._execution) for b, x in zip(blocks, xs, strict=True)]
@@ -138,12 +138,14 @@ class FusionLayer(nn.ModuleDict):
         Heads below the op's smallest size are padded with zeros, which changes nothing.
         """
         with named_range(f"{self._name} / qkv"):
-            xs = [keep.take(x) for keep, x in zip(kept, streams.values(), strict=True)]
+            xs, padding = list(streams.values()), [lengths.get(m) for m in streams]
+            if _skips(kept):
+                xs = [keep.take(x) for keep, x in zip(kept, xs, strict=True)]
+                padding = [keep.take(length) for keep, length in zip(kept, padding, strict=True)]
             norms, linears = [b.norm1 for b in blocks], [b.attn.qkv for b in blocks]
             nothing = [None] * len(xs)
             _, products = self._norm_linears(xs, nothing, nothing, norms, linears)
             packed = [b.attn.split(x) for b, x in zip(blocks, products, strict=True)]
-        padding = [keep.take(lengths.get(m)) for keep, m in zip(kept, streams, strict=True)]
         head_dim = packed[0].shape[-1]
         missing = max(MIN_HEAD_DIM - head_dim, 0)
         if missing:
@@ -228,13 +230,14 @@ class FusionLayer(nn.ModuleDict):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Streams with their attention branches added, and what the MLPs make of the kept ones."""
         unmodified = [b.is_mlp_unmodified() for b in blocks]
-        recomputes_all = self._recompute() == "mlp" and all(unmodified)
-        if recomputes_all or _skips(attention) or _skips(mlp):
+        recompute = self._recompute()
+        recomputes_all = recompute == "mlp" and all(unmodified)
+        if recomputes_all or _skips((*attention, *mlp)):
             sums = [k.add(*pair) for k, *pair in zip(attention, xs, branches, strict=True)]
             inputs, nothing = [k.take(y) for k, y in zip(mlp, sums, strict=True)], [None] * len(xs)
-            return sums, self._mlps(blocks, inputs, nothing, nothing, unmodified)[1]
+            return sums, self._mlps(blocks, inputs, nothing, nothing, unmodified, recompute)[1]
         masks = [keep.mask for keep in attention]
-        return self._mlps(blocks, xs, branches, masks, unmodified)
+        return self._mlps(blocks, xs, branches, masks, unmodified, recompute)
 
     def _mlps(
         self,
@@ -243,9 +246,10 @@ class FusionLayer(nn.ModuleDict):
         branches: Entries,
         masks: Entries,
         unmodified: Sequence[bool],
+        recompute: str,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Sums of streams and branches, and the MLPs of their norms."""
-        norms, recompute = [b.norm2 for b in blocks], self._recompute()
+        norms = [b.norm2 for b in blocks]
         whole = [b for b, is_whole in zip(blocks, unmodified, strict=True) if is_whole]
         gelu = self._choose_gelu(whole[0], xs) if whole else bias_gelu.TORCH
         if recompute == "mlp" and all(unmodified):

@@ -16,7 +16,10 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def autocast(tensors: Sequence[Any]) -> list[Any]:
-    """Tensors, or ``None``, in the dtypes in which an op runs on them."""
+    """Tensors on one device, or ``None`` but for the first, in the dtypes in which an op runs."""
+    kind = tensors[0].device.type
+    if not _is_available(kind) or not torch.is_autocast_enabled(kind):
+        return list(tensors)
     return [None if tensor is None else tensor.to(autocast_dtype(tensor)) for tensor in tensors]
 
 

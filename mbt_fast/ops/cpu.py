@@ -14,6 +14,7 @@ from mbt_fast.ops.layout import contiguous, last_dim_contiguous
 
 Entries = Sequence[Tensor | None]  # one per stream
 F32, I32, BOOL = torch.float32, torch.int32, torch.bool
+_NAMES = {F32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}  # the kernels'
 
 
 def bottleneck_attention_fwd(
@@ -36,7 +37,7 @@ def bottleneck_attention_fwd(
     if not any(out.numel() for out in outs):
         return
     (qkv,), (lengths,) = last_dim_contiguous(qkv), contiguous(lengths)
-    module, dtype = extension.module(), qkv[0].dtype
+    (module, isa), dtype = extension.cpu_kernels(), qkv[0].dtype
     xs, counts = _addresses(qkv=(qkv, dtype), lengths=(lengths, I32))
     streams = [
         module.StreamForward(
@@ -44,8 +45,11 @@ def bottleneck_attention_fwd(
         )
         for q, x, n, out, lse, stat in zip(qkv, xs, counts, outs, lses, stats, strict=True)
     ]
+    batch, _, _, heads, head_dim = qkv[0].shape
+    shape = (batch, heads, n_bottlenecks, head_dim)
     kept = slots[0].data_ptr() if slots[0].numel() else 0
-    module.bottleneck_attention_fwd(_attention_call(qkv[0], n_bottlenecks, scale), streams, kept)
+    call = module.Call(isa, _NAMES[dtype], shape, scale, torch.get_num_threads())
+    module.bottleneck_attention_fwd(call, streams, kept)
 
 
 def bottleneck_attention_bwd(
@@ -66,7 +70,7 @@ def bottleneck_attention_bwd(
         return
     qkv, douts = last_dim_contiguous(qkv, douts)
     dlses, outs, stats, slots, lengths = contiguous(dlses, outs, stats, slots, lengths)
-    module, dtype = extension.module(), qkv[0].dtype
+    (module, isa), dtype = extension.cpu_kernels(), qkv[0].dtype
     xs, counts, out, stat, dout, dlse = _addresses(
         qkv=(qkv, dtype), lengths=(lengths, I32), outs=(outs, dtype), stats=(stats, F32),
         douts=(douts, dtype), dlses=(dlses, F32),
@@ -80,19 +84,24 @@ def bottleneck_attention_bwd(
     ]
     shares = update_mean and n_bottlenecks > 0
     ((kept,),) = _addresses(slots=(slots if shares else [None], dtype))
-    module.bottleneck_attention_bwd(_attention_call(qkv[0], n_bottlenecks, scale), streams, kept)
+    batch, _, _, heads, head_dim = qkv[0].shape
+    shape = (batch, heads, n_bottlenecks, head_dim)
+    call = module.Call(isa, _NAMES[dtype], shape, scale, torch.get_num_threads())
+    module.bottleneck_attention_bwd(call, streams, kept)
 
 
 def bias_gelu_fwd(
     outs: Sequence[Tensor], xs: Sequence[Tensor], biases: Entries, approximate: str
 ) -> None:
     """Fill ``gelu(x + bias)``."""
-    (xs,), biases = contiguous(xs), _float32(biases)
-    addresses = _addresses(xs=(xs, xs[0].dtype), biases=(biases, F32))
-    run = extension.module().bias_gelu_fwd
+    (xs,), (biases,) = contiguous(xs), _float32(biases)
+    (module, isa), dtype = extension.cpu_kernels(), xs[0].dtype
+    addresses = _addresses(xs=(xs, dtype), biases=(biases, F32))
     for out, x, x_ptr, bias_ptr in zip(outs, xs, *addresses, strict=True):
         if x.numel():
-            run(_gelu_call(x, approximate), x_ptr, bias_ptr, out.data_ptr())
+            shape = (approximate, x.numel(), x.shape[-1])
+            call = module.GeluCall(isa, _NAMES[dtype], *shape, torch.get_num_threads())
+            module.bias_gelu_fwd(call, x_ptr, bias_ptr, out.data_ptr())
 
 
 def bias_gelu_bwd(
@@ -105,13 +114,15 @@ def bias_gelu_bwd(
 ) -> None:
     """Fill the gradients of ``x`` and, where there is one, of the bias."""
     xs, douts = contiguous(xs, douts)
-    biases, dtype = _float32(biases), xs[0].dtype
+    (biases,), dtype = _float32(biases), xs[0].dtype
     addresses = _addresses(xs=(xs, dtype), biases=(biases, F32), douts=(douts, dtype))
-    run = extension.module().bias_gelu_bwd
+    module, isa = extension.cpu_kernels()
     for dx, dbias, x, pointers in zip(dxs, dbiases, xs, zip(*addresses, strict=True), strict=True):
         wide = torch.zeros(dbias.shape, dtype=F32)  # sums are added to what is there
         if x.numel():
-            run(_gelu_call(x, approximate), *pointers, dx.data_ptr(), wide.data_ptr())
+            shape = (approximate, x.numel(), x.shape[-1])
+            call = module.GeluCall(isa, _NAMES[dtype], *shape, torch.get_num_threads())
+            module.bias_gelu_bwd(call, *pointers, dx.data_ptr(), wide.data_ptr())
         dbias.copy_(wide)
 
 
@@ -133,8 +144,8 @@ def add_layer_norm_fwd(
         return
     streams, branches = last_dim_contiguous(streams, branches)
     keep, lengths = contiguous(keep, lengths)
-    weights, biases = _float32(weights), _float32(biases)
-    module, dtype = extension.module(), streams[0].dtype
+    weights, biases = _float32(weights, biases)
+    (module, isa), dtype = extension.cpu_kernels(), streams[0].dtype
     written = [total if total.numel() else None for total in sums]
     rows = _rows(
         streams=(streams, dtype), branches=(branches, dtype), sums=(written, dtype),
@@ -146,12 +157,9 @@ def add_layer_norm_fwd(
     )  # fmt: skip
     each = zip(zip(*rows, strict=True), streams, zip(*rest, strict=True), strict=True)
     entries = [module.NormForward(*tokens, x.shape[1], *pointers) for tokens, x, pointers in each]
-    module.add_layer_norm_fwd(
-        module.NormCall(
-            *_how(streams[0]), _shape(streams[0], n_bottlenecks), eps, torch.get_num_threads()
-        ),
-        entries,
-    )
+    shape = (streams[0].shape[0], n_bottlenecks, streams[0].shape[2])
+    call = module.NormCall(isa, _NAMES[dtype], shape, eps, torch.get_num_threads())
+    module.add_layer_norm_fwd(call, entries)
 
 
 def add_layer_norm_bwd(
@@ -171,7 +179,8 @@ def add_layer_norm_bwd(
     """Fill the gradients of streams, of branches that have a mask, of weights and of biases."""
     sums, dnormed, dsums = last_dim_contiguous(sums, dnormed, dsums)
     stats, keep, lengths = contiguous(stats, keep, lengths)
-    wide, module, dtype = _float32(weights), extension.module(), sums[0].dtype
+    (wide,), dtype = _float32(weights), sums[0].dtype
+    module, isa = extension.cpu_kernels()
     added = [torch.zeros(2, *weight.shape) for weight in weights]  # sums are added to what is there
     written = [grad if grad.numel() else None for grad in dbranches]
     rows = _rows(
@@ -184,12 +193,10 @@ def add_layer_norm_bwd(
     )  # fmt: skip
     if any(dx.numel() for dx in dxs):
         each = zip(zip(*rows, strict=True), sums, zip(*rest, strict=True), strict=True)
-        module.add_layer_norm_bwd(
-            module.NormCall(
-                *_how(sums[0]), _shape(sums[0], n_bottlenecks), 0.0, torch.get_num_threads()
-            ),
-            [module.NormBackward(*tokens, x.shape[1], *pointers) for tokens, x, pointers in each],
-        )
+        shape = (sums[0].shape[0], n_bottlenecks, sums[0].shape[2])
+        call = module.NormCall(isa, _NAMES[dtype], shape, 0.0, torch.get_num_threads())
+        entries = [module.NormBackward(*tokens, x.shape[1], *rest) for tokens, x, rest in each]
+        module.add_layer_norm_bwd(call, entries)
     for dweight, dbias, both in zip(dweights, dbiases, added, strict=True):
         dweight.copy_(both[0])
         dbias.copy_(both[1])
@@ -208,16 +215,14 @@ def residual_add_fwd(
         return
     streams, branches = last_dim_contiguous(streams, branches)
     keep, lengths = contiguous(keep, lengths)
-    module, dtype = extension.module(), streams[0].dtype
+    (module, isa), dtype = extension.cpu_kernels(), streams[0].dtype
     rows = _rows(streams=(streams, dtype), branches=(branches, dtype), sums=(sums, dtype))
     rest = _addresses(keep=(keep, BOOL), lengths=(lengths, I32))
     each = zip(zip(*rows, strict=True), streams, zip(*rest, strict=True), strict=True)
-    module.residual_add_fwd(
-        module.ResidualCall(
-            *_how(streams[0]), _shape(streams[0], n_bottlenecks), torch.get_num_threads()
-        ),
-        [module.ResidualForward(*tokens, x.shape[1], *pointers) for tokens, x, pointers in each],
-    )
+    shape = (streams[0].shape[0], n_bottlenecks, streams[0].shape[2])
+    call = module.ResidualCall(isa, _NAMES[dtype], shape, torch.get_num_threads())
+    entries = [module.ResidualForward(*tokens, x.shape[1], *rest) for tokens, x, rest in each]
+    module.residual_add_fwd(call, entries)
 
 
 def residual_add_bwd(
@@ -232,38 +237,15 @@ def residual_add_bwd(
     if not any(dsum.numel() for dsum in dsums):
         return
     (dsums,), (keep, lengths) = last_dim_contiguous(dsums), contiguous(keep, lengths)
-    module, dtype = extension.module(), dsums[0].dtype
+    (module, isa), dtype = extension.cpu_kernels(), dsums[0].dtype
     own, branch = ([g if g.numel() else None for g in grads] for grads in (dxs, dbranches))
     rows = _rows(dsums=(dsums, dtype), dxs=(own, dtype), dbranches=(branch, dtype))
     rest = _addresses(keep=(keep, BOOL), lengths=(lengths, I32))
     each = zip(zip(*rows, strict=True), dsums, zip(*rest, strict=True), strict=True)
-    module.residual_add_bwd(
-        module.ResidualCall(
-            *_how(dsums[0]), _shape(dsums[0], n_bottlenecks), torch.get_num_threads()
-        ),
-        [module.ResidualBackward(*tokens, x.shape[1], *pointers) for tokens, x, pointers in each],
-    )
-
-
-def _attention_call(stream: Tensor, n_bottlenecks: int, scale: float) -> object:
-    batch, _, _, heads, head_dim = stream.shape
-    shape = (batch, heads, n_bottlenecks, head_dim)
-    return extension.module().Call(*_how(stream), shape, scale, torch.get_num_threads())
-
-
-def _gelu_call(x: Tensor, approximate: str) -> object:
-    return extension.module().GeluCall(
-        *_how(x), approximate, x.numel(), x.shape[-1], torch.get_num_threads()
-    )
-
-
-def _how(tensor: Tensor) -> tuple[str, str]:
-    """Instruction set, and dtype as the kernels name it: ``"float32"``."""
-    return extension.instruction_set(), str(tensor.dtype).removeprefix("torch.")
-
-
-def _shape(stream: Tensor, n_bottlenecks: int) -> tuple[int, int, int]:
-    return stream.shape[0], n_bottlenecks, stream.shape[2]
+    shape = (dsums[0].shape[0], n_bottlenecks, dsums[0].shape[2])
+    call = module.ResidualCall(isa, _NAMES[dtype], shape, torch.get_num_threads())
+    entries = [module.ResidualBackward(*tokens, x.shape[1], *rest) for tokens, x, rest in each]
+    module.residual_add_bwd(call, entries)
 
 
 def _addresses(**lists: tuple[Entries, torch.dtype]) -> list[list[int]]:
@@ -299,6 +281,6 @@ def _rows(**lists: tuple[Entries, torch.dtype]) -> list[list[tuple[int, int, int
     ]
 
 
-def _float32(parameters: Sequence[Any]) -> list[Any]:
+def _float32(*lists: Sequence[Any]) -> list[list[Any]]:
     """Parameters as the kernels read them."""
-    return [None if entry is None else entry.float().contiguous() for entry in parameters]
+    return [[None if t is None else t.float().contiguous() for t in entries] for entries in lists]

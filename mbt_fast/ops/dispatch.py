@@ -219,7 +219,14 @@ def select(call: Call, backend: str = "auto") -> Backend:
         ValueError: ``backend`` is not a name of the table.
         BackendError: The requested backend cannot run this call.
     """
-    for row in _candidates(call, backend):
+    key = (BACKENDS, backend, call.op, call.device, call.dtype, call.width, call.form)
+    if torch.compiler.is_compiling():
+        candidates = _candidates(call, backend)
+    elif key in _CANDIDATES:
+        candidates = _CANDIDATES[key]
+    else:
+        candidates = _CANDIDATES[key] = _candidates(call, backend)
+    for row in candidates:
         if backend != "auto" or not row.opt_in_reason(call):
             return row
     raise BackendError(f"backend {backend!r} cannot run this call\n{format_table(call)}")
@@ -281,15 +288,6 @@ _CANDIDATES: dict[tuple[Any, ...], list[Backend]] = {}
 
 def _candidates(call: Call, backend: str) -> list[Backend]:
     """The rows that can run a call of any size, in order; only that of a named backend."""
-    if torch.compiler.is_compiling():
-        return _find_candidates(call, backend)
-    key = (BACKENDS, backend, call.op, call.device, call.dtype, call.width, call.form)
-    if key not in _CANDIDATES:
-        _CANDIDATES[key] = _find_candidates(call, backend)
-    return _CANDIDATES[key]
-
-
-def _find_candidates(call: Call, backend: str) -> list[Backend]:
     check_name(backend)
     return [row for row in BACKENDS if backend in ("auto", row.name) and not row.reasons(call)]
 

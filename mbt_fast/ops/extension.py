@@ -78,10 +78,25 @@ def why_no_cpu_kernels() -> list[str]:
     return []
 
 
+def cpu_kernels() -> tuple[ModuleType, str]:
+    """The extension with the CPU kernels, and the instruction set that they are to use.
+
+    Raises:
+        ImportError: There is none; ``why_no_cpu_kernels`` says why.
+    """
+    loaded = _LOADED.get(MODULE) or _load(MODULE)
+    named = os.environ.get("MBT_FAST_CPU")
+    if named:
+        return loaded, named
+    for name in loaded.instruction_sets():
+        if name not in NEVER_RUN:
+            return loaded, name
+    raise ImportError("; ".join(why_no_cpu_kernels()))
+
+
 def instruction_set() -> str:
     """The instruction set of the CPU kernels: the best that has been run, or ``MBT_FAST_CPU``."""
-    named = os.environ.get("MBT_FAST_CPU")
-    return named or next(name for name in module().instruction_sets() if name not in NEVER_RUN)
+    return cpu_kernels()[1]
 
 
 def why_not_in_bfloat16() -> str | None:
