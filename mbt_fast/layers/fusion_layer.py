@@ -11,7 +11,7 @@ hooks are called.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -258,9 +258,7 @@ class FusionLayer(nn.ModuleDict):
                 return list(xs), self._norm_mlps(blocks, xs, parts, gelu)
         # Torch adds the first bias in the Linear, a kernel in GELU.
         adds_bias = gelu is not bias_gelu.TORCH and all(unmodified)
-        firsts = [
-            b.mlp.fc1 if whole else b.mlp for b, whole in zip(blocks, unmodified, strict=True)
-        ]
+        firsts: list[Linear] = [b.mlp.fc1 if b in whole else b.mlp for b in blocks]
         if adds_bias:
             firsts = [Affine(b.mlp.fc1.weight, None) for b in blocks]
         sums, hidden = self._norm_linears(xs, branches, masks, norms, firsts)
@@ -285,10 +283,10 @@ class FusionLayer(nn.ModuleDict):
         outs: list[Tensor] = []
         for part, _ in parts:
             streams, norms = xs[part], [b.norm2 for b in blocks[part]]
-            linears = ([getattr(b.mlp, name) for b in blocks[part]] for name in ("fc1", "fc2"))
+            first = _affine([b.mlp.fc1 for b in blocks[part]])
+            second = _affine([b.mlp.fc2 for b in blocks[part]])
             norm = add_layer_norm.choose(streams, self._layer_backend)
-            affine = (_affine(modules) for modules in (norms, *linears))
-            outs += norm_mlp(streams, *affine, norms[0].eps, GELU, norm, gelu)
+            outs += norm_mlp(streams, _affine(norms), first, second, norms[0].eps, GELU, norm, gelu)
         return outs
 
     def _norm_linears(
@@ -414,7 +412,7 @@ def _call_modules(
     ]
 
 
-def _affine(modules: Sequence[Linear]) -> list[Affine]:
+def _affine(modules: Sequence[Any]) -> list[Affine]:
     """The parameters of Linears or LayerNorms."""
     return [m if isinstance(m, Affine) else Affine(m.weight, m.bias) for m in modules]
 

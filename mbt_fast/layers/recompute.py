@@ -220,8 +220,9 @@ class GeluLinear(_Recomputing):
     def backward(ctx: Any, *douts: Tensor) -> Grads:
         """GELU again, then both backwards."""
         *before, of_weights, of_biases = _lists(ctx.needs_input_grad[2:], 4)
+        xs, first_biases, weights = _lists(ctx.saved_tensors, 3)
         of_gelu, of_linear = _gelu_linear_backward(
-            douts, *_lists(ctx.saved_tensors, 3), ctx.approximate, ctx.gelu,
+            douts, xs, first_biases, weights, ctx.approximate, ctx.gelu,
             (_any(*before), of_weights, of_biases),
         )  # fmt: skip
         return None, None, *_flat(of_gelu), *_flat(of_linear)

@@ -20,9 +20,15 @@ class Model(Protocol):
 
     norm: nn.LayerNorm
     training: bool
-    parameters: Callable[[], Iterator[nn.Parameter]]
-    check_inputs: Callable[..., dict[str, Tensor]]
-    __call__: Callable[..., Tensor]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights, which a graph reads where they are."""
+
+    def check_inputs(self, inputs: Any, lengths: Any) -> dict[str, Tensor]:
+        """Refuse what the model refuses; return the lengths that are given."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Logits."""
 
 
 class CapturedMBT:
