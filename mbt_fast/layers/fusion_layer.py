@@ -103,7 +103,7 @@ class FusionLayer(nn.ModuleDict):
         Returns:
             The streams after the layer, of ``len(rows)`` rows if these are given.
         """
-        blocks = [cast(Block, self[SHARED if SHARED in self else m]) for m in streams]
+        blocks = [self.block_of(modality) for modality in streams]
         with named_range(self._name):
             xs = list(streams.values())
             kept = [b.sample_keep(x, self._execution) for b, x in zip(blocks, xs, strict=True)]
@@ -305,9 +305,14 @@ class FusionLayer(nn.ModuleDict):
             call = (xs[part], branches[part], masks[part], norms[part], linears[part])
             if fits:
                 norm = add_layer_norm.choose(xs[part], self._layer_backend)
-                affine = (_affine(norms[part]), _affine(linears[part]))
+                affine = [Affine(each.weight, each.bias) for each in norms[part]]
                 results = add_norm_linear(
-                    *call[:3], *affine, norms[part][0].eps, norm, recompute=recomputes
+                    *call[:3],
+                    affine,
+                    _affine(linears[part]),
+                    norms[part][0].eps,
+                    norm,
+                    recompute=recomputes,
                 )
             else:
                 results = _call_modules(*call)
