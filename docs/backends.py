@@ -6,7 +6,7 @@ WHAT = {
     "cuda": "CUDA C++ for NVIDIA Hopper (`wgmma`, TMA), in `csrc/cuda`",
     "triton": "Triton kernels, in `kernels`",
     "cpu": "C++ with AVX2, AVX-512 or AMX, chosen at run time, in `csrc/cpu`",
-    "sdpa": "PyTorch's `scaled_dot_product_attention`, one call for each stream",
+    "sdpa": "PyTorch's own fastest functions, such as `scaled_dot_product_attention`",
     "reference": "PyTorch's own operators; defines what every op means",
 }
 START = """# Backends
@@ -39,8 +39,10 @@ def _needs(backend: dispatch.Backend) -> str:
         needs.append(f"compute capability {'.'.join(map(str, backend.min_capability))} or higher")
     if backend.major:
         needs.append(f"compute capability {backend.major}.x")
-    if backend.head_dims:
-        needs.append(f"head dimension {' or '.join(map(str, sorted(backend.head_dims)))}")
+    for widths in backend.widths.values():
+        needs.append(f"head dimension {' or '.join(map(str, sorted(widths)))}")
+    for op, most in backend.max_width.items():
+        needs.append(f"at most {most} channels in `{op}`")
     return ", ".join(needs) or "PyTorch alone"
 
 
