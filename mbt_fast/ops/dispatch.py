@@ -69,8 +69,8 @@ class Backend:
         widths: By op, the head dimensions or channels that it takes.
         max_width: By op, the largest.
         forms: By op, the forms that it has.
-        min_size: By op and dtype, the size from which on it is measured to win; ``auto`` takes it
-            for no other dtype of that op.
+        min_size: By op and dtype, the size from which on it is measured to win; ``auto`` takes
+            kernels for no other.
         unmeasured: ``auto`` does not take it at all.
     """
 
@@ -106,7 +106,8 @@ class Backend:
 
     def opt_in_reason(self, call: Call | None) -> str | None:
         """Why ``auto`` passes this backend over though it can run the call, if it does."""
-        if self.unmeasured:
+        measured = call is None or self.launchers is None or call.op in self.min_size
+        if self.unmeasured or not measured:
             return "no recorded measurement shows that it is not slower than torch's own"
         if call is None or call.op not in self.min_size:
             return None

@@ -157,3 +157,10 @@ def test_auto_leaves_gelu_with_erf_to_torch():
     x = torch.zeros(2**17)
     assert operators_of(lambda: bias_gelu(x)) == ["bias_gelu_fwd"]
     assert not operators_of(lambda: bias_gelu(x, approximate="none"))
+
+
+def test_auto_passes_over_a_kernel_that_has_no_measurement_of_the_op(table):
+    measured = row("kernel", launchers=dispatch, min_size={"other": {torch.float32: 1}})
+    table(measured, row("stock"))
+    assert select(call_of()) == "stock"
+    assert select(call_of(), "kernel") == "kernel"
