@@ -109,7 +109,7 @@ def bias_gelu_bwd(
     addresses = _addresses(xs=(xs, dtype), biases=(biases, F32), douts=(douts, dtype))
     run = extension.module().bias_gelu_bwd
     for dx, dbias, x, pointers in zip(dxs, dbiases, xs, zip(*addresses, strict=True), strict=True):
-        wide = torch.zeros(dbias.shape, dtype=F32)  # sums are added to what is there
+        wide = dbias.new_zeros(dbias.shape, dtype=F32)  # sums are added to what is there
         if x.numel():
             run(_gelu_call(x, approximate), *pointers, dx.data_ptr(), wide.data_ptr())
         dbias.copy_(wide)
@@ -172,7 +172,7 @@ def add_layer_norm_bwd(
     sums, dnormed, dsums = last_dim_contiguous(sums, dnormed, dsums)
     stats, keep, lengths = contiguous(stats, keep, lengths)
     wide, module, dtype = _float32(weights), extension.module(), sums[0].dtype
-    added = [torch.zeros(2, *weight.shape) for weight in weights]  # sums are added to what is there
+    added = [weight.new_zeros(2, *weight.shape) for weight in wide]  # sums are added to these
     written = [grad if grad.numel() else None for grad in dbranches]
     rows = _rows(
         sums=(sums, dtype), dsums=(dsums, dtype), dnormed=(dnormed, dtype), dxs=(dxs, dtype),
