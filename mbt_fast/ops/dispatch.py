@@ -281,7 +281,7 @@ _CANDIDATES: dict[tuple[Any, ...], list[Backend]] = {}
 
 def _candidates(call: Call, backend: str) -> list[Backend]:
     """The rows that can run a call of any size, in order; only that of a named backend."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or isinstance(call.width, torch.SymInt):  # has no hash
         return _find_candidates(call, backend)
     key = (BACKENDS, backend, call.op, call.device, call.dtype, call.width, call.form)
     if key not in _CANDIDATES:
