@@ -11,6 +11,7 @@ hooks are called.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -104,7 +105,7 @@ class FusionLayer(nn.ModuleDict):
             The streams after the layer, of ``len(rows)`` rows if these are given.
         """
         blocks = [self.block_of(modality) for modality in streams]
-        with named_range(self._name):
+        with self._range():
             xs = list(streams.values())
             kept = [b.sample_keep(x, self._execution) for b, x in zip(blocks, xs, strict=True)]
             attention, mlp = [pair[0] for pair in kept], [pair[1] for pair in kept]
@@ -115,11 +116,11 @@ class FusionLayer(nn.ModuleDict):
                 xs = [take_rows(x, rows) for x in xs]
             else:
                 heads = self._attend_within(blocks, streams, lengths, attention, n_slots)
-            with named_range(f"{self._name} / proj"):
+            with self._range(" / proj"):
                 branches = [b.attention_branch(h) for b, h in zip(blocks, heads, strict=True)]
-            with named_range(f"{self._name} / mlp"):
+            with self._range(" / mlp"):
                 sums, branches = self._pass_mlps(blocks, xs, branches, attention, mlp)
-            with named_range(f"{self._name} / residual, shared slots"):
+            with self._range(" / residual, shared slots"):
                 padding = [lengths.get(m) if rows is None else None for m in streams]
                 shared = n_slots if rows is None else 0
                 outs = self._add_mlps(sums, branches, mlp, shared, padding)
@@ -137,7 +138,7 @@ class FusionLayer(nn.ModuleDict):
 
         Heads below the op's smallest size are padded with zeros, which changes nothing.
         """
-        with named_range(f"{self._name} / qkv"):
+        with self._range(" / qkv"):
             xs = [keep.take(x) for keep, x in zip(kept, streams.values(), strict=True)]
             norms, linears = [b.norm1 for b in blocks], [b.attn.qkv for b in blocks]
             nothing = [None] * len(xs)
@@ -150,7 +151,7 @@ class FusionLayer(nn.ModuleDict):
             packed = [pad(stream, (0, missing)) for stream in packed]
         alike = all(stream.shape[0] == packed[0].shape[0] for stream in packed)
         heads: list[Tensor] = []
-        with named_range(f"{self._name} / attention"):
+        with self._range(" / attention"):
             for part in [slice(None)] if alike else _one_by_one(packed):
                 heads += attend(
                     packed[part],
@@ -188,9 +189,9 @@ class FusionLayer(nn.ModuleDict):
                 tokens, queries = joined, own if rows is None else [own.start + r for r in rows]
             elif valid is None:
                 mask = valid_rows(lengths.get(modality), x.shape[1], n_slots)
-            with named_range(f"{self._name} / qkv"):
+            with self._range(" / qkv"):
                 projected = self._query_key_value(block, keep.take(tokens), queries)
-            with named_range(f"{self._name} / attention"):
+            with self._range(" / attention"):
                 out = attend_densely(*projected, keep.take(mask), backend=backend)
             heads.append(out.transpose(1, 2))
         return heads
@@ -345,6 +346,15 @@ class FusionLayer(nn.ModuleDict):
         elements = sum(x.shape[0] * x.shape[1] for x in xs) * weight.shape[0]
         dtype = autocast_dtype(weight)
         return bias_gelu.choose(xs[0].device, dtype, elements, GELU, self._layer_backend)
+
+    def _range(self, part: str = "") -> AbstractContextManager:
+        """``named_range`` of the layer or of a part of it.
+
+        The name is not read without need: a compiler that sees it compiles every layer anew.
+        """
+        if torch.compiler.is_compiling() or not torch.autograd._profiler_enabled():
+            return nullcontext()
+        return named_range(self._name + part)
 
     def _recompute(self) -> str:
         """What blocks compute again in the backward; a compiler makes this choice by itself."""

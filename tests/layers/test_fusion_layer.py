@@ -13,6 +13,7 @@ from model_cases import (
     random_inputs,
     tiny,
 )
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 backends = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
@@ -204,3 +205,13 @@ def test_autocast_is_the_reference_under_autocast(backend):
         found = gradients(logits.sum(), dict(model.named_parameters()))
         results.append({"logits": logits} | found)
     assert_all_close_to_exact(*results)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@torch.no_grad()
+def test_layers_compiled_one_by_one_share_a_graph():
+    model, counter = tiny(fusion_layer=0).float().eval(), CompileCounter()
+    for layer in model.layers:
+        layer.compile(backend=counter, fullgraph=True)
+    model(random_inputs(dtype=torch.float32))
+    assert counter.frame_count == 1 < len(model.layers)
