@@ -6,8 +6,8 @@
 
 Every arrow is one call for all streams, of an op or of a block that recomputes activations, on
 whatever backend is chosen. Streams that do not fit into one call, because stochastic depth left
-them different batches or their norms differ, take a call each. Modules that were replaced or have
-hooks are called.
+them different batches or their norms differ, take a call each; so do all that recompute on torch's
+own functions. Modules that were replaced or have hooks are called.
 """
 
 from collections.abc import Mapping, Sequence
@@ -250,7 +250,8 @@ class FusionLayer(nn.ModuleDict):
         whole = [b for b, is_whole in zip(blocks, unmodified, strict=True) if is_whole]
         gelu = self._choose_gelu(whole[0], xs) if whole else bias_gelu.TORCH
         if recompute == "mlp" and all(unmodified):
-            parts = _parts(xs, branches, norms, [b.mlp.fc1 for b in blocks])
+            firsts = [b.mlp.fc1 for b in blocks]
+            parts = _parts(xs, branches, norms, firsts, apart=self._recomputes_apart(xs))
             if all(fits for _, fits in parts):
                 return list(xs), self._norm_mlps(blocks, xs, parts, gelu)
         # Torch adds the first bias in the Linear, a kernel in GELU.
@@ -262,6 +263,7 @@ class FusionLayer(nn.ModuleDict):
             firsts = [Affine(b.mlp.fc1.weight, None) for b in blocks]
         sums, hidden = self._norm_linears(xs, branches, masks, norms, firsts)
         together = all(unmodified) and len({x.dtype for x in hidden}) == 1
+        together &= recompute == "none" or gelu is not bias_gelu.TORCH
         for part in [slice(None)] if together else _one_by_one(hidden):
             if all(unmodified[part]):
                 biases = [b.mlp.fc1.bias if adds_bias else None for b in blocks[part]]
@@ -300,7 +302,8 @@ class FusionLayer(nn.ModuleDict):
         recomputes = self._recompute() != "none"
         sums: list[Tensor] = []
         products: list[Tensor] = []
-        for part, fits in _parts(xs, branches, norms, linears):
+        apart = recomputes and self._recomputes_apart(xs)
+        for part, fits in _parts(xs, branches, norms, linears, apart=apart):
             call = (xs[part], branches[part], masks[part], norms[part], linears[part])
             if fits:
                 norm = add_layer_norm.choose(xs[part], self._layer_backend)
@@ -356,6 +359,14 @@ class FusionLayer(nn.ModuleDict):
             return nullcontext()
         return named_range(self._name + part)
 
+    def _recomputes_apart(self, xs: Sequence[Tensor]) -> bool:
+        """Whether each stream takes a call of its own, which recomputes.
+
+        Torch's own functions gain nothing from one call; and in that, what one stream needs for its
+        gradients would be kept and computed for all.
+        """
+        return add_layer_norm.choose(xs, self._layer_backend) is add_layer_norm.TORCH
+
     def _recompute(self) -> str:
         """What blocks compute again in the backward; a compiler makes this choice by itself."""
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -368,11 +379,14 @@ def _parts(
     branches: Entries,
     norms: Sequence[nn.LayerNorm],
     linears: Sequence[Linear],
+    *,
+    apart: bool,
 ) -> list[Part]:
     """Which streams take one call, and whether it may use weights in place of their modules."""
     eps = [getattr(norm, "eps", None) for norm in norms]  # a replaced norm may have none
     first = (xs[0].shape[0], xs[0].dtype, eps[0])
     alike = all((x.shape[0], x.dtype, e) == first for x, e in zip(xs, eps, strict=True))
+    alike = alike and not apart
     parts = [slice(None)] if alike else _one_by_one(xs)
     fits = [_fit(xs[part], branches[part], norms[part], linears[part]) for part in parts]
     if all(fits):
