@@ -211,12 +211,20 @@ class FusionLayer(nn.ModuleDict):
             query = take_rows(query, rows)
         else:
             of_query, of_key_value = attn.query_and_key_value()
-            _, (product,) = self._norm_linears(
-                [take_rows(x, rows)], [None], [None], norm, [of_query]
-            )
-            query = attn.split(product).squeeze(2)
-            _, (product,) = self._norm_linears([x], [None], [None], norm, [of_key_value])
-            key, value = attn.split(product).unbind(2)
+            if are_unmodified(norm, nn.LayerNorm):
+                calls = ((take_rows(x, rows), of_query), (x, of_key_value))
+                products = [
+                    self._norm_linears([part], [None], [None], norm, [affine])[1][0]
+                    for part, affine in calls
+                ]
+            else:  # called once, with all rows
+                normed = block.norm1(x)
+                products = [
+                    linear(take_rows(normed, rows), *of_query),
+                    linear(normed, *of_key_value),
+                ]
+            query = attn.split(products[0]).squeeze(2)
+            key, value = attn.split(products[1]).unbind(2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def _pass_mlps(

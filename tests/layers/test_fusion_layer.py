@@ -113,6 +113,20 @@ def test_a_module_with_a_hook_is_called_once_with_all_rows(backend, name):
     assert shapes == [(2, ROWS["rgb"], SEEN[name])]
 
 
+@pytest.mark.parametrize("options", [{"pairwise": True}, {"rows": [0]}], ids=str)
+def test_a_norm_with_a_hook_is_called_once_with_all_rows_in_dense_attention(options):
+    layer, streams = make("auto")
+    before, shapes = layer(streams, {}, **options)["rgb"], []
+
+    def hook(module, args, output):
+        shapes.append(tuple(output.shape))
+        return output + 1
+
+    layer.block_of("rgb").norm1.register_forward_hook(hook)
+    assert not torch.allclose(layer(streams, {}, **options)["rgb"], before)
+    assert shapes == [(2, sum(ROWS.values()) if "pairwise" in options else ROWS["rgb"], 64)]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_wider_branch_widens_its_stream(backend):
     """As any sum of torch does: here a hook's result, elsewhere a replaced MLP's."""
