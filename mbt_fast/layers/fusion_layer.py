@@ -258,8 +258,8 @@ class FusionLayer(nn.ModuleDict):
         whole = [b for b, is_whole in zip(blocks, unmodified, strict=True) if is_whole]
         gelu = self._choose_gelu(whole[0], xs) if whole else bias_gelu.TORCH
         if recompute == "mlp" and all(unmodified):
-            firsts = [b.mlp.fc1 for b in blocks]
-            parts = _parts(xs, branches, norms, firsts, apart=self._recomputes_apart(xs))
+            apart = self._recomputes_apart(xs)
+            parts = _parts(xs, branches, norms, [b.mlp.fc1 for b in blocks], apart=apart)
             if all(fits for _, fits in parts):
                 return list(xs), self._norm_mlps(blocks, xs, parts, gelu)
         # Torch adds the first bias in the Linear, a kernel in GELU.
