@@ -217,7 +217,9 @@ def launch(
     sums, dnormed = ([last_dim_contiguous(t) for t in kind] for kind in (sums, dnormed))
     batch, _, channels = sums[0].shape
     wide = one_dtype(weights)
-    dparameters = [weight.new_empty(weight.shape) for weight in (*wide, *wide)]
+    grads = dparameters = [*dweights, *dbiases]
+    if len({grad.dtype for grad in grads}) > 1:  # one dtype within the kernel
+        dparameters = [weight.new_empty(weight.shape) for weight in (*wide, *wide)]
     also, has_dsum = given(dsums, sums[0], last_dim_contiguous)
     masks, has_keep = given_masks(keep, sums[0])
     valid, has_lengths = given_lengths(lengths, sums[0])
@@ -239,5 +241,6 @@ def launch(
                 BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps,
             )  # fmt: skip
         sum_columns(partial.flatten(0, 1), dparameters, (*chunks, *chunks))
-    for grad, summed in zip((*dweights, *dbiases), dparameters, strict=True):
-        grad.copy_(summed)
+    for grad, summed in zip(grads, dparameters, strict=True):
+        if grad is not summed:
+            grad.copy_(summed)

@@ -6,11 +6,12 @@
 
 Every arrow is one call for all streams, of an op or of a block that recomputes activations, on
 whatever backend is chosen. Streams that do not fit into one call, because stochastic depth left
-them different batches or their norms differ, take a call each. Modules that were replaced or have
-hooks are called.
+them different batches or their norms differ, take a call each; so do all that recompute on torch's
+own functions. Modules that were replaced or have hooks are called.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -104,7 +105,7 @@ class FusionLayer(nn.ModuleDict):
             The streams after the layer, of ``len(rows)`` rows if these are given.
         """
         blocks = [self.block_of(modality) for modality in streams]
-        with named_range(self._name):
+        with self._range():
             xs = list(streams.values())
             kept = [b.sample_keep(x, self._execution) for b, x in zip(blocks, xs, strict=True)]
             attention, mlp = [pair[0] for pair in kept], [pair[1] for pair in kept]
@@ -115,11 +116,11 @@ class FusionLayer(nn.ModuleDict):
                 xs = [take_rows(x, rows) for x in xs]
             else:
                 heads = self._attend_within(blocks, streams, lengths, attention, n_slots)
-            with named_range(f"{self._name} / proj"):
+            with self._range(" / proj"):
                 branches = [b.attention_branch(h) for b, h in zip(blocks, heads, strict=True)]
-            with named_range(f"{self._name} / mlp"):
+            with self._range(" / mlp"):
                 sums, branches = self._pass_mlps(blocks, xs, branches, attention, mlp)
-            with named_range(f"{self._name} / residual, shared slots"):
+            with self._range(" / residual, shared slots"):
                 padding = [lengths.get(m) if rows is None else None for m in streams]
                 shared = n_slots if rows is None else 0
                 outs = self._add_mlps(sums, branches, mlp, shared, padding)
@@ -137,7 +138,7 @@ class FusionLayer(nn.ModuleDict):
 
         Heads below the op's smallest size are padded with zeros, which changes nothing.
         """
-        with named_range(f"{self._name} / qkv"):
+        with self._range(" / qkv"):
             xs, padding = list(streams.values()), [lengths.get(m) for m in streams]
             if _skips(kept):
                 xs = [keep.take(x) for keep, x in zip(kept, xs, strict=True)]
@@ -152,7 +153,7 @@ class FusionLayer(nn.ModuleDict):
             packed = [pad(stream, (0, missing)) for stream in packed]
         alike = all(stream.shape[0] == packed[0].shape[0] for stream in packed)
         heads: list[Tensor] = []
-        with named_range(f"{self._name} / attention"):
+        with self._range(" / attention"):
             for part in [slice(None)] if alike else _one_by_one(packed):
                 heads += attend(
                     packed[part],
@@ -190,9 +191,9 @@ class FusionLayer(nn.ModuleDict):
                 tokens, queries = joined, own if rows is None else [own.start + r for r in rows]
             elif valid is None:
                 mask = valid_rows(lengths.get(modality), x.shape[1], n_slots)
-            with named_range(f"{self._name} / qkv"):
+            with self._range(" / qkv"):
                 projected = self._query_key_value(block, keep.take(tokens), queries)
-            with named_range(f"{self._name} / attention"):
+            with self._range(" / attention"):
                 out = attend_densely(*projected, keep.take(mask), backend=backend)
             heads.append(out.transpose(1, 2))
         return heads
@@ -212,12 +213,20 @@ class FusionLayer(nn.ModuleDict):
             query = take_rows(query, rows)
         else:
             of_query, of_key_value = attn.query_and_key_value()
-            _, (product,) = self._norm_linears(
-                [take_rows(x, rows)], [None], [None], norm, [of_query]
-            )
-            query = attn.split(product).squeeze(2)
-            _, (product,) = self._norm_linears([x], [None], [None], norm, [of_key_value])
-            key, value = attn.split(product).unbind(2)
+            if are_unmodified(norm, nn.LayerNorm):
+                calls = ((take_rows(x, rows), of_query), (x, of_key_value))
+                products = [
+                    self._norm_linears([part], [None], [None], norm, [affine])[1][0]
+                    for part, affine in calls
+                ]
+            else:  # called once, with all rows
+                normed = block.norm1(x)
+                products = [
+                    linear(take_rows(normed, rows), *of_query),
+                    linear(normed, *of_key_value),
+                ]
+            query = attn.split(products[0]).squeeze(2)
+            key, value = attn.split(products[1]).unbind(2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def _pass_mlps(
@@ -253,7 +262,8 @@ class FusionLayer(nn.ModuleDict):
         whole = [b for b, is_whole in zip(blocks, unmodified, strict=True) if is_whole]
         gelu = self._choose_gelu(whole[0], xs) if whole else bias_gelu.TORCH
         if recompute == "mlp" and all(unmodified):
-            parts = _parts(xs, branches, norms, [b.mlp.fc1 for b in blocks])
+            apart = self._recomputes_apart(xs)
+            parts = _parts(xs, branches, norms, [b.mlp.fc1 for b in blocks], apart=apart)
             if all(fits for _, fits in parts):
                 return list(xs), self._norm_mlps(blocks, xs, parts, gelu)
         # Torch adds the first bias in the Linear, a kernel in GELU.
@@ -263,6 +273,7 @@ class FusionLayer(nn.ModuleDict):
             firsts = [Affine(b.mlp.fc1.weight, None) for b in blocks]
         sums, hidden = self._norm_linears(xs, branches, masks, norms, firsts)
         together = all(unmodified) and len({x.dtype for x in hidden}) == 1
+        together &= recompute == "none" or gelu is not bias_gelu.TORCH
         for part in [slice(None)] if together else _one_by_one(hidden):
             if all(unmodified[part]):
                 biases = [b.mlp.fc1.bias if adds_bias else None for b in blocks[part]]
@@ -301,7 +312,8 @@ class FusionLayer(nn.ModuleDict):
         recomputes = self._recompute() != "none"
         sums: list[Tensor] = []
         products: list[Tensor] = []
-        for part, fits in _parts(xs, branches, norms, linears):
+        apart = recomputes and self._recomputes_apart(xs)
+        for part, fits in _parts(xs, branches, norms, linears, apart=apart):
             call = (xs[part], branches[part], masks[part], norms[part], linears[part])
             if fits:
                 norm = add_layer_norm.choose(xs[part], self._layer_backend)
@@ -353,6 +365,23 @@ class FusionLayer(nn.ModuleDict):
         dtype = autocast_dtype(weight)
         return bias_gelu.choose(xs[0].device, dtype, elements, GELU, self._layer_backend)
 
+    def _range(self, part: str = "") -> AbstractContextManager:
+        """``named_range`` of the layer or of a part of it.
+
+        The name is not read without need: a compiler that sees it compiles every layer anew.
+        """
+        if torch.compiler.is_compiling() or not torch.autograd._profiler_enabled():
+            return nullcontext()
+        return named_range(self._name + part)
+
+    def _recomputes_apart(self, xs: Sequence[Tensor]) -> bool:
+        """Whether each stream takes a call of its own, which recomputes.
+
+        Torch's own functions gain nothing from one call; and in that, what one stream needs for its
+        gradients would be kept and computed for all.
+        """
+        return add_layer_norm.choose(xs, self._layer_backend) is add_layer_norm.TORCH
+
     def _recompute(self) -> str:
         """What blocks compute again in the backward; a compiler makes this choice by itself."""
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -365,11 +394,14 @@ def _parts(
     branches: Entries,
     norms: Sequence[nn.LayerNorm],
     linears: Sequence[Linear],
+    *,
+    apart: bool,
 ) -> list[Part]:
     """Which streams take one call, and whether it may use weights in place of their modules."""
     eps = [getattr(norm, "eps", None) for norm in norms]  # a replaced norm may have none
     first = (xs[0].shape[0], xs[0].dtype, eps[0])
     alike = all((x.shape[0], x.dtype, e) == first for x, e in zip(xs, eps, strict=True))
+    alike = alike and not apart
     parts = [slice(None)] if alike else _one_by_one(xs)
     fits = [_fit(xs[part], branches[part], norms[part], linears[part]) for part in parts]
     if all(fits):

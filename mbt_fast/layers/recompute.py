@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from mbt_fast.ops.add_layer_norm import TORCH
 from mbt_fast.ops.autocast import autocast
 from mbt_fast.ops.operator import Entries, Groups, Implementation, split
 
@@ -72,7 +73,9 @@ def add_norm_linear(
         ``M`` sums, the stream itself where nothing is added, and ``M`` products ``[B, S_m, K]`` in
         the dtype of the Linears (under autocast, its dtype).
     """
-    branches = [b if b is None else b.to(x.dtype) for b, x in zip(branches, streams, strict=True)]
+    if norm is not TORCH:  # which promotes in the sum, without a copy
+        pairs = zip(branches, streams, strict=True)
+        branches = [branch if branch is None else branch.to(x.dtype) for branch, x in pairs]
     parameters = (*zip(*norms, strict=True), *zip(*linears, strict=True))
     if recompute:
         tensors = [t for kind in (streams, branches, keep, *parameters[:2]) for t in kind]
@@ -83,8 +86,8 @@ def add_norm_linear(
         lists = (streams, branches, *parameters[:2], keep, nothing)
         sums, normed, *_ = norm.run(*lists, 0, eps)
         products = [linear(x, *affine) for x, affine in zip(normed, linears, strict=True)]
-    pairs = zip(streams, branches, sums, strict=True)
-    return [x if branch is None else total for x, branch, total in pairs], products
+    triples = zip(streams, branches, sums, strict=True)
+    return [x if branch is None else total for x, branch, total in triples], products
 
 
 def gelu_linear(

@@ -118,7 +118,7 @@ def bias_gelu_bwd(
     addresses = _addresses(xs=(xs, dtype), biases=(biases, F32), douts=(douts, dtype))
     module, isa = extension.cpu_kernels()
     for dx, dbias, x, pointers in zip(dxs, dbiases, xs, zip(*addresses, strict=True), strict=True):
-        wide = torch.zeros(dbias.shape, dtype=F32)  # sums are added to what is there
+        wide = dbias.new_zeros(dbias.shape, dtype=F32)  # sums are added to what is there
         if x.numel():
             shape = (approximate, x.numel(), x.shape[-1])
             call = module.GeluCall(isa, _NAMES[dtype], *shape, torch.get_num_threads())
@@ -181,7 +181,7 @@ def add_layer_norm_bwd(
     stats, keep, lengths = contiguous(stats, keep, lengths)
     (wide,), dtype = _float32(weights), sums[0].dtype
     module, isa = extension.cpu_kernels()
-    added = [torch.zeros(2, *weight.shape) for weight in weights]  # sums are added to what is there
+    added = [weight.new_zeros(2, *weight.shape) for weight in wide]  # sums are added to these
     written = [grad if grad.numel() else None for grad in dbranches]
     rows = _rows(
         sums=(sums, dtype), dsums=(dsums, dtype), dnormed=(dnormed, dtype), dxs=(dxs, dtype),

@@ -220,13 +220,13 @@ def select(call: Call, backend: str = "auto") -> Backend:
         ValueError: ``backend`` is not a name of the table.
         BackendError: The requested backend cannot run this call.
     """
-    key = (BACKENDS, backend, call.op, call.device, call.dtype, call.width, call.form)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or isinstance(call.width, torch.SymInt):  # has no hash
         candidates = _candidates(call, backend)
-    elif key in _CANDIDATES:
-        candidates = _CANDIDATES[key]
     else:
-        candidates = _CANDIDATES[key] = _candidates(call, backend)
+        key = (BACKENDS, backend, call.op, call.device, call.dtype, call.width, call.form)
+        if key not in _CANDIDATES:
+            _CANDIDATES[key] = _candidates(call, backend)
+        candidates = _CANDIDATES[key]
     for row in candidates:
         if backend != "auto" or not row.opt_in_reason(call):
             return row

@@ -13,6 +13,7 @@ from model_cases import (
     random_inputs,
     tiny,
 )
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 backends = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
@@ -112,6 +113,20 @@ def test_a_module_with_a_hook_is_called_once_with_all_rows(backend, name):
     assert shapes == [(2, ROWS["rgb"], SEEN[name])]
 
 
+@pytest.mark.parametrize("options", [{"pairwise": True}, {"rows": [0]}], ids=str)
+def test_a_norm_with_a_hook_is_called_once_with_all_rows_in_dense_attention(options):
+    layer, streams = make("auto")
+    before, shapes = layer(streams, {}, **options)["rgb"], []
+
+    def hook(module, args, output):
+        shapes.append(tuple(output.shape))
+        return output + 1
+
+    layer.block_of("rgb").norm1.register_forward_hook(hook)
+    assert not torch.allclose(layer(streams, {}, **options)["rgb"], before)
+    assert shapes == [(2, sum(ROWS.values()) if "pairwise" in options else ROWS["rgb"], 64)]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_wider_branch_widens_its_stream(backend):
     """As any sum of torch does: here a hook's result, elsewhere a replaced MLP's."""
@@ -204,3 +219,13 @@ def test_autocast_is_the_reference_under_autocast(backend):
         found = gradients(logits.sum(), dict(model.named_parameters()))
         results.append({"logits": logits} | found)
     assert_all_close_to_exact(*results)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@torch.no_grad()
+def test_layers_compiled_one_by_one_share_a_graph():
+    model, counter = tiny(fusion_layer=0).float().eval(), CompileCounter()
+    for layer in model.layers:
+        layer.compile(backend=counter, fullgraph=True)
+    model(random_inputs(dtype=torch.float32))
+    assert counter.frame_count == 1 < len(model.layers)

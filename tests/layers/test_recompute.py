@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from benchmarks import baselines
 from mbt_fast import create_model
+from mbt_fast.layers.execution import RECOMPUTE
 from mbt_fast.testing import saved_bytes
 
 NONE = {"recompute": "none"}
@@ -85,6 +86,21 @@ def test_frozen_tensors_get_no_gradient(recompute, trained, inverse):
             torch.testing.assert_close(leaf.grad, expected[f"gradient of {name}"])
         else:
             assert leaf.grad is None
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+def test_a_stream_gives_no_other_a_gradient(recompute):
+    """On torch's own functions streams that share no slots have nothing in common."""
+    model, inputs = tiny(fusion_layer=4).set_backend("sdpa"), random_inputs()
+    model.set_execution(recompute=recompute).forward_modalities(inputs)["rgb"].sum().backward()
+    of_sound = [p.grad for name, p in model.named_parameters() if "spectrogram" in name]
+    assert {type(grad) for grad in of_sound} == {type(None)}
+    for block in (layer.block_of("spectrogram") for layer in model.layers):
+        block.requires_grad_(False)
+    streams = {"rgb": torch.randn(2, 9, 64).double(), "spectrogram": torch.randn(2, 6, 64).double()}
+    outs = model.layers[0](streams, {})
+    needs = {modality: out.requires_grad for modality, out in outs.items()}
+    assert needs == {"rgb": True, "spectrogram": False}
 
 
 @recomputes

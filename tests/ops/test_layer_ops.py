@@ -203,6 +203,21 @@ def test_float32_parameters_with_16_bit_rows(op, backend, dtype):
         assert_close_to_exact(a.to(dtype), e.to(dtype), x)
 
 
+@pairs(backends_of)
+def test_gradients_do_not_depend_on_the_default_dtype(op, backend):
+    tensors = op.make(CASES["two-streams"])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = like(tensors, lambda t: t.detach().requires_grad_())
+        outs = op.run(CASES["two-streams"], leaves, backend)
+        torch.set_default_dtype(dtype)
+        try:
+            found.append(torch.autograd.grad([out.square().sum() for out in outs], flat(leaves)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert equal(*found)
+
+
 X, K = torch.zeros(2, 4, 3), torch.ones(2, dtype=torch.bool)
 BAD = {
     "streams": ((X, [X]), {}, TypeError, "streams must be a sequence of tensors"),

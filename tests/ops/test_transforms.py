@@ -10,6 +10,7 @@ import torch
 from attention_cases import make_qkv
 from backends import BACKENDS, DEVICE, OwnCalls, backends, backends_of, kernels_of, widest
 from layer_cases import flat, like
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -137,6 +138,14 @@ def test_export_keeps_dynamic_lengths():
     program = torch.export.export(Module(), tuple(make_qkv(case)), dynamic_shapes=({1: rows}, None))
     longer = make_qkv(case._replace(own=(50, case.own[1])))
     torch.testing.assert_close(program.module()(*longer), bottleneck_attention(longer, 4))
+
+
+@functions(backends_of, ["attention", "add_layer_norm", "residual_add"])
+def test_make_fx_with_symbolic_shapes(function, backend):
+    """Traced outside of torch.compile, where head dimension and channels are symbols, too."""
+    run, tensors = function.on(backend), function.make(torch.float32)
+    traced = make_fx(run, tracing_mode="symbolic")(*tensors)
+    torch.testing.assert_close(traced(*tensors), run(*tensors))
 
 
 @functions(backends_of)
