@@ -303,7 +303,7 @@ class Models:
         def call() -> None:
             variant.apply(model)
             if not prepared:
-                inputs = runs.random_inputs(model.config, setting)
+                inputs = runs.random_inputs(model, batch_size)
                 if variant.capture:
                     prepared.append(partial(model.capture(inputs), inputs))
                 else:

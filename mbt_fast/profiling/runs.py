@@ -162,44 +162,47 @@ def _why_left_out(error: RuntimeError | MemoryError) -> str:
 
 def build_models(configs: Sequence[MBTConfig], setting: Setting) -> list[MBT]:
     """Models on the device; parameters of the same name and shape are the same tensors."""
-    pool: dict[tuple[str, torch.Size], Tensor] = {}
+    weights: dict[str, Tensor] = {}
     models = []
     for config in configs:
-        with torch.device("meta"):
-            model = MBT(config)
-        for name, parameter in model.named_parameters():
-            key = (name, parameter.shape)
-            if key not in pool:
-                pool[key] = _draw(name, parameter.shape, setting)
-        state = {name: pool[name, p.shape] for name, p in model.named_parameters()}
-        model.load_state_dict(state, assign=True)
-        model.set_backend(setting.backend).train(setting.mode == "train")
-        models.append(model)
+        model = build_model(config, setting.device, setting.dtype, weights)
+        weights |= model.named_parameters()
+        models.append(model.set_backend(setting.backend).train(setting.mode == "train"))
     return models
 
 
-def random_inputs(config: MBTConfig, setting: Setting) -> dict[str, Tensor]:
-    """One batch of normally distributed inputs; zeros might be faster than real data."""
+def build_model(
+    config: MBTConfig, device: torch.device, dtype: torch.dtype, weights: Mapping[str, Tensor]
+) -> MBT:
+    """A model with random weights of a trained scale, apart from those ``weights`` that fit it."""
     with torch.device("meta"):
         model = MBT(config)
-    return {
-        modality: torch.randn(
-            setting.batch_size,
-            *model.embedding(modality).input_shape,
-            device=setting.device,
-            dtype=setting.dtype,
-        )
-        for modality in config.modalities
-    }
+    state = {}
+    for name, parameter in model.named_parameters():
+        given = weights.get(name)
+        if given is None or given.shape != parameter.shape:
+            given = _draw(name, torch.empty(parameter.shape, device=device, dtype=dtype))
+        state[name] = given
+    model.load_state_dict(state, assign=True)
+    return model
 
 
-def _draw(name: str, shape: torch.Size, setting: Setting) -> Tensor:
-    """Weights of a trained scale: ones for norms, else normal with variance 1 / fan-in."""
-    weights = torch.empty(shape, device=setting.device, dtype=setting.dtype)
+def _draw(name: str, weight: Tensor) -> Tensor:
+    """Ones and zeros for norms, else normal with variance 1 / fan-in."""
     if ".norm" in name or name.startswith("norm"):
-        return weights.fill_(1.0 if name.endswith("weight") else 0.0)
-    fan_in = shape[1:].numel() if len(shape) > 1 else shape.numel()
-    return weights.normal_(std=fan_in**-0.5)
+        return weight.fill_(1.0 if name.endswith("weight") else 0.0)
+    fan_in = weight[0].numel() if weight.ndim > 1 else weight.numel()
+    return weight.normal_(std=fan_in**-0.5)
+
+
+def random_inputs(model: MBT, batch_size: int) -> dict[str, Tensor]:
+    """One batch of normally distributed inputs; zeros might be faster than real data."""
+    weight = model.norm.weight
+    shapes = {m: model.embedding(m).input_shape for m in model.config.modalities}
+    return {
+        modality: torch.randn(batch_size, *shape, device=weight.device, dtype=weight.dtype)
+        for modality, shape in shapes.items()
+    }
 
 
 @dataclass(frozen=True)

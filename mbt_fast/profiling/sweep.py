@@ -106,8 +106,8 @@ def measure(
         Whether a KeyboardInterrupt left some out.
     """
     distinct = list(dict.fromkeys(map(computed_as, configs)))
-    inputs = runs.random_inputs(distinct[0], setting)
     models = runs.build_models(distinct, setting)
+    inputs = runs.random_inputs(models[0], setting.batch_size)
     steps = {str(i): runs.step_of(model, inputs, setting) for i, model in enumerate(models)}
     outcome = runs.measure(steps, setting.device, deadline, on_call=on_call)
     for record, config in zip(records, configs, strict=True):
