@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from mbt_fast.profiling.machine import dtype_name
+
 Function = Callable[..., Any]
 Call = Callable[[], Any]
 
@@ -15,13 +17,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 BACKEND = "triton" if ON_GPU else "cpu"  # whose kernels of the layer are measured here
 BATCHES = (1, 8, 64) if ON_GPU else (1,)
-NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
 
 
 def parametrized_by_dtype(*dtypes: torch.dtype) -> pytest.MarkDecorator:
     """``dtype``, by default bfloat16 and float32."""
     return pytest.mark.parametrize(
-        "dtype", dtypes or (torch.bfloat16, torch.float32), ids=NAMES.get
+        "dtype", dtypes or (torch.bfloat16, torch.float32), ids=dtype_name
     )
 
 
@@ -89,6 +90,6 @@ def compare(
         exact=make(stock, doubled(inputs), dtype),
         backend=BACKEND,
         mode=mode,
-        dtype=NAMES[dtype],
+        dtype=dtype_name(dtype),
         **facts,
     )

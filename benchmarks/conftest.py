@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.calls import DEVICE, NAMES, Call
+from benchmarks.calls import DEVICE, Call
 from benchmarks.machine import facts
 from mbt_fast.dispatch import BackendError
+from mbt_fast.profiling.machine import dtype_name
 from mbt_fast.testing import assert_close_to_exact, interleaved_times, peak_memory
 
 ALL_THREADS = torch.get_num_threads()
@@ -114,7 +115,7 @@ def measure_ceilings(size: int, seconds: float) -> dict[str, float]:
     calls: dict[str, Call] = {"copy": partial(torch.empty_like(source).copy_, source)}
     for dtype in (torch.bfloat16, torch.float32):
         a = torch.randn(size, size, device=DEVICE).to(dtype)
-        calls[NAMES[dtype]] = partial(torch.matmul, a, a)
+        calls[dtype_name(dtype)] = partial(torch.matmul, a, a)
     times = interleaved_times(calls, DEVICE, seconds=seconds, min_rounds=LEAST_ROUNDS).seconds
     done = {"copy": 2 * source.nbytes}
     return {name: 1e-9 * done.get(name, 2 * size**3) / min(of) for name, of in times.items()}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from benchmarks.machine import info
 from benchmarks.records import AHEAD, ROOT, Results, relative
 from mbt_fast import dispatch
+from mbt_fast.profiling.machine import dtype_name
 
 VERIFIED = ROOT / "kernels" / "verified.json"
 STOCK = "stock PyTorch"
@@ -77,15 +78,11 @@ def _taken_by_auto(row: dispatch.Backend, hardware: Hardware) -> str:
     if hardware.instruction_set in _never_run():
         return f"as with AVX-512, but {STOCK} for attention in bfloat16"
     layer = [
-        op if found.keys() == row.dtypes else f"{op} in {', '.join(map(_short, found))}"
+        op if found.keys() == row.dtypes else f"{op} in {', '.join(map(dtype_name, found))}"
         for op, found in row.min_size.items()
         if op != "bottleneck_attention"
     ]
     return f"{', '.join(['attention', *layer])} (`{row.name}`)"
-
-
-def _short(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _never_run() -> set[str]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.calls import NAMES
 from mbt_fast import MBT
 from mbt_fast.models.registry import config_for
+from mbt_fast.profiling.machine import dtype_name
 from mbt_fast.profiling.runs import build_model
 
 VANILLA = {"fusion": "vanilla"}
@@ -52,4 +52,4 @@ def facts_of(model: MBT, batch: int) -> dict[str, Any]:
         "n_bottlenecks": config.n_bottlenecks,
         "stochastic_depth": config.stochastic_depth,
     }
-    return {"dtype": NAMES[model.norm.weight.dtype], "shape": shape}
+    return {"dtype": dtype_name(model.norm.weight.dtype), "shape": shape}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbt_fast.errors import InputError
-from mbt_fast.profiling.numbers import significant
+from mbt_fast.profiling.tables import significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,6 +25,7 @@ from mbt_fast.profiling.timing import (
 )
 
 MODES = ("forward", "train")
+ENDS = ("median", "p20", "p80")
 MIB = 2**20
 MIN_ROUNDS, MAX_ROUNDS = 2, 100
 NO_TIME = "not run: --seconds were over"
@@ -40,11 +41,6 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     backend: str = "auto"
-
-    @property
-    def dtype_name(self) -> str:
-        """Such as ``"bfloat16"``."""
-        return str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -74,15 +70,15 @@ class Measurement:
             batch_size: Clips of a call.
             resting_bytes: Weights and inputs, which exist before the call.
         """
-        ends = median_and_tails(self.seconds) if self.seconds else (None, None, None)
-        middle, low, high = (None if end is None else 1e3 * end for end in ends)
+        ends: dict[str, float | None] = {f"latency_ms_{end}": None for end in ENDS}
+        if self.seconds:
+            tails = median_and_tails(self.seconds)
+            ends = {key: 1e3 * value for key, value in zip(ends, tails, strict=True)}
         peak = None if self.peak_bytes is None else (resting_bytes + self.peak_bytes) / MIB
         return {
-            "latency_ms_median": middle,
-            "latency_ms_p20": low,
-            "latency_ms_p80": high,
+            **ends,
             "peak_memory_mb": peak,
-            "clips_per_second": 1e3 * batch_size / middle if middle else None,
+            "clips_per_second": batch_size / self.median if self.seconds else None,
             "rounds": len(self.seconds),
         }
 
@@ -263,7 +259,7 @@ def conditions(config: MBTConfig, setting: Setting, why_dtype: str, **more: str)
         "input": f"{sizes}; own tokens: {tokens}",
         "call": f"{step}, batch {setting.batch_size}",
         "device": f"{machine.device_name(setting.device)}, {torch.get_num_threads()} CPU threads",
-        "dtype": f"{setting.dtype_name} ({why_dtype})",
+        "dtype": f"{machine.dtype_name(setting.dtype)} ({why_dtype})",
         **more,
         "versions": f"mbt_fast {mbt_fast.__version__}, torch {torch.__version__}",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

@@ -8,8 +8,8 @@ import pytest
 from mbt_fast.cli.main import main
 from mbt_fast.errors import InputError
 from mbt_fast.profiling import page, plots
-from mbt_fast.profiling.numbers import significant
 from mbt_fast.profiling.page import Section
+from mbt_fast.profiling.tables import significant
 
 SERIES = {
     "bottleneck (B = 4)": [(8, 1.5, 1.4, 1.7), (0, 2.0, None, None)],
