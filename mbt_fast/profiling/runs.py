@@ -201,45 +201,26 @@ def random_inputs(model: MBT, batch_size: int) -> dict[str, Tensor]:
     }
 
 
-@dataclass(frozen=True)
-class Step:
-    """One call to time: a forward pass, or forward, loss and backward without the optimiser."""
+def step_of(model: MBT, inputs: Mapping[str, Tensor], setting: Setting) -> Run:
+    """The call that is timed: a forward pass, or forward, loss and backward.
 
-    model: MBT
-    inputs: Mapping[str, Tensor]
-    targets: Tensor | None
-
-    def __call__(self) -> None:
-        """Run the model."""
-        if self.targets is None:
-            with torch.inference_mode():
-                self.model(self.inputs)
-            return
-        logits = self.model.forward_modalities(self.inputs)
-        _loss(logits, self.targets).backward()
-        self.model.zero_grad(set_to_none=True)
-
-    @property
-    def resting_bytes(self) -> int:
-        """Weights and inputs, which exist before the call."""
-        return sum(x.nbytes for x in (*self.model.parameters(), *self.inputs.values()))
-
-
-def step_of(model: MBT, inputs: Mapping[str, Tensor], setting: Setting) -> Step:
-    """The call that a setting asks for; in training with random targets."""
+    The loss is the official one, of random targets: the cross-entropy summed over classes, and its
+    mean over modalities. There is no step of an optimiser.
+    """
     if setting.mode == "forward":
-        return Step(model, inputs, None)
+        return torch.inference_mode()(lambda: model(inputs))
     shape = (setting.batch_size, model.config.num_classes)
-    return Step(model, inputs, torch.rand(shape, device=setting.device, dtype=setting.dtype))
+    targets = torch.rand(shape, device=setting.device, dtype=setting.dtype)
 
+    def step() -> None:
+        losses = [
+            binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(targets)
+            for logits in model.forward_modalities(inputs).values()
+        ]
+        torch.stack(losses).mean().backward()
+        model.zero_grad(set_to_none=True)
 
-def _loss(logits: Mapping[str, Tensor], targets: Tensor) -> Tensor:
-    """Mean over modalities of the cross-entropy summed over classes: the official loss."""
-    losses = [
-        binary_cross_entropy_with_logits(value, targets, reduction="sum") / len(targets)
-        for value in logits.values()
-    ]
-    return torch.stack(losses).mean()
+    return step
 
 
 def conditions(config: MBTConfig, setting: Setting, why_dtype: str, **more: str) -> dict[str, str]:

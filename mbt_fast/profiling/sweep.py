@@ -111,9 +111,10 @@ def measure(
     steps = {str(i): runs.step_of(model, inputs, setting) for i, model in enumerate(models)}
     outcome = runs.measure(steps, setting.device, deadline, on_call=on_call)
     for record, config in zip(records, configs, strict=True):
-        name = str(distinct.index(computed_as(config)))
-        found = outcome.measured.get(name, Measurement())
-        record.update(found.as_record(setting.batch_size, steps[name].resting_bytes))
+        index = distinct.index(computed_as(config))
+        found = outcome.measured.get(str(index), Measurement())
+        resting = sum(x.nbytes for x in (*models[index].parameters(), *inputs.values()))
+        record.update(found.as_record(setting.batch_size, resting))
     return outcome.interrupted
 
 

@@ -161,8 +161,8 @@ def test_colours_stand_out_from_the_page(theme):
 
 @pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
 def test_what_is_not_installed_is_named_before_any_work(monkeypatch, tmp_path, capsys, module):
-    original = page.find_spec
-    monkeypatch.setattr(page, "find_spec", lambda name: None if name == module else original(name))
+    original = plots.find_spec
+    monkeypatch.setattr(plots, "find_spec", lambda name: None if name == module else original(name))
     assert main(["profile", "--model", "mbt_tiny", "--html", str(tmp_path / "x.html")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
