@@ -1,4 +1,4 @@
-"""Which hardware has kernels: the README's table, and ``docs/backends.md``."""
+"""Which hardware has kernels: the README's table."""
 
 import json
 from collections.abc import Sequence
@@ -46,17 +46,6 @@ def hardware_block(everyone: Sequence[Results]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines.append(f"| any other device of PyTorch | {STOCK} | {STOCK} | tested | {STOCK} |")
     return "\n".join(lines) + "\n"
-
-
-def backends_page(everyone: Sequence[Results]) -> str:
-    """``docs/backends.md``."""
-    return (
-        "# Backends\n\n"
-        "Generated from the dispatch table, the records of measurements and the records of GPU "
-        "suites by `python -m benchmarks.report --backends`. `mbt-fast info` says which of them "
-        "run on your machine, and `mbt_fast.dispatch.explain` which one runs a call.\n\n"
-        f"{hardware_block(everyone)}"
-    )
 
 
 def _serves(row: dispatch.Backend, hardware: Hardware) -> bool:
