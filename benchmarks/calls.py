@@ -79,17 +79,32 @@ def compare(
     stock: Function,
     inputs: Sequence[Tensor],
     mode: str,
-    dtype: torch.dtype,
+    *,
+    rows: Sequence[int],
+    moved: int,
     **facts: Any,
 ) -> None:
-    """Race two functions of the same tensors, forward or backward."""
-    make = MODES[mode]
+    """Race two functions of the same tensors, forward or backward.
+
+    Args:
+        race: The fixture.
+        ours: Of the inputs, on the backend of ``BACKEND``.
+        stock: The same on stock PyTorch.
+        inputs: The first is a stream ``[B, rows, C]``.
+        mode: One of ``MODES``.
+        rows: Of each stream.
+        moved: How often the call has to read or write all streams.
+        **facts: What the record should say: the op and the case.
+    """
+    make, (batch, _, channels), dtype = MODES[mode], inputs[0].shape, inputs[0].dtype
     race(
         make(ours, inputs, dtype),
         {"torch": make(stock, inputs, dtype)},
         exact=make(stock, doubled(inputs), dtype),
+        moved=moved * batch * sum(rows) * channels * dtype.itemsize,
         backend=BACKEND,
         mode=mode,
         dtype=dtype_name(dtype),
+        shape={"batch": batch, "rows": list(rows), "channels": channels},
         **facts,
     )
