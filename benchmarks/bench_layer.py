@@ -4,7 +4,7 @@ Streams come as each way keeps them between layers: with their slots for ours, o
 separately for eager, joined for shared weights.
 """
 
-import sys
+import cProfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,21 +232,17 @@ def test_host_cost(race, dtype):
 def count_python_calls(run: Call) -> int:
     """Calls of functions of this library, comprehensions apart, in a second run."""
     run()
-    package, calls = str(Path(mbt_fast.__file__).parent), 0
-
-    def on_event(frame: Any, event: str, argument: Any) -> None:
-        nonlocal calls
-        code = frame.f_code
-        is_function = code.co_name not in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")
-        calls += event == "call" and is_function and code.co_filename.startswith(package)
-
-    before = sys.getprofile()
-    sys.setprofile(on_event)
-    try:
+    with cProfile.Profile(builtins=False) as profile:
         run()
-    finally:
-        sys.setprofile(before)
-    return calls
+    package, inner = str(Path(mbt_fast.__file__).parent), ("comp>", "<genexpr>")
+    codes = [(entry.code, entry.callcount) for entry in profile.getstats()]
+    return sum(
+        count
+        for code, count in codes
+        if not isinstance(code, str)
+        and code.co_filename.startswith(package)
+        and not code.co_name.endswith(inner)
+    )
 
 
 def count_operators(run: Call) -> int:
