@@ -19,7 +19,8 @@ from mbt_fast import MBT
 
 Streams = dict[str, Tensor]
 Attend = Callable[..., Sequence[Tensor]]
-Fuse = Callable[[Any, Streams, Tensor | None], tuple[Streams, Tensor | None]]
+Fused = tuple[Streams, Tensor | None]  # own tokens, and bottleneck tokens
+Fuse = Callable[[Any, Streams, Tensor | None], Fused]
 SHARED = "shared"  # the stream of joined tokens, and the block that all modalities share
 
 
@@ -141,9 +142,7 @@ def share_slots(sums: Sequence[Tensor], n_slots: int) -> None:
 # A layer
 
 
-def bottleneck(
-    layer: Any, streams: Streams, slots: Tensor | None = None
-) -> tuple[Streams, Tensor | None]:
+def bottleneck(layer: Any, streams: Streams, slots: Tensor | None = None) -> Fused:
     """Own tokens ``[B, N_m, C]`` and bottleneck tokens ``[B, P, C]`` through a layer (Eq. 7-9)."""
     if slots is None:
         raise ValueError("slots must be a tensor, got None")
@@ -155,9 +154,7 @@ def bottleneck(
     return fused, torch.stack(updates).mean(dim=0)
 
 
-def vanilla_own(
-    layer: Any, streams: Streams, slots: Tensor | None = None
-) -> tuple[Streams, Tensor | None]:
+def vanilla_own(layer: Any, streams: Streams, slots: Tensor | None = None) -> Fused:
     """Own weights per modality, queries of its own rows, keys and values of all (Eq. 5-6)."""
     everything = torch.cat(list(streams.values()), dim=1)
     fused = {}
@@ -170,9 +167,7 @@ def vanilla_own(
     return fused, None
 
 
-def vanilla_official(
-    layer: Any, streams: Streams, slots: Tensor | None = None
-) -> tuple[Streams, Tensor | None]:
+def vanilla_official(layer: Any, streams: Streams, slots: Tensor | None = None) -> Fused:
     """As the official code computes it: each block over the tokens of all, foreign rows dropped."""
     everything = torch.cat(list(streams.values()), dim=1)
     fused, start = {}, 0
@@ -183,9 +178,7 @@ def vanilla_official(
     return fused, None
 
 
-def unimodal(
-    layer: Any, streams: Streams, slots: Tensor | None = None
-) -> tuple[Streams, Tensor | None]:
+def unimodal(layer: Any, streams: Streams, slots: Tensor | None = None) -> Fused:
     """Each stream by itself: below the fusion layer; and, joined before, shared weights (Eq. 4)."""
     return {m: block_forward(layer.block_of(m), x) for m, x in streams.items()}, slots
 

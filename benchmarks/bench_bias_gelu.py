@@ -37,16 +37,5 @@ def test_bias_gelu(race, threads, form, mode, dtype, batch):
     def stock(x: Tensor, bias: Tensor | None = None) -> Tensor:
         return gelu(x if bias is None else x + bias, approximate=approximate)
 
-    compare(
-        race,
-        ours,
-        stock,
-        inputs,
-        mode,
-        dtype,
-        moved=MOVED[mode] * inputs[0].nbytes,
-        case=form,
-        op="bias_gelu",
-        approximate=approximate,
-        shape={"batch": batch, "rows": [rows], "channels": hidden},
-    )
+    facts = {"op": "bias_gelu", "case": form, "approximate": approximate}
+    compare(race, ours, stock, inputs, mode, rows=[rows], moved=MOVED[mode], **facts)

@@ -14,7 +14,6 @@ from benchmarks.baselines import PEERS_ON_CPU, PEERS_ON_GPU, Attend, sdpa
 from benchmarks.calls import (
     DEVICE,
     MODES,
-    NAMES,
     ON_GPU,
     doubled,
     each,
@@ -22,6 +21,7 @@ from benchmarks.calls import (
     parametrized_by_mode,
 )
 from mbt_fast import bottleneck_attention
+from mbt_fast.profiling.machine import dtype_name
 
 HEADS, HEAD_DIM, SLOTS = 12, 64, 4
 MBT_B = (1573, 405)  # 8 frames and 8 s of sound, with four slots
@@ -72,7 +72,7 @@ def compare(
         op="bottleneck_attention",
         backend=backend,
         mode=mode,
-        dtype=NAMES[dtype],
+        dtype=dtype_name(dtype),
         shape={"batch": batch, "rows": rows, "heads": HEADS, "head_dim": HEAD_DIM, "std": std},
         **facts,
     )

@@ -4,7 +4,7 @@ Streams come as each way keeps them between layers: with their slots for ours, o
 separately for eager, joined for shared weights.
 """
 
-import sys
+import cProfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,6 @@ from benchmarks.calls import (
     BACKEND,
     BATCHES,
     DEVICE,
-    NAMES,
     Call,
     forward,
     parametrized_by_dtype,
@@ -152,8 +151,7 @@ def test_forward(race, dtype, batch):
         memory=True,
         case="fusion layer",
         mode="forward",
-        dtype=NAMES[dtype],
-        shape=models.shape_of(model.config, batch),
+        **models.facts_of(model, batch),
     )
 
 
@@ -168,8 +166,8 @@ def test_training_step(race, dtype, batch):
         fuse = baselines.compiled(baselines.bottleneck)
         equal["eager, compiled"] = stock(model, fuse, own, slots).step(dtype)
     saved = {"eager": eager.saved_bytes()}
-    for recompute in models.MEMORY:
-        other = models.set_execution(models.with_weights_of(model), recompute=recompute)
+    for recompute in ("none", "norms", "mlp"):
+        other = models.with_weights_of(model).set_execution(recompute=recompute)
         subject = ours(other, own, slots)
         saved[f"ours, recompute {recompute}"] = subject.saved_bytes()
         if recompute == "norms":
@@ -188,8 +186,7 @@ def test_training_step(race, dtype, batch):
         saved_bytes=saved,
         case="fusion layer",
         mode="training step",
-        dtype=NAMES[dtype],
-        shape=models.shape_of(model.config, batch),
+        **models.facts_of(model, batch),
     )
 
 
@@ -226,8 +223,7 @@ def test_host_cost(race, dtype):
         case="tiny layer",
         backend=BACKEND,
         mode="forward",
-        dtype=NAMES[dtype],
-        shape=models.shape_of(model.config, 1),
+        **models.facts_of(model, 1),
         python_calls={name: count_python_calls(run) for name, run in variants.items()},
         operators={name: count_operators(run) for name, run in variants.items()},
     )
@@ -236,21 +232,17 @@ def test_host_cost(race, dtype):
 def count_python_calls(run: Call) -> int:
     """Calls of functions of this library, comprehensions apart, in a second run."""
     run()
-    package, calls = str(Path(mbt_fast.__file__).parent), 0
-
-    def on_event(frame: Any, event: str, argument: Any) -> None:
-        nonlocal calls
-        code = frame.f_code
-        is_function = code.co_name not in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")
-        calls += event == "call" and is_function and code.co_filename.startswith(package)
-
-    before = sys.getprofile()
-    sys.setprofile(on_event)
-    try:
+    with cProfile.Profile(builtins=False) as profile:
         run()
-    finally:
-        sys.setprofile(before)
-    return calls
+    package, inner = str(Path(mbt_fast.__file__).parent), ("comp>", "<genexpr>")
+    codes = [(entry.code, entry.callcount) for entry in profile.getstats()]
+    return sum(
+        count
+        for code, count in codes
+        if not isinstance(code, str)
+        and code.co_filename.startswith(package)
+        and not code.co_name.endswith(inner)
+    )
 
 
 def count_operators(run: Call) -> int:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import baselines, models
-from benchmarks.calls import BATCHES, DEVICE, NAMES, ON_GPU, Call, parametrized_by_dtype
+from benchmarks.calls import BATCHES, DEVICE, ON_GPU, Call, parametrized_by_dtype
 from mbt_fast import MBT
 from mbt_fast.flops import forward_flops, training_flops
+from mbt_fast.profiling.runs import random_inputs
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ours, no options": {},
@@ -44,8 +45,8 @@ def step(model: MBT, logits: Call) -> Call:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_forward(race, dtype, batch):
     model = models.build("mbt_tiny" if race.tiny else "mbt_base", dtype, DEVICE).eval()
-    inputs = models.random_inputs(model, batch)
-    cls_only = models.set_execution(models.with_weights_of(model).eval(), cls_only=True)
+    inputs = random_inputs(model, batch)
+    cls_only = models.with_weights_of(model).eval().set_execution(cls_only=True)
     equal = {
         "eager": torch.no_grad()(lambda: baselines.forward(model, inputs)),
         "ours, cls_only": run(cls_only, inputs),
@@ -70,8 +71,7 @@ def test_forward(race, dtype, batch):
         memory=True,
         case="model",
         mode="forward",
-        dtype=NAMES[dtype],
-        shape=models.shape_of(model.config, batch),
+        **models.facts_of(model, batch),
     )
 
 
@@ -79,10 +79,10 @@ def test_forward(race, dtype, batch):
 @pytest.mark.parametrize("batch", BATCHES)
 def test_training_step(race, dtype, batch):
     model = models.build("mbt_tiny" if race.tiny else TRAINED, dtype, DEVICE).train()
-    inputs = models.random_inputs(model, batch)
+    inputs = random_inputs(model, batch)
 
     def with_options(**options: Any) -> Call:
-        other = models.set_execution(models.with_weights_of(model).train(), **options)
+        other = models.with_weights_of(model).train().set_execution(**options)
         return step(other, lambda: other(inputs))
 
     wide = models.double(model).set_backend("reference")
@@ -97,8 +97,7 @@ def test_training_step(race, dtype, batch):
         memory=True,
         case="model",
         mode="training step",
-        dtype=NAMES[dtype],
-        shape=models.shape_of(model.config, batch),
+        **models.facts_of(model, batch),
     )
 
 
@@ -109,7 +108,7 @@ def test_drop_path(race, rate):
     overrides = {} if race.tiny else {"input_size": SHORT}
     name = "mbt_tiny" if race.tiny else TRAINED
     model = models.build(name, dtype, DEVICE, stochastic_depth=rate, **overrides).train()
-    inputs = models.random_inputs(model, batch)
+    inputs = random_inputs(model, batch)
 
     def seeded(other: MBT, given: Mapping[str, Tensor]) -> Call:
         seeds = count()
@@ -120,8 +119,8 @@ def test_drop_path(race, rate):
 
         return step(other, logits)
 
-    skips = models.set_execution(models.with_weights_of(model), **ALL)
-    masks = models.set_execution(models.with_weights_of(model), **ALL | {"skip_dropped": False})
+    skips = models.with_weights_of(model).set_execution(**ALL)
+    masks = models.with_weights_of(model).set_execution(**ALL | {"skip_dropped": False})
     race(
         seeded(skips, inputs),
         {"ours, masked": seeded(masks, inputs)},
@@ -129,6 +128,5 @@ def test_drop_path(race, rate):
         scale=4,
         case=f"drop path {rate}",
         mode="training step",
-        dtype=NAMES[dtype],
-        shape=models.shape_of(model.config, batch) | {"stochastic_depth": rate},
+        **models.facts_of(model, batch),
     )

@@ -49,15 +49,5 @@ def test_residual_add(race, threads, case, mode, dtype, batch):
         share_slots(sums, slots)
         return sums
 
-    compare(
-        race,
-        ours,
-        stock,
-        inputs,
-        mode,
-        dtype,
-        moved=moved[mode] * batch * sum(rows) * channels * dtype.itemsize,
-        case=case,
-        op="residual_add",
-        shape={"batch": batch, "rows": rows, "channels": channels},
-    )
+    facts = {"op": "residual_add", "case": case}
+    compare(race, ours, stock, inputs, mode, rows=rows, moved=moved[mode], **facts)

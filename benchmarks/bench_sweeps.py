@@ -12,9 +12,10 @@ import torch
 import mbt_fast
 from benchmarks import baselines, models
 from benchmarks.bench_model import run
-from benchmarks.calls import DEVICE, NAMES, ON_GPU
+from benchmarks.calls import DEVICE, ON_GPU
 from mbt_fast import MBTConfig
 from mbt_fast.flops import forward_flops
+from mbt_fast.profiling.runs import random_inputs
 
 NAME = "mbt_base" if ON_GPU else "mbt_small"
 EVERY_LAYER = {"fusion_layer": 0}
@@ -76,7 +77,7 @@ def test_sweep(race, axis, value):
     dtype = torch.bfloat16
     name = "mbt_tiny" if race.tiny else NAME
     model = models.build(name, dtype, DEVICE, **overrides).eval()
-    inputs = models.random_inputs(model, batch)
+    inputs = random_inputs(model, batch)
     others = {
         way: models.with_weights_of(model, **overrides).eval()
         for way, overrides in WAYS.items()
@@ -100,6 +101,5 @@ def test_sweep(race, axis, value):
         value=value,
         flops_by_way=flops,
         mode="forward",
-        dtype=NAMES[dtype],
-        shape=models.shape_of(model.config, batch),
+        **models.facts_of(model, batch),
     )

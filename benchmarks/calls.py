@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from mbt_fast.profiling.machine import dtype_name
+
 Function = Callable[..., Any]
 Call = Callable[[], Any]
 
@@ -15,13 +17,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 BACKEND = "triton" if ON_GPU else "cpu"  # whose kernels of the layer are measured here
 BATCHES = (1, 8, 64) if ON_GPU else (1,)
-NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
 
 
 def parametrized_by_dtype(*dtypes: torch.dtype) -> pytest.MarkDecorator:
     """``dtype``, by default bfloat16 and float32."""
     return pytest.mark.parametrize(
-        "dtype", dtypes or (torch.bfloat16, torch.float32), ids=NAMES.get
+        "dtype", dtypes or (torch.bfloat16, torch.float32), ids=dtype_name
     )
 
 
@@ -78,17 +79,32 @@ def compare(
     stock: Function,
     inputs: Sequence[Tensor],
     mode: str,
-    dtype: torch.dtype,
+    *,
+    rows: Sequence[int],
+    moved: int,
     **facts: Any,
 ) -> None:
-    """Race two functions of the same tensors, forward or backward."""
-    make = MODES[mode]
+    """Race two functions of the same tensors, forward or backward.
+
+    Args:
+        race: The fixture.
+        ours: Of the inputs, on the backend of ``BACKEND``.
+        stock: The same on stock PyTorch.
+        inputs: The first is a stream ``[B, rows, C]``.
+        mode: One of ``MODES``.
+        rows: Of each stream.
+        moved: How often the call has to read or write all streams.
+        **facts: What the record should say: the op and the case.
+    """
+    make, (batch, _, channels), dtype = MODES[mode], inputs[0].shape, inputs[0].dtype
     race(
         make(ours, inputs, dtype),
         {"torch": make(stock, inputs, dtype)},
         exact=make(stock, doubled(inputs), dtype),
+        moved=moved * batch * sum(rows) * channels * dtype.itemsize,
         backend=BACKEND,
         mode=mode,
-        dtype=NAMES[dtype],
+        dtype=dtype_name(dtype),
+        shape={"batch": batch, "rows": list(rows), "channels": channels},
         **facts,
     )

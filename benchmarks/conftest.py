@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.calls import DEVICE, Call
 from benchmarks.machine import facts
 from mbt_fast.dispatch import BackendError
-from mbt_fast.testing import assert_close_to_exact, peak_memory
+from mbt_fast.profiling.machine import dtype_name
+from mbt_fast.testing import assert_close_to_exact, interleaved_times, peak_memory
 
 ALL_THREADS = torch.get_num_threads()
 WARM_UPS, LEAST_ROUNDS, MOST_ROUNDS = 2, 5, 2000
@@ -110,26 +111,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def measure_ceilings(size: int, seconds: float) -> dict[str, float]:
     """What torch reaches: GFLOP/s of its square matrix product by dtype, GB/s of its copy."""
-    rates = {}
+    source = torch.ones(16 * size, size, device=DEVICE)
+    calls: dict[str, Call] = {"copy": partial(torch.empty_like(source).copy_, source)}
     for dtype in (torch.bfloat16, torch.float32):
         a = torch.randn(size, size, device=DEVICE).to(dtype)
-        quickest = min(repeated(partial(torch.matmul, a, a), seconds))
-        rates[str(dtype).removeprefix("torch.")] = 2e-9 * size**3 / quickest
-    source = torch.ones(16 * size, size, device=DEVICE)
-    target = torch.empty_like(source)
-    rates["copy"] = 2e-9 * source.nbytes / min(repeated(lambda: target.copy_(source), seconds))
-    return rates
-
-
-def repeated(run: Call, seconds: float) -> list[float]:
-    """Seconds of every call, for about as long as asked for."""
-    run()
-    times: list[float] = []
-    while len(times) < LEAST_ROUNDS or sum(times) < seconds:
-        start = clock()()
-        run()
-        times.append(clock()() - start)
-    return times
+        calls[dtype_name(dtype)] = partial(torch.matmul, a, a)
+    times = interleaved_times(calls, DEVICE, seconds=seconds, min_rounds=LEAST_ROUNDS).seconds
+    done = {"copy": 2 * source.nbytes}
+    return {name: 1e-9 * done.get(name, 2 * size**3) / min(of) for name, of in times.items()}
 
 
 @pytest.fixture(params=sorted({1, ALL_THREADS}) if DEVICE.type == "cpu" else [ALL_THREADS])
@@ -190,15 +179,15 @@ class Race:
             memory: Measure the peaks as well.
             **facts: What the record should say of the case; ``dtype`` and ``shape`` in any case.
         """
-        others = dict(baselines)
-        not_run = self._check(lambda: view(ours()), others, exact) | _try_all(unequal or {})
-        others = {n: c for n, c in (others | dict(unequal or {})).items() if n not in not_run}
+        not_run = self._check(lambda: view(ours()), baselines, exact, unequal or {})
+        everyone = {**baselines, **(unequal or {})}
+        others = {name: run for name, run in everyone.items() if name not in not_run}
         info = self._benchmark.extra_info
         info |= {"device": DEVICE.type, "threads": torch.get_num_threads(), "calls": calls, **facts}
         info |= {"baseline": next(iter(others)), "not_run": not_run}
         if memory:
-            everyone = {"ours": ours, **others}
-            info["peak_memory"] = {n: peak_memory(run, DEVICE) for n, run in everyone.items()}
+            peaks = {n: peak_memory(run, DEVICE) for n, run in {"ours": ours, **others}.items()}
+            info["peak_memory"] = peaks
         if graph and DEVICE.type == "cuda":
             ours, others = captured(ours), {name: captured(run) for name, run in others.items()}
         seconds = self._time(ours, others, scale)
@@ -212,19 +201,27 @@ class Race:
             line = f"{self._benchmark.name}, {torch.get_num_threads()} threads: {', '.join(ratios)}"
             self._config.stash.setdefault(RATIOS, []).append(line)
 
-    def _check(self, ours: Call, others: Mapping[str, Call], exact: Call) -> dict[str, str]:
-        """Refuse a wrong result of ours; say of each other baseline why it cannot be timed."""
-        first, *rest = others
+    def _check(
+        self,
+        ours: Call,
+        baselines: Mapping[str, Call],
+        exact: Call,
+        unequal: Mapping[str, Call],
+    ) -> dict[str, str]:
+        """Refuse a wrong result of ours; say of each other call why it cannot be timed."""
+        first, *rest = baselines
         threads = torch.get_num_threads()
         torch.set_num_threads(ALL_THREADS)
-        actual, eager, wide = (tree_leaves(run()) for run in (ours, others[first], exact))
-        assert_all_close(actual, eager, wide)
+        eager, wide = tree_leaves(baselines[first]()), tree_leaves(exact())
+        assert_all_close(tree_leaves(ours()), eager, wide)
         not_run = {}
-        for name in rest:
+        for name, run in {**{name: baselines[name] for name in rest}, **unequal}.items():
             try:
-                assert_all_close(tree_leaves(others[name]()), eager, wide)
+                result = tree_leaves(run())
+                if name in baselines:
+                    assert_all_close(result, eager, wide)
             except Exception as error:  # a peer may fail in any way, and the others go on
-                not_run[name] = _reason(error)
+                not_run[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         torch.set_num_threads(threads)
         return not_run
 
@@ -268,21 +265,6 @@ def assert_all_close(actual: list[Tensor], eager: list[Tensor], exact: list[Tens
     """The tolerance rule, tensor by tensor."""
     for index, three in enumerate(zip(actual, eager, exact, strict=True)):
         assert_close_to_exact(*three, name=f"result {index}")
-
-
-def _try_all(calls: Mapping[str, Call]) -> dict[str, str]:
-    """Why some of them cannot be timed."""
-    not_run = {}
-    for name, run in calls.items():
-        try:
-            run()
-        except Exception as error:  # as above
-            not_run[name] = _reason(error)
-    return not_run
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def captured(run: Call) -> Call:

@@ -1,4 +1,4 @@
-"""Which hardware has kernels: the README's table, and ``docs/backends.md``."""
+"""Which hardware has kernels: the README's table."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import NamedTuple
 from benchmarks.machine import info
 from benchmarks.records import AHEAD, ROOT, Results, relative
 from mbt_fast import dispatch
+from mbt_fast.profiling.machine import dtype_name
 
 VERIFIED = ROOT / "kernels" / "verified.json"
 STOCK = "stock PyTorch"
@@ -47,17 +48,6 @@ def hardware_block(everyone: Sequence[Results]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def backends_page(everyone: Sequence[Results]) -> str:
-    """``docs/backends.md``."""
-    return (
-        "# Backends\n\n"
-        "Generated from the dispatch table, the records of measurements and the records of GPU "
-        "suites by `python -m benchmarks.report --backends`. `mbt-fast info` says which of them "
-        "run on your machine, and `mbt_fast.dispatch.explain` which one runs a call.\n\n"
-        f"{hardware_block(everyone)}"
-    )
-
-
 def _serves(row: dispatch.Backend, hardware: Hardware) -> bool:
     if hardware.capability is None:
         return row.device_type == "cpu" and row.name == "cpu"
@@ -77,15 +67,11 @@ def _taken_by_auto(row: dispatch.Backend, hardware: Hardware) -> str:
     if hardware.instruction_set in _never_run():
         return f"as with AVX-512, but {STOCK} for attention in bfloat16"
     layer = [
-        op if found.keys() == row.dtypes else f"{op} in {', '.join(map(_short, found))}"
+        op if found.keys() == row.dtypes else f"{op} in {', '.join(map(dtype_name, found))}"
         for op, found in row.min_size.items()
         if op != "bottleneck_attention"
     ]
     return f"{', '.join(['attention', *layer])} (`{row.name}`)"
-
-
-def _short(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _never_run() -> set[str]:

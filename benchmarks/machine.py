@@ -1,7 +1,5 @@
 """What ``mbt-fast info`` says of this machine, as data; ``python -m benchmarks.machine`` prints."""
 
-import contextlib
-import io
 import json
 from datetime import datetime, timezone
 from functools import cache
@@ -9,15 +7,9 @@ from typing import Any
 
 import torch
 
-from mbt_fast.cli.main import main as mbt_fast_command
+from mbt_fast.cli.info import collect
 
-
-@cache
-def info() -> dict[str, Any]:
-    """Versions, devices, compiled parts, and which kernels were verified on a GPU."""
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        mbt_fast_command(["info", "--json"])
-    return json.loads(output.getvalue())
+info = cache(collect)  # versions, devices, compiled parts, kernels verified on a GPU
 
 
 def facts() -> dict[str, Any]:

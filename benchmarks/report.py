@@ -1,8 +1,7 @@
-"""Records as blocks of the README, as ``docs/backends.md``, and as one page.
+"""Records as blocks of the README, and as one page.
 
 python -m benchmarks.report --readme        what stands between the README's markers, and its plot
 python -m benchmarks.report --html FILE     every record of the newest machine, or of --results DIR
-python -m benchmarks.report --backends      print docs/backends.md
 """
 
 import argparse
@@ -13,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hardware import backends_page, hardware_block
+from benchmarks.hardware import hardware_block
 from benchmarks.records import RESULTS, ROOT, Results, Row, all_results, read, relative
 from mbt_fast.profiling import page, plots
 
@@ -198,7 +197,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--readme", action="store_true", help="rewrite the README's blocks")
     parser.add_argument("--html", type=Path, help="write the page")
-    parser.add_argument("--backends", action="store_true", help="print docs/backends.md")
     parser.add_argument("--results", type=Path, help="the machine; by default the newest records")
     args = parser.parse_args(arguments)
     newest = next((results.folder for results in all_results()), None)
@@ -209,8 +207,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if folder is None:
             parser.error(f"results must hold records, got none in {RESULTS}")
         args.html.write_text(html(read(folder)))
-    if args.backends:
-        print(backends_page(all_results()), end="")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """Measure tile configurations on a GPU and propose the tile table: ``python -m benchmarks.tune``.
 
 For the architecture at hand, every candidate of every kernel is checked against the present
-configuration, timed on random streams of MBT-B in interleaved rounds, and the fastest printed as a
-diff of kernels/table.py. Nothing is changed: a table is a decision, with its measurement beside it.
+configuration and timed on random streams of MBT-B in interleaved rounds. Where another one is
+faster, the row for kernels/table.py is printed. Nothing is changed: a table is a decision, with its
+measurement beside it.
 """
 
 import argparse
-import difflib
-import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -21,10 +19,8 @@ from mbt_fast.kernels import table
 from mbt_fast.kernels.table import HALF, HEAD_DIMS, KERNELS, Tiles
 from mbt_fast.testing import interleaved_times
 
-TABLE_FILE = Path(table.__file__)
 ROWS, SLOTS, BATCH = (1573, 405), 4, 8
 ROUNDS, CALLS = 10, 5
-NAMES = {table.HALF: "HALF", table.SINGLE: "SINGLE"}  # in the table's source
 
 Key = tuple[str, int, int]
 
@@ -41,18 +37,19 @@ def candidates() -> list[Tiles]:
 
 
 def main() -> None:
-    """Tune the kernels asked for in bfloat16, and print the diff."""
+    """Tune the kernels asked for in bfloat16, and print the rows that change."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--head-dims", nargs="+", type=int, choices=HEAD_DIMS, default=[64])
     args = parser.parse_args()
     arch = table.arch_of(torch.empty(0, device="cuda"))
-    chosen = {}
     for key in [(kernel, HALF, head_dim) for kernel in args.kernels for head_dim in args.head_dims]:
         milliseconds = measure(key, arch)
         print(key, {tuple(tiles): round(ms, 4) for tiles, ms in milliseconds.items()})
-        chosen[key] = best(milliseconds, table.TABLE[key][table.ARCHS.index(arch)])
-    print(propose(TABLE_FILE.read_text(), arch, chosen))
+        present = table.TABLE[key][table.ARCHS.index(arch)]
+        tiles = best(milliseconds, present)
+        if tiles != present:
+            print(proposed(key, arch, tiles))
 
 
 def measure(key: Key, arch: int) -> dict[Tiles, float]:
@@ -105,20 +102,12 @@ def best(milliseconds: dict[Tiles, float], present: Tiles) -> Tiles:
     return present if milliseconds[present] <= 1.01 * milliseconds[fastest] else fastest
 
 
-def propose(text: str, arch: int, chosen: dict[Key, Tiles]) -> str:
-    """A diff of the table's source with the chosen configurations in the column of ``arch``."""
-    column = table.ARCHS.index(arch)
-    lines = text.splitlines(keepends=True)
-    changed = list(lines)
-    for (kernel, itemsize, head_dim), tiles in chosen.items():
-        pattern = rf'\s*\("{kernel}",\s*{NAMES[itemsize]},\s*{head_dim}\):'
-        (index,) = (i for i, line in enumerate(lines) if re.match(pattern, line))
-        old = list(re.finditer(r"Tiles\([^)]*\),?\s*", changed[index]))[column]
-        new = f"Tiles({', '.join(map(str, tiles))}){',' if column < 2 else '),'}"
-        new = new + "\n" if column == 2 else new.ljust(old.end() - old.start())
-        changed[index] = changed[index][: old.start()] + new + changed[index][old.end() :]
-    name = "kernels/table.py"
-    return "".join(difflib.unified_diff(lines, changed, f"a/{name}", f"b/{name}"))
+def proposed(key: Key, arch: int, tiles: Tiles) -> str:
+    """The row of ``kernels/table.py`` with another configuration for one architecture."""
+    row = list(table.TABLE[key])
+    row[table.ARCHS.index(arch)] = tiles
+    kernel, _, head_dim = key
+    return f'("{kernel}", HALF, {head_dim}): ({", ".join(f"Tiles{tuple(each)}" for each in row)}),'
 
 
 if __name__ == "__main__":

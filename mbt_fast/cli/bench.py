@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     found = Comparisons(Setting(args.mode, first, device, dtype))
     with model_options.measuring("bench", first, device) as bar:
         found.on_call = bar.update
-        bench = recommend.run(
+        chosen = recommend.run(
             found,
             config,
             seconds=args.seconds,
@@ -54,16 +54,17 @@ def run(args: argparse.Namespace) -> int:
             any_dtype=args.dtype == "auto",
         )
     conditions = _conditions(config, found, why_dtype)
-    code = bench.code() or "no line of code to copy: the models were not compared"
-    print(found.text(), code, runs.as_lines(conditions), sep="\n\n")
+    code = chosen.code() if chosen else None
+    said = code or "no line of code to copy: the models were not compared"
+    print(found.text(), said, runs.as_lines(conditions), sep="\n\n")
     if args.json:
         document = {
             "conditions": conditions,
             "config": config.to_dict(),
             "rows": found.records(),
             "dispatch": found.verdicts(),
-            "suggestion": bench.suggestion(),
-            "code": bench.code(),
+            "suggestion": recommend.suggestion(found, chosen) if chosen else [],
+            "code": code,
         }
         args.json.write_text(json.dumps(document, indent=1) + "\n")
     return 130 if found.interrupted else 0

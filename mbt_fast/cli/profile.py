@@ -9,7 +9,7 @@ from mbt_fast.cli.outputs import check_writable
 from mbt_fast.dispatch import check_name
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBTConfig
-from mbt_fast.profiling import budget, figure3, machine, page, runs, sweep, trace
+from mbt_fast.profiling import budget, figure3, machine, plots, runs, sweep, trace
 from mbt_fast.profiling.runs import Setting
 from mbt_fast.profiling.timing import Deadline
 
@@ -94,7 +94,7 @@ def _check(args: argparse.Namespace) -> None:
     for path in files:
         check_writable(path)
     if args.html:
-        page.check_installed()
+        plots.check_installed("jinja2", "matplotlib")
 
 
 def _models(args: argparse.Namespace) -> tuple[MBTConfig, list[MBTConfig]]:

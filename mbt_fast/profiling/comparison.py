@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mbt_fast.profiling import runs
-from mbt_fast.profiling.numbers import ABSENT, significant
-from mbt_fast.profiling.runs import MIB, Measurement, Setting
+from mbt_fast.profiling import runs, tables
+from mbt_fast.profiling.runs import ENDS, MIB, Measurement, Setting
+from mbt_fast.profiling.tables import ABSENT, significant, with_tails
 from mbt_fast.profiling.timing import Deadline, Run, median_and_tails
 
 ALIKE = 1.03  # up to this many times the least time counts as fastest too
-ENDS = ("median", "p20", "p80")
 
 
 @dataclass(frozen=True)
@@ -166,13 +165,11 @@ def _verdict(rows: Sequence[Row], taken: str) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """The rows that ran, compared with the first; without columns that are empty."""
-    from tabulate import tabulate
-
+    """The rows that ran, compared with the first."""
     best, of_model = fastest(rows), rows[0].level == "model"
     columns: dict[str, Callable[[Row], str]] = {
         "": lambda row: row.variant,
-        "ms [p20-p80]": _time,
+        "ms [p20-p80]": lambda row: _milliseconds(row.measurement.seconds),
         f"times as fast as {rows[0].variant}": lambda row: times_as_fast(row, rows[0]),
         "clips/s": lambda row: significant(1 / row.seconds_per_clip) if of_model else "",
         "rounds": lambda row: str(len(row.measurement.seconds)),
@@ -182,25 +179,18 @@ def _table(rows: Sequence[Row]) -> str:
         "dispatch": lambda row: row.note,
     }
     ran = [row for row in rows if row.ran]
-    cells = {header: [cell(row) for row in ran] for header, cell in columns.items()}
-    kept = {header: column for header, column in cells.items() if any(column)}
-    align = ["left" if header in ("", " ", "dispatch") else "right" for header in kept]
-    lines = list(zip(*kept.values(), strict=True))
-    return tabulate(lines, headers=list(kept), colalign=align, disable_numparse=True)
+    return tables.text(*tables.cells(ran, columns), left=("", " ", "dispatch"))
 
 
-def _time(row: Row) -> str:
-    ends = median_and_tails(row.measurement.seconds)
-    middle, low, high = (significant(1e3 * end) for end in ends)
-    return f"{middle} [{low}-{high}]"
+def _milliseconds(seconds: Sequence[float]) -> str:
+    return with_tails([1e3 * end for end in median_and_tails(seconds)])
 
 
 def times_as_fast(row: Row, baseline: Row) -> str:
     """``1.82 [1.80-1.83]``."""
     if not (row.ran and baseline.ran):
         return ABSENT
-    middle, low, high = row.times_faster(baseline)
-    return f"{middle:.2f} [{low:.2f}-{high:.2f}]"
+    return with_tails(row.times_faster(baseline), "{:.2f}".format)
 
 
 def _megabytes(count: int | None) -> str:

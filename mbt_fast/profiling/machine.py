@@ -60,6 +60,11 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "the CPU has no bfloat16 products"
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as ``"bfloat16"``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def device_name(device: torch.device) -> str:
     """What its maker calls a device; of a CPU family and model too, where the system tells them.
 

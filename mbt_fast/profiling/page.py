@@ -5,11 +5,9 @@ It is well-formed XML too, so any tool can take it apart. Needs the extra ``benc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
-from mbt_fast.errors import InputError
-from mbt_fast.profiling import plots as plotting
+from mbt_fast.profiling import plots
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -47,7 +45,7 @@ def render(title: str, conditions: str, sections: Sequence[Section]) -> str:
     Raises:
         InputError: jinja2 is not installed.
     """
-    check_installed()
+    plots.check_installed("jinja2")
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -58,23 +56,6 @@ def render(title: str, conditions: str, sections: Sequence[Section]) -> str:
         title=title,
         conditions=conditions,
         sections=sections,
-        light=_variables(plotting.LIGHT),
-        dark=_variables(plotting.DARK),
+        light=plots.LIGHT.names(),
+        dark=plots.DARK.names(),
     )
-
-
-def check_installed() -> None:
-    """Refuse to work without what pages and their plots need.
-
-    Raises:
-        InputError: jinja2 or matplotlib is not installed.
-    """
-    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
-    if missing:
-        packages = " and ".join(missing)
-        raise InputError(f'a page with plots needs {packages}; pip install "mbt-fast[bench]"')
-
-
-def _variables(theme: plotting.Theme) -> dict[str, str]:
-    """CSS variable to colour."""
-    return {name: color for color, name in theme.names().items()}

@@ -10,11 +10,12 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbt_fast.errors import InputError
-from mbt_fast.profiling.numbers import significant
+from mbt_fast.profiling.tables import significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ Point = tuple[float, float, float | None, float | None]  # x, y, and the ends of
 
 MARKERS = "osD^vP"
 TICKS_AT_POINTS = 8  # x ticks stand at the values if they are no more than this
-POINTS_PER_LETTER, POINTS_PER_VALUE = 5.5, 28  # of the text in a plot, in its font size
+POINTS_PER_LETTER = 5.5  # of the text in a plot, in its font size
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ DARK = Theme(
     grid="#30373e",
     series=("#56b4e9", "#f0883e", "#2fc29a", "#e39ac4", "#e6c84a", "#a9b4bf"),
 )
+
+
+def check_installed(*packages: str) -> None:
+    """Refuse to work without what plots and pages need.
+
+    Raises:
+        InputError: A package is not installed.
+    """
+    missing = " and ".join(name for name in packages if find_spec(name) is None)
+    if missing:
+        raise InputError(f'plots need {missing}; pip install "mbt-fast[bench]"')
 
 
 def save_plot(
@@ -117,8 +129,10 @@ def lines(axes: "Axes", series: Mapping[str, Sequence[Point]], *, xlabel: str, y
     xs = sorted({point[0] for points in series.values() for point in points})
     if len(xs) <= TICKS_AT_POINTS:
         axes.set_xticks(xs)
-    _start_at_zero(axes, [point[1] for points in series.values() for point in points])
-    axes.set(xlabel=xlabel, ylabel=_fitted(axes, ylabel))
+    ys = [point[1] for points in series.values() for point in points]
+    if ys and min(ys) <= max(ys) / 2:
+        axes.set_ylim(bottom=min(0, *ys))
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(axes, list(series))
 
 
@@ -138,8 +152,6 @@ def bars(
         reference: Where a dashed line is drawn, such as 1 for ratios.
     """
     labels = list(dict.fromkeys(label for values in groups.values() for label in values))
-    count = sum(map(len, groups.values())) + len(groups) - 1
-    upright = _width(axes) / max(count, 1) < POINTS_PER_VALUE
     width = 1 / (max(map(len, groups.values()), default=0) + 1)
     for index, label in enumerate(labels):
         places, values = [], []
@@ -151,20 +163,15 @@ def bars(
         color = f"C{index % len(LIGHT.series)}"
         drawn = axes.bar(places, values, 0.92 * width, label=label, color=color)
         written = [significant(value) for value in values]
-        axes.bar_label(drawn, written, padding=2, fontsize=8, rotation=90 if upright else 0)
+        axes.bar_label(drawn, written, padding=2, fontsize=8)
     if reference is not None:
         axes.axhline(reference, color=axes.spines["left"].get_edgecolor(), lw=1, ls="--")
     axes.set_xticks(range(len(groups)), _wrapped(axes, list(groups)))
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
-    axes.margins(y=0.2 if upright else 0.12)
-    axes.set(ylabel=_fitted(axes, ylabel))
+    axes.margins(y=0.12)
+    axes.set(ylabel=ylabel)
     _legend(axes, labels)
-
-
-def _start_at_zero(axes: "Axes", values: Sequence[float]) -> None:
-    if values and min(values) <= max(values) / 2:
-        axes.set_ylim(bottom=min(0, *values))
 
 
 def _legend(axes: "Axes", names: Sequence[str]) -> None:
@@ -177,15 +184,9 @@ def _legend(axes: "Axes", names: Sequence[str]) -> None:
 
 
 def _wrapped(axes: "Axes", names: Sequence[str]) -> list[str]:
-    """Names of groups in lines as wide as a group; an identifier breaks after an underscore."""
+    """Names of groups in lines as wide as a group."""
     letters = max(8, int(_width(axes) / 1.2 / POINTS_PER_LETTER / max(len(names), 1)))
-    return [textwrap.fill(n.replace("_", "_ "), letters).replace("_ ", "_") for n in names]
-
-
-def _fitted(axes: "Axes", label: str) -> str:
-    """A label of the vertical axis in lines as long as the figure is high."""
-    height = 72 * axes.figure.bbox.height / axes.figure.dpi
-    return textwrap.fill(label, max(8, int(0.9 * height / POINTS_PER_LETTER)))
+    return [textwrap.fill(name, letters) for name in names]
 
 
 def _width(axes: "Axes") -> float:
@@ -195,11 +196,10 @@ def _width(axes: "Axes") -> float:
 
 def _drawn(draw: Draw, theme: Theme, size: tuple[float, float]) -> str:
     """The file's text. No date and no random identifier is in it."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError('plots need matplotlib; pip install "mbt-fast[bench]"') from error
+    check_installed("matplotlib")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     file = io.StringIO()
     with matplotlib.rc_context(_style(theme)):
         figure = Figure(figsize=size, layout="constrained")

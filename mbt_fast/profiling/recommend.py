@@ -19,7 +19,7 @@ from mbt_fast.layers.execution import RECOMPUTE
 from mbt_fast.models import MBT, MBTConfig
 from mbt_fast.profiling import runs
 from mbt_fast.profiling.comparison import Comparisons, Row, fastest, times_as_fast, verdicts_in
-from mbt_fast.profiling.machine import free_bytes
+from mbt_fast.profiling.machine import dtype_name, free_bytes
 from mbt_fast.profiling.runs import NO_MEMORY, Setting
 from mbt_fast.profiling.timing import Deadline, Run, peak_memory, saved_bytes
 
@@ -57,7 +57,7 @@ class Variant:
             words.append(f"recompute {self.recompute}")
         words += ["CLS rows only"] * self.cls_only + ["captured"] * self.capture
         if self.dtype != setting.dtype:
-            words.append(str(self.dtype).removeprefix("torch."))
+            words.append(dtype_name(self.dtype))
         return ", ".join(words)
 
     def apply(self, model: MBT) -> None:
@@ -75,43 +75,6 @@ class Variant:
         line = f"model = model.to({self.dtype}){backend}{execution}"
         return f"{line}; model = model.capture(inputs)" if self.capture else line
 
-    def choices(self, setting: Setting) -> dict[str, str]:
-        """Every choice and what to take."""
-        recompute = {"recompute": self.recompute} if setting.mode == "train" else {}
-        return {
-            "backend": self.backend,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            **recompute,
-            "cls_only": "on" if self.cls_only else "off",
-            "capture": "yes" if self.capture else "no",
-        }
-
-
-@dataclass
-class Bench:
-    """All comparisons, and the variant of the model to take, if the models were compared."""
-
-    found: Comparisons
-    chosen: Variant | None = None
-
-    def code(self) -> str | None:
-        """A line of Python that takes the chosen variant."""
-        return self.chosen.code() if self.chosen else None
-
-    def suggestion(self) -> list[dict[str, str]]:
-        """The chosen variant and batch size, choice by choice."""
-        if self.chosen is None:
-            return []
-        setting, rows = self.found.setting, self.found.of("model", VARIANTS)
-        row = next(row for row in rows if row.variant == self.chosen.name(setting))
-        reason = f"{times_as_fast(row, rows[0])} times as fast as {rows[0].variant}"
-        sizes = [row.batch_size for row in fastest(self.found.of("model", BATCH_SIZE))]
-        choices = {
-            **dict.fromkeys(self.chosen.choices(setting).items(), reason),
-            (BATCH_SIZE, str(min(sizes, default=setting.batch_size))): "most clips per second",
-        }
-        return [{"choice": c, "take": take, "reason": why} for (c, take), why in choices.items()]
-
 
 def run(
     found: Comparisons,
@@ -120,7 +83,7 @@ def run(
     seconds: float,
     sizes: Sequence[int] | None,
     any_dtype: bool,
-) -> Bench:
+) -> Variant | None:
     """Compare ops, layer, variants of the model and batch sizes.
 
     Args:
@@ -129,20 +92,44 @@ def run(
         seconds: For all, about.
         sizes: Batch sizes after the first; ``None`` doubles it while time and memory suffice.
         any_dtype: Whether other dtypes are compared too.
+
+    Returns:
+        The variant of the model to take; ``None`` if the models were not compared.
     """
     peak_memory(lambda: None, found.setting.device)  # a profiler's first start takes seconds
-    bench, deadline = Bench(found), Deadline(seconds)
+    chosen, deadline = None, Deadline(seconds)
     try:
         compare_ops(found, config, deadline.share(SHARES["op"]))
         models = Models(config, found.setting)
         compare_layers(found, models.of(found.setting.dtype), deadline.share(SHARES["layer"]))
         of_model = deadline.share(SHARES["model"])
-        bench.chosen = compare_models(found, models, of_model, any_dtype=any_dtype)
-        if bench.chosen:
-            compare_batch_sizes(found, models, bench.chosen, sizes, deadline)
+        chosen = compare_models(found, models, of_model, any_dtype=any_dtype)
+        if chosen:
+            compare_batch_sizes(found, models, chosen, sizes, deadline)
     except KeyboardInterrupt:
         found.interrupted = True
-    return bench
+    return chosen
+
+
+def suggestion(found: Comparisons, chosen: Variant) -> list[dict[str, str]]:
+    """The chosen variant and batch size, choice by choice."""
+    setting, rows = found.setting, found.of("model", VARIANTS)
+    row = next(row for row in rows if row.variant == chosen.name(setting))
+    reason = f"{times_as_fast(row, rows[0])} times as fast as {rows[0].variant}"
+    sizes = [row.batch_size for row in fastest(found.of("model", BATCH_SIZE))]
+    size = min(sizes, default=setting.batch_size)
+    recompute = {"recompute": chosen.recompute} if setting.mode == "train" else {}
+    choices = {
+        "backend": chosen.backend,
+        "dtype": dtype_name(chosen.dtype),
+        **recompute,
+        "cls_only": "on" if chosen.cls_only else "off",
+        "capture": "yes" if chosen.capture else "no",
+    }
+    return [
+        *({"choice": c, "take": take, "reason": reason} for c, take in choices.items()),
+        {"choice": BATCH_SIZE, "take": str(size), "reason": "most clips per second"},
+    ]
 
 
 class Op(NamedTuple):
@@ -303,7 +290,7 @@ class Models:
         def call() -> None:
             variant.apply(model)
             if not prepared:
-                inputs = runs.random_inputs(model.config, setting)
+                inputs = runs.random_inputs(model, batch_size)
                 if variant.capture:
                     prepared.append(partial(model.capture(inputs), inputs))
                 else:

@@ -25,6 +25,7 @@ from mbt_fast.profiling.timing import (
 )
 
 MODES = ("forward", "train")
+ENDS = ("median", "p20", "p80")
 MIB = 2**20
 MIN_ROUNDS, MAX_ROUNDS = 2, 100
 NO_TIME = "not run: --seconds were over"
@@ -40,11 +41,6 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     backend: str = "auto"
-
-    @property
-    def dtype_name(self) -> str:
-        """Such as ``"bfloat16"``."""
-        return str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -74,15 +70,15 @@ class Measurement:
             batch_size: Clips of a call.
             resting_bytes: Weights and inputs, which exist before the call.
         """
-        ends = median_and_tails(self.seconds) if self.seconds else (None, None, None)
-        middle, low, high = (None if end is None else 1e3 * end for end in ends)
+        ends: dict[str, float | None] = {f"latency_ms_{end}": None for end in ENDS}
+        if self.seconds:
+            tails = median_and_tails(self.seconds)
+            ends = {key: 1e3 * value for key, value in zip(ends, tails, strict=True)}
         peak = None if self.peak_bytes is None else (resting_bytes + self.peak_bytes) / MIB
         return {
-            "latency_ms_median": middle,
-            "latency_ms_p20": low,
-            "latency_ms_p80": high,
+            **ends,
             "peak_memory_mb": peak,
-            "clips_per_second": 1e3 * batch_size / middle if middle else None,
+            "clips_per_second": batch_size / self.median if self.seconds else None,
             "rounds": len(self.seconds),
         }
 
@@ -162,85 +158,69 @@ def _why_left_out(error: RuntimeError | MemoryError) -> str:
 
 def build_models(configs: Sequence[MBTConfig], setting: Setting) -> list[MBT]:
     """Models on the device; parameters of the same name and shape are the same tensors."""
-    pool: dict[tuple[str, torch.Size], Tensor] = {}
+    weights: dict[str, Tensor] = {}
     models = []
     for config in configs:
-        with torch.device("meta"):
-            model = MBT(config)
-        for name, parameter in model.named_parameters():
-            key = (name, parameter.shape)
-            if key not in pool:
-                pool[key] = _draw(name, parameter.shape, setting)
-        state = {name: pool[name, p.shape] for name, p in model.named_parameters()}
-        model.load_state_dict(state, assign=True)
-        model.set_backend(setting.backend).train(setting.mode == "train")
-        models.append(model)
+        model = build_model(config, setting.device, setting.dtype, weights)
+        weights |= model.named_parameters()
+        models.append(model.set_backend(setting.backend).train(setting.mode == "train"))
     return models
 
 
-def random_inputs(config: MBTConfig, setting: Setting) -> dict[str, Tensor]:
-    """One batch of normally distributed inputs; zeros might be faster than real data."""
+def build_model(
+    config: MBTConfig, device: torch.device, dtype: torch.dtype, weights: Mapping[str, Tensor]
+) -> MBT:
+    """A model with random weights of a trained scale, apart from those ``weights`` that fit it."""
     with torch.device("meta"):
         model = MBT(config)
+    state = {}
+    for name, parameter in model.named_parameters():
+        given = weights.get(name)
+        if given is None or given.shape != parameter.shape:
+            given = _draw(name, torch.empty(parameter.shape, device=device, dtype=dtype))
+        state[name] = given
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _draw(name: str, weight: Tensor) -> Tensor:
+    """Ones and zeros for norms, else normal with variance 1 / fan-in."""
+    if ".norm" in name or name.startswith("norm"):
+        return weight.fill_(1.0 if name.endswith("weight") else 0.0)
+    fan_in = weight[0].numel() if weight.ndim > 1 else weight.numel()
+    return weight.normal_(std=fan_in**-0.5)
+
+
+def random_inputs(model: MBT, batch_size: int) -> dict[str, Tensor]:
+    """One batch of normally distributed inputs; zeros might be faster than real data."""
+    weight = model.norm.weight
+    shapes = {m: model.embedding(m).input_shape for m in model.config.modalities}
     return {
-        modality: torch.randn(
-            setting.batch_size,
-            *model.embedding(modality).input_shape,
-            device=setting.device,
-            dtype=setting.dtype,
-        )
-        for modality in config.modalities
+        modality: torch.randn(batch_size, *shape, device=weight.device, dtype=weight.dtype)
+        for modality, shape in shapes.items()
     }
 
 
-def _draw(name: str, shape: torch.Size, setting: Setting) -> Tensor:
-    """Weights of a trained scale: ones for norms, else normal with variance 1 / fan-in."""
-    weights = torch.empty(shape, device=setting.device, dtype=setting.dtype)
-    if ".norm" in name or name.startswith("norm"):
-        return weights.fill_(1.0 if name.endswith("weight") else 0.0)
-    fan_in = shape[1:].numel() if len(shape) > 1 else shape.numel()
-    return weights.normal_(std=fan_in**-0.5)
+def step_of(model: MBT, inputs: Mapping[str, Tensor], setting: Setting) -> Run:
+    """The call that is timed: a forward pass, or forward, loss and backward.
 
-
-@dataclass(frozen=True)
-class Step:
-    """One call to time: a forward pass, or forward, loss and backward without the optimiser."""
-
-    model: MBT
-    inputs: Mapping[str, Tensor]
-    targets: Tensor | None
-
-    def __call__(self) -> None:
-        """Run the model."""
-        if self.targets is None:
-            with torch.inference_mode():
-                self.model(self.inputs)
-            return
-        logits = self.model.forward_modalities(self.inputs)
-        _loss(logits, self.targets).backward()
-        self.model.zero_grad(set_to_none=True)
-
-    @property
-    def resting_bytes(self) -> int:
-        """Weights and inputs, which exist before the call."""
-        return sum(x.nbytes for x in (*self.model.parameters(), *self.inputs.values()))
-
-
-def step_of(model: MBT, inputs: Mapping[str, Tensor], setting: Setting) -> Step:
-    """The call that a setting asks for; in training with random targets."""
+    The loss is the official one, of random targets: the cross-entropy summed over classes, and its
+    mean over modalities. There is no step of an optimiser.
+    """
     if setting.mode == "forward":
-        return Step(model, inputs, None)
+        return torch.inference_mode()(lambda: model(inputs))
     shape = (setting.batch_size, model.config.num_classes)
-    return Step(model, inputs, torch.rand(shape, device=setting.device, dtype=setting.dtype))
+    targets = torch.rand(shape, device=setting.device, dtype=setting.dtype)
 
+    def step() -> None:
+        losses = [
+            binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(targets)
+            for logits in model.forward_modalities(inputs).values()
+        ]
+        torch.stack(losses).mean().backward()
+        model.zero_grad(set_to_none=True)
 
-def _loss(logits: Mapping[str, Tensor], targets: Tensor) -> Tensor:
-    """Mean over modalities of the cross-entropy summed over classes: the official loss."""
-    losses = [
-        binary_cross_entropy_with_logits(value, targets, reduction="sum") / len(targets)
-        for value in logits.values()
-    ]
-    return torch.stack(losses).mean()
+    return step
 
 
 def conditions(config: MBTConfig, setting: Setting, why_dtype: str, **more: str) -> dict[str, str]:
@@ -260,7 +240,7 @@ def conditions(config: MBTConfig, setting: Setting, why_dtype: str, **more: str)
         "input": f"{sizes}; own tokens: {tokens}",
         "call": f"{step}, batch {setting.batch_size}",
         "device": f"{machine.device_name(setting.device)}, {torch.get_num_threads()} CPU threads",
-        "dtype": f"{setting.dtype_name} ({why_dtype})",
+        "dtype": f"{machine.dtype_name(setting.dtype)} ({why_dtype})",
         **more,
         "versions": f"mbt_fast {mbt_fast.__version__}, torch {torch.__version__}",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

@@ -12,10 +12,10 @@ from typing import Any
 from mbt_fast import dispatch
 from mbt_fast.flops import forward_flops, training_flops
 from mbt_fast.models import MBTConfig
-from mbt_fast.profiling import figure3, machine, plots, runs
-from mbt_fast.profiling.numbers import ABSENT, significant
+from mbt_fast.profiling import figure3, machine, plots, runs, tables
 from mbt_fast.profiling.page import Section, render
-from mbt_fast.profiling.runs import Measurement, Setting
+from mbt_fast.profiling.runs import ENDS, Measurement, Setting
+from mbt_fast.profiling.tables import ABSENT, significant, with_tails
 from mbt_fast.profiling.timing import Deadline
 
 # Names on the command line: fusion, share_encoder.
@@ -74,7 +74,7 @@ def record_of(config: MBTConfig, setting: Setting) -> Record:
         "n_bottlenecks": config.n_bottlenecks,
         "batch_size": setting.batch_size,
         "device": machine.device_name(setting.device),
-        "dtype": setting.dtype_name,
+        "dtype": machine.dtype_name(setting.dtype),
         "backend": setting.backend,
         "mode": setting.mode,
         "gflops": cost.total / GIGA,
@@ -106,14 +106,15 @@ def measure(
         Whether a KeyboardInterrupt left some out.
     """
     distinct = list(dict.fromkeys(map(computed_as, configs)))
-    inputs = runs.random_inputs(distinct[0], setting)
     models = runs.build_models(distinct, setting)
+    inputs = runs.random_inputs(models[0], setting.batch_size)
     steps = {str(i): runs.step_of(model, inputs, setting) for i, model in enumerate(models)}
     outcome = runs.measure(steps, setting.device, deadline, on_call=on_call)
     for record, config in zip(records, configs, strict=True):
-        name = str(distinct.index(computed_as(config)))
-        found = outcome.measured.get(name, Measurement())
-        record.update(found.as_record(setting.batch_size, steps[name].resting_bytes))
+        index = distinct.index(computed_as(config))
+        found = outcome.measured.get(str(index), Measurement())
+        resting = sum(x.nbytes for x in (*models[index].parameters(), *inputs.values()))
+        record.update(found.as_record(setting.batch_size, resting))
     return outcome.interrupted
 
 
@@ -197,26 +198,16 @@ def table(
         "total\nGFLOPs": lambda record: _gflops(record["gflops"]),
         "total\nratio": partial(ratio, key="gflops", digits=3),
         "official\ncode": lambda r: _gflops(r["gflops_official"]) if official else ABSENT,
-        "median ms\n[p20-p80]": latency,
+        "median ms\n[p20-p80]": lambda r: with_tails([r[f"latency_ms_{end}"] for end in ENDS]),
         "time\nratio": partial(ratio, key="latency_ms_median", digits=2),
         "peak\nMB": lambda record: significant(record["peak_memory_mb"]),
         "clips/s": lambda record: significant(record["clips_per_second"]),
     }
-    cells = {header: [cell(record) for record in records] for header, cell in columns.items()}
-    kept = {header: column for header, column in cells.items() if set(column) != {ABSENT}}
-    return list(kept), [list(row) for row in zip(*kept.values(), strict=True)]
+    return tables.cells(records, columns)
 
 
 def _gflops(value: float) -> str:
     return f"{value:.2f}" if value >= 1 else significant(value)
-
-
-def latency(record: Mapping[str, Any]) -> str:
-    """``12.3 [12.1-12.9]``."""
-    middle, low, high = (
-        significant(record[f"latency_ms_{name}"]) for name in ("median", "p20", "p80")
-    )
-    return middle if middle == ABSENT else f"{middle} [{low}-{high}]"
 
 
 def text(records: Sequence[Record], *, macs: bool = False) -> str:
@@ -226,16 +217,13 @@ def text(records: Sequence[Record], *, macs: bool = False) -> str:
         records: Of a profile.
         macs: Count a multiply-add as one, not two.
     """
-    from tabulate import tabulate
-
     if macs:
         records = [
             {k: v / 2 if k.startswith("gflops") else v for k, v in r.items()} for r in records
         ]
     headers, rows = table(records)
     headers = [header.replace("GFLOPs", "GMACs") if macs else header for header in headers]
-    align = ["left", *["right"] * (len(headers) - 1)]
-    body = tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
+    body = tables.text(headers, rows, left=["fusion"])
     return f"{body}\n\n{MACS if macs else UNITS}\n{RATIOS}"
 
 

@@ -16,7 +16,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], object]
-Clock = Callable[[], float]
 
 
 class Times(NamedTuple):
@@ -50,18 +49,15 @@ def median_and_tails(values: Sequence[float]) -> tuple[float, float, float]:
     return median(values), tails[0], tails[3]
 
 
-def timed(run: Run, device: torch.device, clock: Clock | None = None) -> float:
-    """Seconds that one call takes: by the clock on the CPU, between two events on a GPU."""
-    if device.type == "cuda":
-        return _seconds_between_events(run, device)
-    clock = clock or time.perf_counter
-    start = clock()
-    run()
-    return clock() - start
+def timed(run: Run, device: torch.device) -> float:
+    """Seconds that one call takes: by the clock on the CPU, between two events on a GPU.
 
-
-def _seconds_between_events(run: Run, device: torch.device) -> float:
-    """Until the device has finished; delays of the host in between count too."""
+    There the second event comes when the device has finished; delays of the host in between count.
+    """
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
     stream = torch.cuda.current_stream(device)
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     stream.synchronize()
@@ -79,9 +75,7 @@ def interleaved_times(
     seconds: float,
     min_rounds: int = 2,
     max_rounds: int = 100,
-    seed: int = 0,
     on_call: Callable[[str, float], object] = lambda name, elapsed: None,
-    clock: Clock | None = None,
 ) -> Times:
     """Time variants in rounds of one call each, every round in another order.
 
@@ -93,18 +87,13 @@ def interleaved_times(
         seconds: No further round starts that would end after this.
         min_rounds: This many rounds run in any case.
         max_rounds: No more rounds than this run.
-        seed: Of the order in each round.
         on_call: Called after each call with its name and its seconds.
-        clock: What measures a call on the CPU, by default ``time.perf_counter``.
-            ``time.process_time`` counts this process's work alone, which suits one thread on a
-            machine that others use. On a GPU CUDA events measure. Rounds are limited by the wall
-            clock.
 
     Returns:
         What was measured; after a KeyboardInterrupt, what was measured until then.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
-    shuffle = random.Random(seed).shuffle
+    shuffle = random.Random(0).shuffle
     start = time.perf_counter()
     try:
         for index in range(max_rounds):
@@ -114,7 +103,7 @@ def interleaved_times(
             names = list(variants)
             shuffle(names)
             for name in names:
-                times[name].append(timed(variants[name], device, clock))
+                times[name].append(timed(variants[name], device))
                 on_call(name, times[name][-1])
     except KeyboardInterrupt:
         return Times(times, interrupted=True)

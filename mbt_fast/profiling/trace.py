@@ -35,7 +35,7 @@ def write_trace(path: Path, config: MBTConfig, setting: Setting) -> str:
         What the trace shows, in a sentence.
     """
     (model,) = build_models([config], setting)
-    step = step_of(model, random_inputs(config, setting), setting)
+    step = step_of(model, random_inputs(model, setting.batch_size), setting)
     step()
     activities = [ProfilerActivity.CPU]
     if setting.device.type == "cuda":

@@ -7,6 +7,7 @@ from benchmarks import baselines, bench_layer, bench_sweeps, models
 from mbt_fast import bottleneck_attention, dispatch
 from mbt_fast.flops import forward_flops
 from mbt_fast.ops import dispatch as ops_dispatch
+from mbt_fast.profiling.runs import random_inputs
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 WAYS = {
@@ -20,7 +21,7 @@ WAYS = {
 @pytest.mark.parametrize(("fuse", "overrides"), WAYS.values(), ids=WAYS)
 def test_every_way_computes_what_our_model_computes(fuse, overrides):
     model = models.with_weights_of(models.build("mbt_tiny", DOUBLE, CPU), **overrides)
-    inputs = models.random_inputs(model, 2)
+    inputs = random_inputs(model, 2)
     torch.testing.assert_close(baselines.forward(model, inputs, fuse), model(inputs))
 
 

@@ -93,21 +93,26 @@ def test_a_baseline_that_fails_or_is_wrong_is_left_out_with_the_reason(race):
     assert info["not_run"]["absent"] == "ModuleNotFoundError: No module named 'peer'"
 
 
+def run_benchmarks(*options, **variables):
+    """What pytest says; in a worker of pytest-xdist nothing would be timed."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks"]
+    done = subprocess.run(
+        [*command, *options],
+        cwd=ROOT,
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def test_a_backend_that_cannot_run_is_skipped_with_its_reasons():
-    environment = {**os.environ, "MBT_FAST_CPU": "none"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--benchmark-disable",
-    ]
-    command += ["benchmarks/bench_layer.py", "-k", "host_cost and float32"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert "1 skipped" in done.stdout
-    assert "ours does not run here: backend 'cpu' cannot run this call" in done.stdout
+    options = ["-k", "host_cost and float32", "--benchmark-disable"]
+    said = run_benchmarks(*options, MBT_FAST_CPU="none")
+    assert "1 skipped" in said
+    assert "ours does not run here: backend 'cpu' cannot run this call" in said
 
 
 def test_summary_is_of_one_call_and_of_the_quickest_fifth():
@@ -134,12 +139,10 @@ def test_ceilings_are_those_of_products_and_copies():
 
 def test_a_run_writes_a_record_of_machine_commit_and_ratios(tmp_path):
     path = tmp_path / "1.json"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks"]
-    options = ["--tiny", "-k", "peers and float32 or large_logits", f"--benchmark-json={path}"]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert "test_large_logits[float32-cpu]" in done.stdout
-    assert "threads: sdpa" in done.stdout
+    options = ["-k", "peers and float32 or large_logits", "--tiny"]
+    said = run_benchmarks(*options, f"--benchmark-json={path}")
+    assert "test_large_logits[float32-cpu]" in said
+    assert "threads: sdpa" in said
     record = json.loads(path.read_text())
     machine = record["machine_info"]
     assert {"device", "torch", "threads", "instruction_set", "compiled_part"} <= machine.keys()

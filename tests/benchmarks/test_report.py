@@ -118,7 +118,7 @@ def test_the_readme_says_what_records_and_dispatch_say():
 
 
 def test_backends_verified_on_a_gpu_are_named(monkeypatch, tmp_path):
-    assert "never run there" in hardware.backends_page([])
+    assert "never run there" in hardware.hardware_block([])
     entry = {
         "device": "NVIDIA X",
         "capability": [9, 0],

@@ -149,13 +149,8 @@ def test_what_is_not_a_checkpoint_is_refused_in_one_line(tmp_path, name):
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message
-
-
-def test_error_lists_the_top_level_keys(tmp_path):
-    path = tmp_path / "checkpoint"
-    path.write_bytes(BROKEN["no parameters"])
-    with pytest.raises(CheckpointError, match="got top-level keys: model, step"):
-        load_scenic(path)
+    if name == "no parameters":
+        assert "got top-level keys: model, step" in message
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):

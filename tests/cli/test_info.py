@@ -13,12 +13,13 @@ from mbt_fast.cli.main import main
 from mbt_fast.ops import dispatch
 
 
-def test_info_names_every_backend(capsys):
+def test_info_names_every_backend_and_what_no_hardware_has_run(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     for row in dispatch.BACKENDS:
         assert f"  {row.name} " in out
     assert torch.__version__ in out
+    assert "  amx          never run on a CPU with AMX" in out
 
 
 def test_info_as_json_has_the_facts_of_the_text(capsys):
@@ -31,11 +32,6 @@ def test_info_as_json_has_the_facts_of_the_text(capsys):
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines if line[0] != " "] == list(facts)
-
-
-def test_info_says_which_cpu_kernels_no_hardware_has_run(capsys):
-    assert main(["info"]) == 0
-    assert "  amx          never run on a CPU with AMX" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,8 @@ def test_a_model_without_sound_has_no_note_on_its_features(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(NASA)
 
 
-@pytest.mark.parametrize("device", ["auto", None])
-def test_the_device_may_be_left_to_the_machine(wav, device):
-    options = [] if device is None else ["--device", device]
-    assert predict(wav, "--model", "mbt_tiny", *options) == 0
+def test_the_device_may_be_left_to_the_machine(wav):
+    assert predict(wav, "--model", "mbt_tiny") == 0
 
 
 def test_nan_is_no_probability(model, tmp_path, capsys):
@@ -193,21 +191,16 @@ def test_a_bad_clip_does_not_stop_the_others(tmp_path, capsys):
     assert report["errors"] == [{"path": str(bad), "error": f"{bad}: no such file"}]
 
 
-def test_stride_reaches_the_transform(model, checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    "options", [{"stride": 60}, {"mean": 1.102, "std": 2.762}], ids=["stride", "statistics"]
+)
+def test_options_reach_the_transform(model, checkpoint, tmp_path, options):
     out = tmp_path / "out.json"
-    options = ("--checkpoint", checkpoint, "--json", out, "--views", 1, "--device", "cpu")
-    assert predict(NASA, *options, "--stride", 60) == 0
-    clip = load_clip(NASA, ClipTransform.from_config(model.config, stride=60), n_views=1)
-    with torch.inference_mode():
-        value = model(dict(clip.inputs)).mean(0).sigmoid().max()
-    assert json.loads(out.read_text())["clips"][0]["classes"][0]["probability"] == value.item()
-
-
-def test_statistics_reach_the_transform(model, checkpoint, tmp_path):
-    out = tmp_path / "out.json"
-    options = ("--checkpoint", checkpoint, "--json", out, "--views", 1, "--device", "cpu")
-    assert predict(NASA, *options, "--spec-mean", "1.102", "--spec-std", "2.762") == 0
-    value = expected_logits(model, 1, mean=1.102, std=2.762).sigmoid().max().item()
+    names = {"stride": "--stride", "mean": "--spec-mean", "std": "--spec-std"}
+    flags = [part for name, value in options.items() for part in (names[name], value)]
+    common = ("--checkpoint", checkpoint, "--json", out, "--views", 1, "--device", "cpu")
+    assert predict(NASA, *common, *flags) == 0
+    value = expected_logits(model, 1, **options).sigmoid().max().item()
     assert value != expected_logits(model, 1).sigmoid().max().item()
     assert json.loads(out.read_text())["clips"][0]["classes"][0]["probability"] == value
 

@@ -14,8 +14,11 @@ from mbt_fast.testing import assert_close_to_exact
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Replays by running again on the recorded tensors, into the recorded result; counts both."""
-    events = Events()
+    """What was recorded and replayed, and which devices were made current.
+
+    A replay runs again on the recorded tensors, into the recorded result.
+    """
+    events = []
 
     def record(run, pool):
         result = run()
@@ -27,36 +30,24 @@ def stand_in(monkeypatch):
 
         return replay, result
 
+    @contextmanager
+    def current(device):
+        events.append(device)
+        yield
+
     monkeypatch.setattr(capture, "has_graphs", lambda device: True)
     monkeypatch.setattr(capture, "record", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(torch.cuda, "device", entered := Entered())
+    monkeypatch.setattr(torch.cuda, "device", current)
     monkeypatch.setattr(capture, "side_streams", contextmanager(lambda: iter([None])))
-    events.entered = entered
     return events
-
-
-class Events(list):
-    """What was done, and on which devices."""
-
-
-class Entered:
-    """Stands in for ``torch.cuda.device``; remembers which devices were made current."""
-
-    def __init__(self):
-        self.devices = []
-
-    @contextmanager
-    def __call__(self, device):
-        self.devices.append(device)
-        yield
 
 
 def test_the_models_device_is_made_current(stand_in):
     """Streams and graphs of another GPU than the weights' would record nothing of theirs."""
     model, inputs = tiny(), random_inputs()
     model.capture(inputs)(inputs)
-    assert stand_in.entered.devices == [model.norm.weight.device] * 2
+    assert stand_in.count(model.norm.weight.device) == 2
 
 
 @fusions

@@ -463,10 +463,6 @@ def test_autocast(make):
 def test_set_backend(backend):
     model, inputs = example()
     torch.testing.assert_close(model.set_backend(backend)(inputs), stated(model, inputs))
-
-
-def test_set_backend_reaches_the_attention():
-    model, inputs = example()
     with pytest.raises(mbt_fast.dispatch.BackendError):
         model.set_backend("cuda")(inputs)
     with pytest.raises(ValueError, match="backend must be one of"):

@@ -53,11 +53,21 @@ def test_a_run_from_end_to_end(tmp_path, capsys):
         assert f"{name}: {value}" in out
 
 
+CHOICES = ["backend", "dtype", "recompute", "cls_only", "capture", "batch size"]
+
+
 @pytest.mark.usefixtures("clock")
-@pytest.mark.parametrize("mode", ["forward", "train"])
-def test_every_backend_is_timed_or_says_why_not(tmp_path, capsys, mode):
-    code, document = bench(tmp_path, "--mode", mode, "--batch-size", "2")
+@pytest.mark.parametrize(
+    ("mode", "variants"),
+    [
+        ("forward", ["sdpa", "auto", "auto, CLS rows only"]),
+        ("train", ["sdpa, recompute none", "auto, recompute norms, CLS rows only"]),
+    ],
+)
+def test_every_backend_and_option_is_timed_or_says_why_not(tmp_path, capsys, mode, variants):
+    code, document = bench(tmp_path, "--mode", mode, "--batch-size", "2", "--frames", "4")
     assert code == 0
+    assert document["config"]["input_size"]["rgb"] == [4, 32, 32]
     attention = rows_of(document, "op", "bottleneck_attention")
     assert set(attention) == {backend.name for backend in dispatch.BACKENDS}
     for row in attention.values():
@@ -75,42 +85,25 @@ def test_every_backend_is_timed_or_says_why_not(tmp_path, capsys, mode):
     out = capsys.readouterr().out
     assert "triton: no" in out
     assert "auto takes" in out
-
-
-@pytest.mark.usefixtures("clock")
-def test_training_compares_what_is_kept(tmp_path):
-    _, document = bench(tmp_path, "--mode", "train", "--batch-size", "2")
     layer, model = rows_of(document, "layer"), rows_of(document, "model", "variants")
-    kept = [layer[f"auto, recompute {m}"]["saved_mb"] for m in ("none", "norms", "mlp")]
-    assert kept == sorted(kept, reverse=True)
-    assert len(set(kept)) == 3
-    assert next(iter(layer)) == next(iter(model)) == "sdpa, recompute none"
-    assert "auto, recompute norms, CLS rows only" in model
+    assert next(iter(layer)) == next(iter(model)) == variants[0]
+    assert set(variants) <= set(model)
     assert all(row["peak_mb"] > 0 for row in model.values())
-    choices = ["backend", "dtype", "recompute", "cls_only", "capture", "batch size"]
+    training = mode == "train"
+    choices = [choice for choice in CHOICES if training or choice != "recompute"]
     assert [one["choice"] for one in document["suggestion"]] == choices
+    assert any("saved_mb" in row for row in document["rows"]) == training
+    if training:
+        kept = [layer[f"auto, recompute {m}"]["saved_mb"] for m in ("none", "norms", "mlp")]
+        assert kept == sorted(set(kept), reverse=True)
 
 
 @pytest.mark.usefixtures("clock")
-def test_inference_has_no_choice_of_memory(tmp_path):
-    _, document = bench(tmp_path, "--batch-size", "1", "--frames", "4")
-    assert set(rows_of(document, "model", "variants")) >= {"sdpa", "auto", "auto, CLS rows only"}
-    assert all("saved_mb" not in row for row in document["rows"])
-    assert "recompute" not in [one["choice"] for one in document["suggestion"]]
-    assert document["config"]["input_size"]["rgb"] == [4, 32, 32]
-
-
-@pytest.mark.usefixtures("clock")
-def test_auto_dtype_compares_the_others(tmp_path):
-    _, document = bench(tmp_path, "--dtype", "auto", "--batch-size", "1")
+def test_other_dtypes_and_batch_sizes_that_were_asked_for(tmp_path):
+    _, document = bench(tmp_path, "--dtype", "auto", "--batch-size", "1", "3")
     usual = document["conditions"]["dtype"].split()[0]
     (other,) = {"float32", "bfloat16"} - {usual}
     assert rows_of(document, "model", "variants")[f"auto, {other}"]["rounds"] == 3
-
-
-@pytest.mark.usefixtures("clock")
-def test_batch_sizes_that_were_asked_for(tmp_path):
-    _, document = bench(tmp_path, "--batch-size", "1", "3")
     grown = rows_of(document, "model", "batch size")
     assert [row["batch_size"] for row in grown.values()] == [1, 3]
     assert grown["batch 3"]["clips_per_second"] == pytest.approx(3000)

@@ -61,12 +61,11 @@ def test_best_precision_without_the_compiled_part(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [["profile"], ["predict", "clip.mp4"]])
-@pytest.mark.parametrize("name", ["mps", "meta", "xpu"])
-def test_commands_refuse_a_device_in_one_line(capsys, command, name):
-    assert main([*command, "--model", "mbt_tiny", "--device", name]) == 2
+def test_commands_refuse_a_device_in_one_line(capsys, command):
+    assert main([*command, "--model", "mbt_tiny", "--device", "mps"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    expected = f"mbt-fast: error: device must be auto, cpu or cuda[:index], got '{name}'\n"
+    expected = "mbt-fast: error: device must be auto, cpu or cuda[:index], got 'mps'\n"
     assert captured.err == expected
 
 

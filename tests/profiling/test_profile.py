@@ -11,7 +11,7 @@ from mbt_fast.cli.main import main
 from mbt_fast.flops import forward_flops, training_flops
 from mbt_fast.models.registry import config_for
 from mbt_fast.profiling import budget, figure3, runs, sweep
-from mbt_fast.profiling.numbers import significant
+from mbt_fast.profiling.tables import significant
 
 KEYS = {
     "fusion", "share_encoder", "fusion_layer", "n_bottlenecks", "batch_size", "device", "dtype",
