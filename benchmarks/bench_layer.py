@@ -87,8 +87,8 @@ def stock(model: MBT, fuse: baselines.Fuse, own: Mapping[str, Tensor], slots: Te
     return Subject(run, [*streams.values(), *extra], model.layers[0])
 
 
-def ways_that_differ(model: MBT, own: Mapping[str, Tensor], slots: Tensor) -> dict[str, Subject]:
-    """Vanilla fusion in three ways."""
+def other_fusions(model: MBT, own: Mapping[str, Tensor], slots: Tensor) -> dict[str, Subject]:
+    """The variants of vanilla fusion, which compute something else."""
     own_weights = models.with_weights_of(model, **models.VANILLA)
     shared = models.with_weights_of(model, **models.VANILLA_SHARED)
     return {
@@ -143,7 +143,7 @@ def test_forward(race, dtype, batch):
         ours(model, own, slots).forward(),
         {name: subject.forward() for name, subject in equal.items()},
         exact=stock(double, baselines.bottleneck, *wide).forward(),
-        unequal={n: s.forward() for n, s in ways_that_differ(model, own, slots).items()},
+        unequal={n: s.forward() for n, s in other_fusions(model, own, slots).items()},
         view=lambda outs: as_eager(outs, slots.shape[1]),
         flops=batch * forward_flops(model.config).layers[0].total,
         scale=8,
@@ -178,7 +178,7 @@ def test_training_step(race, dtype, batch):
         ours(model, own, slots).step(dtype, gradients_for_ours(grads)),
         equal,
         exact=stock(models.double(model), baselines.bottleneck, *wide).step(dtype),
-        unequal={n: s.step(dtype) for n, s in ways_that_differ(model, own, slots).items()},
+        unequal={n: s.step(dtype) for n, s in other_fusions(model, own, slots).items()},
         view=lambda results: gradients_as_eager(results, len(own), slots.shape[1]),
         flops=batch * training_flops(model.config).layers[0].total,
         scale=12,

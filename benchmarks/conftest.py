@@ -220,7 +220,7 @@ class Race:
                 result = tree_leaves(run())
                 if name in baselines:
                     assert_all_close(result, eager, wide)
-            except Exception as error:  # a peer may fail in any way, and the others go on
+            except Exception as error:  # a baseline may fail in any way, and the others go on
                 not_run[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         torch.set_num_threads(threads)
         return not_run
