@@ -22,6 +22,7 @@ from benchmarks.calls import (
     BATCHES,
     DEVICE,
     Call,
+    doubled,
     forward,
     parametrized_by_dtype,
     random_like,
@@ -137,7 +138,7 @@ def test_forward(race, dtype, batch):
     if not race.tiny:
         fuse = baselines.compiled(baselines.bottleneck)
         equal["eager, compiled"] = stock(model, fuse, own, slots)
-    wide = (models.to_double(own), slots.double())
+    wide = doubled((own, slots))
     double = models.double(model)
     race(
         ours(model, own, slots).forward(),
@@ -172,7 +173,7 @@ def test_training_step(race, dtype, batch):
         saved[f"ours, recompute {recompute}"] = subject.saved_bytes()
         if recompute == "norms":
             equal[f"ours, recompute {recompute}"] = _in_eagers_form(subject, dtype, slots)
-    wide = (models.to_double(own), slots.double())
+    wide = doubled((own, slots))
     grads = [random_like(x, dtype) for x in eager.tokens]
     race(
         ours(model, own, slots).step(dtype, gradients_for_ours(grads)),
@@ -209,7 +210,7 @@ def test_host_cost(race, dtype):
         for name in (BACKEND, "sdpa")
     }
     double = models.double(model).set_backend("reference")
-    wide = (models.to_double(own), slots.double())
+    wide = doubled((own, slots))
     calls = 1 if race.tiny else 10
 
     def repeated(run: Call) -> Call:

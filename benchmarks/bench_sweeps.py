@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import baselines, models
 from benchmarks.bench_model import run
-from benchmarks.calls import DEVICE, ON_GPU
+from benchmarks.calls import DEVICE, ON_GPU, doubled
 from mbt_fast import MBTConfig
 from mbt_fast.flops import forward_flops
 from mbt_fast.models.registry import config_for
@@ -88,7 +88,7 @@ def test_sweep(race, axis, value):
     race(
         run(model, inputs),
         {"eager": torch.no_grad()(lambda: baselines.forward(model, inputs))},
-        exact=run(models.double(model).set_backend("reference"), models.to_double(inputs)),
+        exact=run(models.double(model).set_backend("reference"), doubled(inputs)),
         unequal=unequal,
         flops=flops["ours"],
         scale=3,
