@@ -258,7 +258,7 @@ class Race:
         found = stash.setdefault(CEILINGS, {})
         if str(threads) not in found:
             size = 64 if self.tiny else 2048 if DEVICE.type == "cpu" else 8192
-            found[str(threads)] = measure_ceilings(size, 0.0 if self.tiny else 1.0)
+            found[str(threads)] = measure_ceilings(size, 0.0 if self.tiny else 3.0)
 
 
 def assert_all_close(actual: list[Tensor], eager: list[Tensor], exact: list[Tensor]) -> None:
