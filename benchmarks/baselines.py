@@ -118,13 +118,13 @@ def _unpacked(rows: Tensor, streams: Sequence[Tensor]) -> list[Tensor]:
     return [part.unflatten(0, s.shape[:2]) for part, s in zip(parts, streams, strict=True)]
 
 
-PEERS_ON_CPU: dict[str, Attend] = {"padded batch": padded_batch, "flex_attention": flex}
-PEERS_ON_GPU: dict[str, Attend] = {
+BASELINES_ON_CPU: dict[str, Attend] = {"padded batch": padded_batch, "flex_attention": flex}
+BASELINES_ON_GPU: dict[str, Attend] = {
     "sdpa, cudnn": sdpa_by(SDPBackend.CUDNN_ATTENTION),
     "sdpa, flash": sdpa_by(SDPBackend.FLASH_ATTENTION),
     "varlen_attn": varlen,
     "xformers": xformers,
-    **PEERS_ON_CPU,
+    **BASELINES_ON_CPU,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.baselines import PEERS_ON_CPU, PEERS_ON_GPU, Attend, sdpa
+from benchmarks.baselines import BASELINES_ON_CPU, BASELINES_ON_GPU, Attend, sdpa
 from benchmarks.calls import (
     DEVICE,
     MODES,
@@ -42,10 +42,10 @@ def compare(
     batch: int = 1,
     std: float = 1.0,
     calls: int = 1,
-    peers: Mapping[str, Attend] | None = None,
+    others: Mapping[str, Attend] | None = None,
     **facts: Any,
 ) -> None:
-    """Race a backend against torch's attention per stream, and the peers."""
+    """Race a backend against torch's attention per stream, and others."""
     rows = tuple(5 + 3 * i for i in range(len(rows))) if race.tiny else rows
     size = 3 * batch * sum(rows) * HEADS * HEAD_DIM * dtype.itemsize
     copies = max(1, min(16, L2_BYTES // size)) if ON_GPU and not race.tiny else 1
@@ -64,7 +64,7 @@ def compare(
 
     race(
         call(ours(backend)),
-        {"sdpa": call(sdpa), **{name: call(peer) for name, peer in (peers or {}).items()}},
+        {"sdpa": call(sdpa), **{name: call(attend) for name, attend in (others or {}).items()}},
         exact=call(ours("reference"), exactly=True),
         calls=copies * calls,
         flops=2 * PRODUCTS[mode] * batch * HEADS * sum(n * n for n in rows) * HEAD_DIM,
@@ -96,11 +96,11 @@ def test_batches(race, backend, mode, dtype, batch):
 @backends
 @parametrized_by_mode
 @parametrized_by_dtype()
-def test_peers(race, backend, mode, dtype):
-    peers = PEERS_ON_GPU if ON_GPU else dict(PEERS_ON_CPU)
+def test_other_baselines(race, backend, mode, dtype):
+    others = BASELINES_ON_GPU if ON_GPU else dict(BASELINES_ON_CPU)
     if race.tiny:
-        peers = {name: peer for name, peer in peers.items() if name != "flex_attention"}
-    compare(race, backend, mode, dtype, peers=peers, scale=2, case="MBT-B, peers")
+        others = {name: attend for name, attend in others.items() if name != "flex_attention"}
+    compare(race, backend, mode, dtype, others=others, scale=2, case="MBT-B, other baselines")
 
 
 @backends

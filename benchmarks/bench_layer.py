@@ -22,6 +22,7 @@ from benchmarks.calls import (
     BATCHES,
     DEVICE,
     Call,
+    doubled,
     forward,
     parametrized_by_dtype,
     random_like,
@@ -87,8 +88,8 @@ def stock(model: MBT, fuse: baselines.Fuse, own: Mapping[str, Tensor], slots: Te
     return Subject(run, [*streams.values(), *extra], model.layers[0])
 
 
-def ways_that_differ(model: MBT, own: Mapping[str, Tensor], slots: Tensor) -> dict[str, Subject]:
-    """Vanilla fusion in three ways."""
+def other_fusions(model: MBT, own: Mapping[str, Tensor], slots: Tensor) -> dict[str, Subject]:
+    """The variants of vanilla fusion, which compute something else."""
     own_weights = models.with_weights_of(model, **models.VANILLA)
     shared = models.with_weights_of(model, **models.VANILLA_SHARED)
     return {
@@ -137,13 +138,13 @@ def test_forward(race, dtype, batch):
     if not race.tiny:
         fuse = baselines.compiled(baselines.bottleneck)
         equal["eager, compiled"] = stock(model, fuse, own, slots)
-    wide = (models.to_double(own), slots.double())
+    wide = doubled((own, slots))
     double = models.double(model)
     race(
         ours(model, own, slots).forward(),
         {name: subject.forward() for name, subject in equal.items()},
         exact=stock(double, baselines.bottleneck, *wide).forward(),
-        unequal={n: s.forward() for n, s in ways_that_differ(model, own, slots).items()},
+        unequal={n: s.forward() for n, s in other_fusions(model, own, slots).items()},
         view=lambda outs: as_eager(outs, slots.shape[1]),
         flops=batch * forward_flops(model.config).layers[0].total,
         scale=8,
@@ -172,13 +173,13 @@ def test_training_step(race, dtype, batch):
         saved[f"ours, recompute {recompute}"] = subject.saved_bytes()
         if recompute == "norms":
             equal[f"ours, recompute {recompute}"] = _in_eagers_form(subject, dtype, slots)
-    wide = (models.to_double(own), slots.double())
+    wide = doubled((own, slots))
     grads = [random_like(x, dtype) for x in eager.tokens]
     race(
         ours(model, own, slots).step(dtype, gradients_for_ours(grads)),
         equal,
         exact=stock(models.double(model), baselines.bottleneck, *wide).step(dtype),
-        unequal={n: s.step(dtype) for n, s in ways_that_differ(model, own, slots).items()},
+        unequal={n: s.step(dtype) for n, s in other_fusions(model, own, slots).items()},
         view=lambda results: gradients_as_eager(results, len(own), slots.shape[1]),
         flops=batch * training_flops(model.config).layers[0].total,
         scale=12,
@@ -209,7 +210,7 @@ def test_host_cost(race, dtype):
         for name in (BACKEND, "sdpa")
     }
     double = models.double(model).set_backend("reference")
-    wide = (models.to_double(own), slots.double())
+    wide = doubled((own, slots))
     calls = 1 if race.tiny else 10
 
     def repeated(run: Call) -> Call:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import baselines, models
-from benchmarks.calls import BATCHES, DEVICE, ON_GPU, Call, parametrized_by_dtype
+from benchmarks.calls import BATCHES, DEVICE, ON_GPU, Call, doubled, parametrized_by_dtype
 from mbt_fast import MBT
 from mbt_fast.flops import forward_flops, training_flops
 from mbt_fast.profiling.runs import random_inputs
@@ -65,7 +65,7 @@ def test_forward(race, dtype, batch):
     race(
         run(model, inputs),
         equal,
-        exact=run(models.double(model).set_backend("reference"), models.to_double(inputs)),
+        exact=run(models.double(model).set_backend("reference"), doubled(inputs)),
         flops=batch * forward_flops(model.config).total,
         scale=12,
         memory=True,
@@ -86,7 +86,7 @@ def test_training_step(race, dtype, batch):
         return step(other, lambda: other(inputs))
 
     wide = models.double(model).set_backend("reference")
-    wide_inputs = models.to_double(inputs)
+    wide_inputs = doubled(inputs)
     equal = {"eager": step(model, lambda: baselines.forward(model, inputs))}
     race(
         with_options(**ALL),
@@ -124,7 +124,7 @@ def test_drop_path(race, rate):
     race(
         seeded(skips, inputs),
         {"ours, masked": seeded(masks, inputs)},
-        exact=seeded(models.double(masks), models.to_double(inputs)),
+        exact=seeded(models.double(masks), doubled(inputs)),
         scale=4,
         case=f"drop path {rate}",
         mode="training step",

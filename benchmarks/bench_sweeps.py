@@ -1,6 +1,6 @@
 """How the cost of fusion grows: with fusion layer, span, bottlenecks, modalities and batch.
 
-Every record has the FLOPs of all ways to fuse, counted in closed form, beside their times. Span and
+Every record has the FLOPs of all variants, counted in closed form, beside their times. Span and
 modalities are swept with every layer fused.
 """
 
@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-import mbt_fast
 from benchmarks import baselines, models
 from benchmarks.bench_model import run
-from benchmarks.calls import DEVICE, ON_GPU
+from benchmarks.calls import DEVICE, ON_GPU, doubled
 from mbt_fast import MBTConfig
 from mbt_fast.flops import forward_flops
+from mbt_fast.models.registry import config_for
 from mbt_fast.profiling.runs import random_inputs
 
 NAME = "mbt_base" if ON_GPU else "mbt_small"
 EVERY_LAYER = {"fusion_layer": 0}
 OFFICIAL = "vanilla, official"
-WAYS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, vanilla, own weights": models.VANILLA,
     "ours, vanilla, shared weights": models.VANILLA_SHARED,
@@ -53,21 +53,18 @@ AXES: dict[str, dict[int, dict[str, Any]]] = {
 POINTS = [(axis, value) for axis, points in AXES.items() for value in points]
 
 
-def config_at(axis: str, value: int, way: str = "ours", name: str = NAME) -> MBTConfig:
+def config_at(axis: str, value: int, variant: str = "ours", name: str = NAME) -> MBTConfig:
     """The model at a point of an axis."""
-    with torch.device("meta"):
-        return mbt_fast.create_model(name, **AXES[axis][value], **WAYS[way]).config
+    return config_for(name, **AXES[axis][value], **VARIANTS[variant])
 
 
 def flops_at(axis: str, value: int, name: str = NAME) -> dict[str, int]:
-    """Of a batch, by way to fuse."""
-    return {
-        way: (value if axis == "batch" else 1)
-        * forward_flops(
-            config_at(axis, value, way, name), "official" if way == OFFICIAL else "efficient"
-        ).total
-        for way in WAYS
-    }
+    """Of a batch, by variant of fusion."""
+    batch, found = value if axis == "batch" else 1, {}
+    for variant in VARIANTS:
+        cost = "official" if variant == OFFICIAL else "efficient"
+        found[variant] = batch * forward_flops(config_at(axis, value, variant, name), cost).total
+    return found
 
 
 @pytest.mark.parametrize(("axis", "value"), POINTS, ids=lambda part: str(part).replace(" ", "_"))
@@ -78,13 +75,12 @@ def test_sweep(race, axis, value):
     name = "mbt_tiny" if race.tiny else NAME
     model = models.build(name, dtype, DEVICE, **overrides).eval()
     inputs = random_inputs(model, batch)
-    others = {
-        way: models.with_weights_of(model, **overrides).eval()
-        for way, overrides in WAYS.items()
-        if way != "ours"
+    unequal = {
+        variant: run(models.with_weights_of(model, **changes).eval(), inputs)
+        for variant, changes in VARIANTS.items()
+        if variant not in ("ours", OFFICIAL)
     }
-    unequal = {way: run(other, inputs) for way, other in others.items() if way != OFFICIAL}
-    official = others[OFFICIAL]
+    official = models.with_weights_of(model, **models.VANILLA).eval()
     unequal[OFFICIAL] = torch.no_grad()(
         lambda: baselines.forward(official, inputs, baselines.vanilla_official)
     )
@@ -92,14 +88,14 @@ def test_sweep(race, axis, value):
     race(
         run(model, inputs),
         {"eager": torch.no_grad()(lambda: baselines.forward(model, inputs))},
-        exact=run(models.double(model).set_backend("reference"), models.to_double(inputs)),
+        exact=run(models.double(model).set_backend("reference"), doubled(inputs)),
         unequal=unequal,
         flops=flops["ours"],
         scale=3,
         memory=True,
         case=axis,
         value=value,
-        flops_by_way=flops,
+        flops_by_variant=flops,
         mode="forward",
         **models.facts_of(model, batch),
     )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mbt_fast.profiling.machine import dtype_name
 
@@ -68,9 +68,9 @@ def each(calls: Sequence[Call]) -> Call:
     return calls[0] if len(calls) == 1 else lambda: [call() for call in calls]
 
 
-def doubled(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """In float64."""
-    return [tensor.double() for tensor in tensors]
+def doubled(tensors: Any) -> Any:
+    """The same structure of tensors in float64."""
+    return tree_map(lambda tensor: tensor.double(), tensors)
 
 
 def compare(

@@ -1,11 +1,9 @@
 """Models and inputs for the benchmarks of layers, models and sweeps."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mbt_fast import MBT
 from mbt_fast.models.registry import config_for
@@ -28,11 +26,6 @@ def with_weights_of(model: MBT, **overrides: Any) -> MBT:
     weight, weights = model.norm.weight, dict(model.named_parameters())
     other = build_model(model.config.replace(**overrides), weight.device, weight.dtype, weights)
     return other.set_execution(**NO_OPTIONS)
-
-
-def to_double(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In float64."""
-    return {name: tensor.double() for name, tensor in tensors.items()}
 
 
 def double(model: MBT) -> MBT:

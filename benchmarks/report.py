@@ -143,7 +143,7 @@ def counts_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "saved_bytes": "bytes kept for the backward",
         "operators": "operators",
         "python_calls": "Python calls of the library",
-        "flops_by_way": "FLOPs",
+        "flops_by_variant": "FLOPs",
     }
     lines = [
         [row.name.rpartition("::")[2], said, variant, f"{value:,}"]
@@ -169,8 +169,8 @@ def curves_of(rows: Sequence[Row]) -> list[Callable[[Any], None]]:
     for axis, points in groupby((row for row in rows if row["value"] is not None), _case):
         found = list(points)
         series = {
-            way: [(row["value"], *row.ms(way)) for row in found if way in row["ms"]]
-            for way in found[0]["ms"]
+            variant: [(row["value"], *row.ms(variant)) for row in found if variant in row["ms"]]
+            for variant in found[0]["ms"]
         }
         draws.append(partial(plots.lines, series=series, xlabel=axis, ylabel="ms"))
     lengths: dict[str, list[Any]] = {}

@@ -1,6 +1,6 @@
 """Comparisons of ``mbt-fast bench``: rows of variants, the fastest of them, as text and as JSON."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ class Row:
         entry: What is compared.
         variant: Its name, which begins with the backend.
         batch_size: Clips of a call.
+        call: What is timed; ``None`` if it cannot run, and afterwards, to free its memory.
         measurement: Empty if it was not run.
         resting_bytes: Memory that exists before the call and is counted with it.
         saved_bytes: What autograd keeps for the backward.
@@ -31,6 +32,7 @@ class Row:
     entry: str
     variant: str
     batch_size: int
+    call: Run | None = None
     measurement: Measurement = field(default_factory=Measurement)
     resting_bytes: int = 0
     saved_bytes: int | None = None
@@ -105,12 +107,13 @@ class Comparisons:
     taken: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
 
-    def add(self, rows: Sequence[Row], calls: Mapping[str, Run], deadline: Deadline) -> None:
+    def add(self, rows: Sequence[Row], deadline: Deadline) -> None:
         """Measure the rows that have a call, and keep all.
 
         Raises:
             KeyboardInterrupt: Pressed in the meantime; what was measured is kept.
         """
+        calls = {row.variant: row.call for row in rows if row.call is not None}
         outcome = runs.measure(
             calls, self.setting.device, deadline, may_leave_out=True, on_call=self.on_call
         )
@@ -119,7 +122,8 @@ class Comparisons:
             measurement = outcome.measured.get(row.variant, Measurement())
             backend = row.variant.split(",")[0]
             why_not = verdicts_in(measurement.why_not).get(backend, measurement.why_not)
-            found.append(replace(row, measurement=measurement, note=why_not or row.note))
+            note = why_not or row.note
+            found.append(replace(row, call=None, measurement=measurement, note=note))
         self.rows[rows[0].level, rows[0].entry] = found
         if outcome.interrupted:
             raise KeyboardInterrupt

@@ -151,16 +151,17 @@ def compare_ops(found: Comparisons, config: MBTConfig, deadline: Deadline) -> No
     for index, (name, op) in enumerate(ops.items()):
         verdicts = _verdicts(op, setting.device)
         found.taken[name] = next(b for b, said in verdicts.items() if "auto takes it" in said)
-        able = [backend for backend, said in verdicts.items() if not said.startswith("no")]
-        stock = next(backend for backend in STOCK if backend in able)
-        order = sorted(verdicts, key=lambda backend: backend != stock)
-        rows = [Row("op", name, b, setting.batch_size, note=verdicts[b]) for b in order]
         calls = {
             backend: _timed(partial(op.run, backend), op.leaves, setting)
-            for backend in order
-            if backend in able
+            for backend, said in verdicts.items()
+            if not said.startswith("no")
         }
-        found.add(rows, calls, deadline.share(1 / (len(ops) - index)))
+        stock = next(backend for backend in STOCK if backend in calls)
+        rows = [
+            Row("op", name, backend, setting.batch_size, calls.get(backend), note=verdicts[backend])
+            for backend in sorted(verdicts, key=lambda backend: backend != stock)
+        ]
+        found.add(rows, deadline.share(1 / (len(ops) - index)))
 
 
 def _ops(config: MBTConfig, setting: Setting) -> Iterator[tuple[str, Op]]:
@@ -232,8 +233,11 @@ def compare_layers(found: Comparisons, model: MBT, deadline: Deadline) -> None:
         return list(layer(streams, {}, rows=rows, **options).values())
 
     leaves = [*parameters, *streams.values()]
-    calls = {name: _timed(partial(outs, v), leaves, setting) for name, v in variants.items()}
-    found.add([Row("layer", LAYER, v, setting.batch_size) for v in variants], calls, deadline)
+    rows = [
+        Row("layer", LAYER, name, setting.batch_size, _timed(partial(outs, v), leaves, setting))
+        for name, v in variants.items()
+    ]
+    found.add(rows, deadline)
     if setting.mode == "train":
         for index, row in enumerate(found.rows["layer", LAYER]):
             if row.ran:
@@ -277,11 +281,13 @@ class Models:
             (self._models[dtype],) = runs.build_models([self._config], setting)
         return self._models[dtype]
 
-    def weight_bytes(self, variant: Variant) -> int:
-        """Memory that does not grow with the batch."""
-        return sum(parameter.nbytes for parameter in self.of(variant.dtype).parameters())
+    def row(self, entry: str, name: str, variant: Variant, batch_size: int) -> Row:
+        """A row to be measured; weights are memory that does not grow with the batch."""
+        weights = sum(parameter.nbytes for parameter in self.of(variant.dtype).parameters())
+        call = self._call(variant, batch_size)
+        return Row("model", entry, name, batch_size, call, resting_bytes=weights)
 
-    def call(self, variant: Variant, batch_size: int) -> Run:
+    def _call(self, variant: Variant, batch_size: int) -> Run:
         """A forward or a training step; its first call draws the inputs and captures the graph."""
         model = self.of(variant.dtype)
         setting = replace(self._setting, dtype=variant.dtype, batch_size=batch_size)
@@ -319,11 +325,8 @@ def compare_models(
         more += [Variant("auto", dtype) for dtype in DTYPES if dtype != setting.dtype]
     variants |= {variant.name(setting): variant for variant in more}
     size = setting.batch_size
-    rows = [
-        Row("model", VARIANTS, name, size, resting_bytes=models.weight_bytes(variant))
-        for name, variant in variants.items()
-    ]
-    found.add(rows, {name: models.call(v, size) for name, v in variants.items()}, deadline)
+    rows = [models.row(VARIANTS, name, variant, size) for name, variant in variants.items()]
+    found.add(rows, deadline)
     best = fastest(found.of("model", VARIANTS))
     return variants[min(best, key=lambda row: row.peak_bytes or 0).variant] if best else None
 
@@ -342,16 +345,13 @@ def compare_batch_sizes(
     most = ROOM * free_bytes(setting.device) / peak * setting.batch_size if peak else 0
     if sizes is None:
         sizes = [setting.batch_size << power for power in range(1, DOUBLINGS + 1)]
-    weights = models.weight_bytes(variant)
-    grown, calls = [], {}
+    grown = []
     for size in (setting.batch_size, *sizes):
-        row = Row("model", BATCH_SIZE, f"batch {size}", size, resting_bytes=weights)
-        if size <= max(most, setting.batch_size):
-            calls[row.variant] = models.call(variant, size)
-        else:
-            row = replace(row, note=NO_MEMORY)
+        row = models.row(BATCH_SIZE, f"batch {size}", variant, size)
+        if size > max(most, setting.batch_size):
+            row = replace(row, call=None, note=NO_MEMORY)
         grown.append(row)
-    found.add(grown, calls, deadline)
+    found.add(grown, deadline)
 
 
 def _named(found: Comparisons) -> list[str]:

@@ -10,7 +10,7 @@ from mbt_fast.ops import dispatch as ops_dispatch
 from mbt_fast.profiling.runs import random_inputs
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
-WAYS = {
+FUSIONS = {
     "bottleneck": (baselines.bottleneck, {}),
     "vanilla own": (baselines.vanilla_own, models.VANILLA),
     "vanilla shared": (baselines.unimodal, models.VANILLA_SHARED),
@@ -18,8 +18,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(("fuse", "overrides"), WAYS.values(), ids=WAYS)
-def test_every_way_computes_what_our_model_computes(fuse, overrides):
+@pytest.mark.parametrize(("fuse", "overrides"), FUSIONS.values(), ids=FUSIONS)
+def test_every_fusion_computes_what_our_model_computes(fuse, overrides):
     model = models.with_weights_of(models.build("mbt_tiny", DOUBLE, CPU), **overrides)
     inputs = random_inputs(model, 2)
     torch.testing.assert_close(baselines.forward(model, inputs, fuse), model(inputs))
@@ -62,9 +62,9 @@ def test_the_official_way_costs_more_than_the_equations_ask():
 def test_pairwise_attention_grows_with_the_square_of_the_modalities():
     """And that of bottlenecks with their number; as the official code computes it, the cube."""
 
-    def grows(way, cost="efficient"):
+    def grows(variant, cost="efficient"):
         two, four = (
-            forward_flops(bench_sweeps.config_at("modalities", n, way), cost).attention
+            forward_flops(bench_sweeps.config_at("modalities", n, variant), cost).attention
             for n in (2, 4)
         )
         return four / two
@@ -75,10 +75,10 @@ def test_pairwise_attention_grows_with_the_square_of_the_modalities():
     assert grows(bench_sweeps.OFFICIAL, "official") == pytest.approx(8)
 
 
-def test_points_of_a_sweep_have_the_flops_of_all_ways():
+def test_points_of_a_sweep_have_the_flops_of_all_variants():
     batch = [bench_sweeps.flops_at("batch", n)["ours"] for n in bench_sweeps.AXES["batch"]]
     assert batch == [n * batch[0] for n in bench_sweeps.AXES["batch"]]
-    assert bench_sweeps.flops_at("bottlenecks", 4).keys() == bench_sweeps.WAYS.keys()
+    assert bench_sweeps.flops_at("bottlenecks", 4).keys() == bench_sweeps.VARIANTS.keys()
 
 
 ROWS = {"rgb": (8, 64, 64), "spectrogram": (128, 128)}  # so that the kernels are taken
