@@ -19,6 +19,7 @@ SLOW = {"aot", "distributed", "native"}
 BUILT_ONCE = ("wheel",)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """Mark by file, keep shared builds together, and skip what needs a GPU.
 
