@@ -196,12 +196,14 @@ def _differentiable(op: Operator, backend: str, fwd: Any, bwd: Any) -> Callable[
             mine = [grad if given else None for grad, given in zip(found, ctx.given, strict=False)]
             return (*nothing, *mine, *(None for _ in ctx.given[len(mine) :]))
 
+    named = type(type(op).__name__, (Function,), {})  # as nodes of a graph and traces show it
+
     def run(*arguments: Any) -> Groups:
         lists, options = arguments[: op.lists], arguments[op.lists :]
         if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
             _refuse_forward_mode(backend, lists)
         if torch.is_grad_enabled() and _requires_grad(lists[: op.inputs]):
-            flat = Function.apply(len(options), *options, *chain.from_iterable(lists))
+            flat = named.apply(len(options), *options, *chain.from_iterable(lists))
         else:  # quicker; and Dynamo cannot trace the Function where nothing requires a gradient
             flat = fwd(*arguments)
         return split(flat, len(lists[0]), op.groups)
