@@ -196,7 +196,7 @@ def _differentiable(op: Operator, backend: str, fwd: Any, bwd: Any) -> Callable[
             mine = [grad if given else None for grad, given in zip(found, ctx.given, strict=False)]
             return (*nothing, *mine, *(None for _ in ctx.given[len(mine) :]))
 
-    named = type(type(op).__name__, (Function,), {})  # as nodes of a graph and traces show it
+    named: Any = type(type(op).__name__, (Function,), {})  # as nodes of a graph and traces show it
 
     def run(*arguments: Any) -> Groups:
         lists, options = arguments[: op.lists], arguments[op.lists :]
