@@ -1,6 +1,7 @@
 """Devices, seeds, markers, and fresh memory that is never zero by luck."""
 
 import os
+import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -79,3 +80,11 @@ def fresh_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def inductor():
+    """Skip where torch's Inductor has no compiler; on a CPU it writes C++."""
+    compiler = os.environ.get("CXX", "g++")
+    if not torch.cuda.is_available() and shutil.which(compiler) is None:
+        pytest.skip(f"Inductor needs a C++ compiler, and {compiler!r} is not found")

@@ -286,7 +286,9 @@ COMPILED = ["bottleneck", "vanilla", "vanilla, shared"]
     ],
 )
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compile_and_export(fusion, compiler):
+def test_compile_and_export(fusion, compiler, request):
+    if compiler == "inductor":
+        request.getfixturevalue("inductor")
     model, inputs = tiny(**FUSIONS[fusion], num_layers=2, fusion_layer=1), random_inputs()
     lengths = {"rgb": int32(9, 0, 3)}
     if compiler == "export":

@@ -112,7 +112,7 @@ def test_compile_fullgraph_equals_eager(function, backend, dynamic):
 
 @pytest.mark.slow
 @functions(lambda op: kernels_of(op)[-1:] or ["sdpa"], sorted(FUNCTIONS.keys() - {"attention"}))
-@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.usefixtures("fresh_dynamo", "inductor")
 def test_inductor_equals_eager(function, backend):
     assert_compiled_equals_eager(function, backend)
 
