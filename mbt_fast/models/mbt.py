@@ -29,7 +29,7 @@ _MEMORY = {"full": "none", "reduced": "norms", "minimal": "mlp"}  # of set_savin
 
 
 class MBT(nn.Module):
-    """Transformer towers per modality that exchange information through bottleneck tokens.
+    """A transformer for each modality; they exchange information through bottleneck tokens.
 
     The streams meet in the mean over their slots alone; see ``layers.fusion_layer``, and DESIGN.md
     for streams and slots.
