@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {
     *("av", "jinja2", "matplotlib", "msgpack", "numpy", "pytest", "safetensors", "tabulate"),
-    *("tqdm", "triton"),
+    *("tensorboard", "tomli", "tomli_w", "tqdm", "triton"),
 }
 PUBLIC = {"", "dispatch", "functional", "testing"}  # "": the names that mbt_fast itself lists
 OPS = {"dispatch", "functional", "ops"}
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "data": {"config", "errors", "models"},
     "flops": {"config", "layers", "models"},
     "profiling": {*MODELS, "", "flops", "models"},
+    "train": {*MODELS, "", "data", "flops", "models", "profiling"},
     "testing": {*PUBLIC, "profiling"},
     "cli": {"*"},
     "__main__": {"cli"},
