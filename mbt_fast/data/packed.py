@@ -2,6 +2,7 @@
 
 import io
 import os
+from typing import Any
 
 from mbt_fast.errors import ClipError
 
@@ -43,7 +44,7 @@ class PackedFile(io.RawIOBase):
         """It can be read from anywhere."""
         return True
 
-    def readinto(self, buffer: "memoryview | bytearray") -> int:
+    def readinto(self, buffer: Any) -> int:
         """Fill a buffer, as far as there are bytes; return how many."""
         view = memoryview(buffer)
         wanted = min(len(view), max(self._size - self._position, 0))
