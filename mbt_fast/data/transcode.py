@@ -22,7 +22,7 @@ from mbt_fast.errors import ClipError, InputError
 if TYPE_CHECKING:
     from av import AudioFrame, VideoFrame
 
-_INSTANT = Fraction(1, 1000)  # seconds, of a last picture that says nothing
+_INSTANT = Fraction(1, 1000)  # seconds; no picture is shorter
 _PIECE = SAMPLE_RATE  # samples that are written at a time, between pictures
 
 
@@ -166,7 +166,7 @@ def _shown(
     last = Fraction(0)
     with Decoder(source) as decoder:
         for stamp, frame in decoder.frames("video", segment.start):
-            if stamp >= segment.end:
+            if stamp >= segment.end - _INSTANT:
                 break
             time = max(stamp - segment.start, Fraction(0))
             if held is not None and time > held[0] and _slot(held[0], fps) > slot:
@@ -179,8 +179,8 @@ def _shown(
 
 
 def _slot(time: Fraction, fps: float) -> int:
-    """The nearest tick of a clock; one picture is kept for each."""
-    return round(time * Fraction(fps))
+    """The last tick of a clock, of which each keeps one picture; rounded times may be early."""
+    return int(time * Fraction(fps) + Fraction(1, 10))
 
 
 def _upright(frame: "VideoFrame", short_side: int) -> tuple[Tensor, tuple[int, int]]:
