@@ -4,6 +4,7 @@ from mbt_fast.data.audio import log_mel
 from mbt_fast.data.clip import Clip, load_clip, read_window
 from mbt_fast.data.collate import collate
 from mbt_fast.data.labels import read_labels
+from mbt_fast.data.manifest import Entry, Manifest
 from mbt_fast.data.pixels import Crop
 from mbt_fast.data.transform import ClipTransform
 
@@ -11,6 +12,8 @@ __all__ = [
     "Clip",
     "ClipTransform",
     "Crop",
+    "Entry",
+    "Manifest",
     "collate",
     "load_clip",
     "log_mel",
