@@ -70,8 +70,8 @@ def _print(record: dict[str, Any], survey: Survey) -> None:
         for form, count in counts.most_common(3):
             print(f"  {count:,} x {form}")
     print(f"broken: {len(survey.broken):,}")
-    for line in list(survey.broken.values())[:_SHOWN]:
-        print(f"  {line}")
+    for name, reason in list(survey.broken.items())[:_SHOWN]:
+        print(f"  {name}: {reason}")
     if len(survey.broken) > _SHOWN:
         print(f"  and {len(survey.broken) - _SHOWN:,} more, see --json")
     rows = [(name, counts["clips"], counts["broken"]) for name, counts in record["classes"].items()]

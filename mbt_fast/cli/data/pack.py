@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     size = sum((args.out / index["shard"]).stat().st_size for index in indices)
     print(f"{target}: {count:,} clips in {len(shards)} shards, {size / 1e6:,.1f} MB")
     print(f"left out, broken: {len(broken):,}")
-    for line in list(broken.values())[:_SHOWN]:
-        print(f"  {line}")
+    for name, reason in list(broken.items())[:_SHOWN]:
+        print(f"  {name}: {reason}")
     if len(broken) > _SHOWN:
         print(f"  and {len(broken) - _SHOWN:,} more, see the .json beside each shard")
     if count:
