@@ -3,13 +3,15 @@
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from mbt_fast.errors import ClipError
 
 if TYPE_CHECKING:
+    from av import Packet
     from av.container import InputContainer
+    from av.stream import Stream
 
 MediaFile: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 
@@ -106,6 +108,15 @@ def as_clip_error(name: str, problem: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ClipError(f"{name}: {problem} ({reason(error)})") from error
+
+
+def packets(container: "InputContainer", *streams: "Stream") -> "Iterator[Packet]":
+    """The packets of some streams, or of all, and at last one without data for each.
+
+    PyAV ends with an ``IndexError`` where a stream joined after it had read the header.
+    """
+    with suppress(IndexError):
+        yield from container.demux(*streams)
 
 
 def reason(error: Exception) -> str:

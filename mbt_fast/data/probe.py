@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from mbt_fast.data.media import Media, as_clip_error
+from mbt_fast.data.media import Media, as_clip_error, packets
 from mbt_fast.errors import ClipError
 
 if TYPE_CHECKING:
@@ -80,18 +80,13 @@ def probe(
     Raises:
         ClipError: The file cannot be read, holds none of these kinds, or is cut off.
     """
-    with media.open() as container:
+    with media.open() as container, as_clip_error(media.name, "cannot be read"):
         chosen = _choose(media.name, container, kinds)
         times = None if whole else _stated_times(container, chosen)
         stated: dict[str, Fraction] = {}
         if times is None:
-            spans, intact = _measure(media.name, container, tolerate)
-            chosen = _without_empty(media.name, chosen, spans, tolerate)
-            times = {kind: spans[stream.index] for kind, stream in chosen.items()}
-            if not tolerate:
-                last = max(end for _, end in spans.values())
-                _check_complete(media, container, chosen, times, last, intact)
-        else:
+            chosen, times = _measured_times(media, container, chosen, tolerate)
+        elif not tolerate and _is_one_of(container, _STATES_DURATION):
             ends = {kind: _stated_end(stream) for kind, stream in chosen.items()}
             stated = {kind: end for kind, end in ends.items() if end is not None}
         return Source(
@@ -115,17 +110,16 @@ def _choose(name: str, container: "InputContainer", kinds: Sequence[str]) -> "St
 
     streams = container.streams
     found: dict[str, VideoStream | AudioStream] = {}
-    with as_clip_error(name, "its streams cannot be read"):
-        best_video = cast("VideoStream | None", streams.best("video"))
-        best_audio = cast("AudioStream | None", streams.best("audio", related=best_video))
-        for kind, ranked in (
-            ("video", (best_video, *streams.video)),
-            ("audio", (best_audio, *streams.audio)),
-        ):
-            for stream in ranked:
-                if stream is not None and not stream.disposition & Disposition.attached_pic:
-                    found[kind] = stream
-                    break
+    best_video = cast("VideoStream | None", streams.best("video"))
+    best_audio = cast("AudioStream | None", streams.best("audio", related=best_video))
+    for kind, ranked in (
+        ("video", (best_video, *streams.video)),
+        ("audio", (best_audio, *streams.audio)),
+    ):
+        for stream in ranked:
+            if stream is not None and not stream.disposition & Disposition.attached_pic:
+                found[kind] = stream
+                break
     chosen = {kind: found[kind] for kind in kinds if kind in found}
     if not chosen:
         has = f"only {' and '.join(found)}" if found else "neither video nor audio"
@@ -164,6 +158,19 @@ def _stated_end(stream: "VideoStream | AudioStream") -> Fraction | None:
     return 3600 * hours + 60 * minutes + seconds
 
 
+def _measured_times(
+    media: Media, container: "InputContainer", chosen: "Streams", tolerate: bool
+) -> "tuple[Streams, dict[str, Span]]":
+    """The streams that have packets, and their start and end, by reading the whole file."""
+    spans, intact = _measure(media.name, container, tolerate)
+    chosen = _without_empty(media.name, chosen, spans, tolerate)
+    times = {kind: spans[stream.index] for kind, stream in chosen.items()}
+    if not tolerate:
+        last = max(end for _, end in spans.values())
+        _check_complete(media, container, chosen, times, last, intact)
+    return chosen, times
+
+
 def _measure(
     name: str, container: "InputContainer", tolerate: bool
 ) -> tuple[dict[int, Span], bool]:
@@ -172,7 +179,7 @@ def _measure(
     intact = True
     try:
         with as_clip_error(name, "damaged"):
-            for packet in container.demux():
+            for packet in packets(container):
                 if packet.size and not packet.is_discard:
                     index = packet.stream.index
                     spans[index] = _extend(spans.get(index), packet)
