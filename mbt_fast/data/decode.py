@@ -9,8 +9,9 @@ from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from mbt_fast.data.media import as_clip_error, packets, reason
-from mbt_fast.data.probe import Source, check_reached, to_seconds
+from mbt_fast.data.measure import check_reached
+from mbt_fast.data.media import as_clip_error, packets, reason, to_seconds
+from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from mbt_fast.errors import ClipError
@@ -11,6 +12,7 @@ from mbt_fast.errors import ClipError
 if TYPE_CHECKING:
     from av import Packet
     from av.container import InputContainer
+    from av.rational import AVRational
     from av.stream import Stream
 
 MediaFile: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
@@ -117,6 +119,11 @@ def packets(container: "InputContainer", *streams: "Stream") -> "Iterator[Packet
     """
     with suppress(IndexError):
         yield from container.demux(*streams)
+
+
+def to_seconds(stamp: int | None, base: "Fraction | AVRational | None") -> Fraction | None:
+    """A timestamp in seconds, or ``None`` where the file has none."""
+    return None if stamp is None or not base else Fraction(stamp * base)
 
 
 def reason(error: Exception) -> str:

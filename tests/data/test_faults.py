@@ -317,6 +317,8 @@ def test_a_cut_off_file_is_what_is_left_of_it(tmp_path):
     path.write_bytes(data[: int(len(data) * 0.6)])
     clip = load_clip(path, BOTH, errors="tolerate")
     assert 2 < clip.duration < 4
+    (fault,) = clip.faults
+    assert fault.startswith("cut off, the file ends at 2.")
     whole = read_window(NASA, BOTH, position=0)
     first = load_clip(path, BOTH, errors="tolerate").inputs["rgb"][0]
     assert torch.equal(first, whole.inputs["rgb"][0])
