@@ -53,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spec-std", type=float, metavar="X", help="divides it (default of both: AudioSet's)"
     )
+    parser.add_argument(
+        "--errors",
+        choices=("strict", "tolerate"),
+        default="tolerate",
+        help="what to do with a damaged clip: refuse it, or skip its damaged packets and say how "
+        "many (default: tolerate)",
+    )
     parser.add_argument("--activation", choices=("sigmoid", "softmax"), default="sigmoid")
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
@@ -77,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         tqdm.write(note)
 
     def predict(path: str) -> dict[str, Any]:
-        clip = load_clip(path, transform, n_views=args.views)
+        clip = load_clip(path, transform, n_views=args.views, errors=args.errors)
         return predict_clip(model, clip, labels, top=args.top, activation=args.activation)
 
     report: dict[str, Any] = {
