@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mbt_fast.data.decode import Decoder, duration
 from mbt_fast.data.encode import AUDIO_CODECS, ClipWriter
+from mbt_fast.data.examine import clip_of
 from mbt_fast.data.manifest import Entry
-from mbt_fast.data.media import Media
 from mbt_fast.data.pixels import Orientation
-from mbt_fast.data.probe import Source, probe
+from mbt_fast.data.probe import Source
 from mbt_fast.data.sound import SAMPLE_RATE, MonoSound
 from mbt_fast.data.windows import Segment
 from mbt_fast.errors import ClipError, InputError
@@ -75,13 +75,7 @@ def transcode(entry: Entry, recipe: Recipe) -> bytes:
     Raises:
         ClipError: The clip cannot be read whole.
     """
-    source = probe(Media(entry.media), whole=entry.end is None)
-    start = source.start + Fraction(entry.start or 0)
-    end = source.end if entry.end is None else source.start + Fraction(entry.end)
-    segment = Segment(start, min(end, source.end))
-    if segment.duration <= 0:
-        length = float(source.duration)
-        raise ClipError(f"{source.media.name}: ends at {length:.2f} s, before the clip begins")
+    source, segment = clip_of(entry)
     sound = _sound(source, segment) if "audio" in source.streams else None
     file = io.BytesIO()
     with ClipWriter(

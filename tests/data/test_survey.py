@@ -2,17 +2,19 @@
 
 import json
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 
 from mbt_fast.cli.main import main
-from mbt_fast.data import ClipTransform, Manifest, load_clip
+from mbt_fast.data import ClipTransform, Entry, Manifest, load_clip
+from mbt_fast.data.encode import ClipWriter
+from mbt_fast.data.examine import examine
 from mbt_fast.data.statistics import Moments
-from mbt_fast.data.survey import examine
 from mbt_fast.data.synthetic import SyntheticSet, write_synthetic
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 pytest.importorskip("numpy")
 pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")
@@ -45,6 +47,7 @@ def test_check_counts_and_lists(folder, tmp_path, capsys, workers):
     assert sum(counts["clips"] for counts in record["classes"].values()) == 14
     assert sum(counts["broken"] for counts in record["classes"].values()) == 2
     assert record["hash"] == manifest.hash
+    assert record["still"] == record["muted"] == []
     assert record["formats"]["audio"] == {"aac, 16000 Hz, 1 channel": 10}
     ids = {entry.id for entry in manifest}
     assert set(record["broken"]) < ids
@@ -102,6 +105,23 @@ def test_a_segment_is_examined_alone(folder, tmp_path):
     assert first.seconds == pytest.approx(0.4)
     assert second.seconds == pytest.approx(0.5, abs=0.01)
     assert "ends at 1.00 s, before the clip begins" in third.error
+
+
+@pytest.mark.parametrize("moves", [True, False])
+@pytest.mark.parametrize("volume", [0.0, 0.01])
+def test_still_pictures_and_silence_are_no_pictures_and_no_sound(tmp_path, moves, volume):
+    path = tmp_path / "a.mp4"
+    noise = torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8)
+    with ClipWriter(str(path), quality=30) as writer:
+        writer.begin((64, 48), True)
+        for k in range(15):
+            picture = noise.roll(8 * k * moves, 1).contiguous().numpy()
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            writer.add_picture(frame, Fraction(k, 10), Fraction(1, 10))
+        writer.add_sound(volume * torch.randn(24000))
+    examined = examine(Entry(str(path), "a"))
+    assert examined.error is None
+    assert (examined.still, examined.muted) == (not moves, volume == 0)
 
 
 # Statistics.
