@@ -39,8 +39,11 @@ def pack(*arguments):
 
 
 def streams(content):
+    """Width and height of the video, and the rate of the sound, by kind."""
     with av.open(io.BytesIO(content)) as container:
-        return {stream.type: stream for stream in container.streams}
+        found = {"video": [(s.width, s.height) for s in container.streams.video]}
+        found["audio"] = [s.sample_rate for s in container.streams.audio]
+        return {kind: values[0] for kind, values in found.items() if values}
 
 
 def packets(content):
@@ -70,7 +73,7 @@ def test_a_segment_becomes_a_clip_from_zero_on():
     assert source.duration == written.duration == 2.07
     assert written.starts["rgb"][0] == pytest.approx(source.starts["rgb"][0] - 1.23)
     assert (written.inputs["rgb"] - source.inputs["rgb"]).abs().mean() < 2 / 127.5
-    assert streams(content)["video"].start_time == 0
+    assert packets(content)[0].pts == 0
 
 
 def test_sound_is_kept_bit_by_bit(tmp_path):
@@ -100,8 +103,8 @@ def test_decoding_gives_each_picture_at_once():
 
 def test_pictures_are_made_smaller_and_never_larger():
     for side, expected in ((72, (128, 72)), (256, (256, 144)), (73, (130, 72))):
-        video = streams(transcode(Entry(NASA, "nasa"), Recipe(short_side=side)))["video"]
-        assert (video.width, video.height) == expected
+        content = transcode(Entry(NASA, "nasa"), Recipe(short_side=side))
+        assert streams(content)["video"] == expected
 
 
 def test_at_most_so_many_pictures_per_second():
@@ -126,7 +129,7 @@ def test_turned_pictures_are_stored_upright(tmp_path):
     transform = ClipTransform((1, 64, 32), None, min_side=32)
     source = read_window(path, transform).inputs["rgb"]
     content = transcode(Entry(str(path), "turned"), FINE)
-    assert (streams(content)["video"].width, streams(content)["video"].height) == (32, 64)
+    assert streams(content)["video"] == (32, 64)
     assert (read_window(content, transform).inputs["rgb"] - source).abs().mean() < 2 / 127.5
     assert source[..., :16, :].mean().sign() == -source[..., -16:, :].mean().sign()
 
