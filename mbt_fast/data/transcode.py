@@ -73,24 +73,30 @@ def transcode(entry: Entry, recipe: Recipe) -> bytes:
         recipe: How to write it.
 
     Raises:
-        ClipError: The clip cannot be read whole.
+        ClipError: The clip cannot be read whole, or not be encoded.
+        InputError: FFmpeg lacks an encoder.
     """
+    from av import FFmpegError
+
     source, segment = clip_of(entry)
     sound = _sound(source, segment) if "audio" in source.streams else None
     file = io.BytesIO()
-    with ClipWriter(
-        file,
-        key_frames=recipe.key_frames,
-        audio_codec=recipe.audio_codec,
-        quality=recipe.quality,
-    ) as writer:
-        written = 0
-        if "video" in source.streams:
-            written = _write_pictures(writer, source, segment, recipe, sound)
-        else:
-            writer.begin(None, True)
-        if sound is not None:
-            _write_sound(writer, sound, written, len(sound))
+    try:
+        with ClipWriter(
+            file,
+            key_frames=recipe.key_frames,
+            audio_codec=recipe.audio_codec,
+            quality=recipe.quality,
+        ) as writer:
+            written = 0
+            if "video" in source.streams:
+                written = _write_pictures(writer, source, segment, recipe, sound)
+            else:
+                writer.begin(None, True)
+            if sound is not None:
+                _write_sound(writer, sound, written, len(sound))
+    except FFmpegError as error:
+        raise ClipError(f"{source.media.name}: cannot be encoded ({error.strerror})") from error
     return file.getvalue()
 
 

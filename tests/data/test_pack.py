@@ -11,6 +11,7 @@ import torch
 
 from mbt_fast.cli.main import main
 from mbt_fast.data import ClipTransform, Entry, Manifest, load_clip, read_window
+from mbt_fast.data.encode import ClipWriter
 from mbt_fast.data.pack import Shards, write_shard
 from mbt_fast.data.rows import write_rows
 from mbt_fast.data.synthetic import SyntheticSet, write_synthetic
@@ -238,6 +239,29 @@ def test_shards_of_something_else_are_not_mixed(folder, tmp_path, capsys):
     assert pack(folder / "train.csv", tmp_path, "--short-side", 32) == 2
     error = capsys.readouterr().err
     assert "train-000000.json: was made of other clips or in another way" in error
+    (tmp_path / "train-000000.json").write_text("{}")
+    assert pack(folder / "train.csv", tmp_path) == 2
+    assert "not the index of a shard" in capsys.readouterr().err
+
+
+def test_another_part_of_the_same_clips_is_something_else(tmp_path, capsys):
+    source = tmp_path / "a.csv"
+    for end in (0.5, 0.6):
+        source.write_text(f"path,id,end\n{NASA},a,{end}\n")
+        code = pack(source, tmp_path / "out")
+    assert code == 2
+    assert "was made of other clips" in capsys.readouterr().err
+
+
+def test_a_clip_that_cannot_be_encoded_is_left_out(tmp_path, capsys, monkeypatch):
+    def fail(self, frame, time, duration):
+        raise av.error.InvalidDataError(1, "too odd")
+
+    monkeypatch.setattr(ClipWriter, "add_picture", fail)
+    source = tmp_path / "a.csv"
+    source.write_text(f"path,id\n{NASA},a\n")
+    assert pack(source, tmp_path / "out") == 2
+    assert "cannot be encoded (too odd)" in capsys.readouterr().out
 
 
 def test_a_failing_write_leaves_no_shard(folder, tmp_path, monkeypatch):

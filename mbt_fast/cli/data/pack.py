@@ -9,7 +9,7 @@ import torch
 from mbt_fast.cli.data.options import Rows, add_manifest, add_workers, progress
 from mbt_fast.data.clip import read_window
 from mbt_fast.data.encode import AUDIO_CODECS
-from mbt_fast.data.manifest import Manifest
+from mbt_fast.data.manifest import Entry, Manifest
 from mbt_fast.data.pack import Shards, write_packed_manifest, write_shard
 from mbt_fast.data.transcode import Recipe
 from mbt_fast.data.transform import ClipTransform
@@ -79,16 +79,18 @@ def _windows_per_second(manifest: Manifest) -> float:
     rows = Rows(manifest, _TIMED)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the workers of a loader
-    spent, count = 0.0, 0
-    for index in range(len(rows)):
-        entry = rows[index]
-        begin = time.perf_counter()
-        try:
-            read_window(entry.media, transform, entry.start, entry.end)
-        except ClipError:
-            continue
-        if index:  # the first one imports what the others find
-            spent += time.perf_counter() - begin
-            count += 1
+    _read(rows[0], transform)  # imports what the others find
+    begin = time.perf_counter()
+    count = sum(_read(rows[index], transform) for index in range(len(rows)))
+    seconds = time.perf_counter() - begin
     torch.set_num_threads(threads)
-    return count / spent if count else float("nan")
+    return count / seconds
+
+
+def _read(entry: Entry, transform: ClipTransform) -> bool:
+    """Read a window; whether this was possible."""
+    try:
+        read_window(entry.media, transform, entry.start, entry.end)
+    except ClipError:
+        return False
+    return True
