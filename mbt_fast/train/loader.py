@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mbt_fast.errors import InputError
+from mbt_fast.errors import RunError
 from mbt_fast.train.order import generator
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # which this process alone answers
@@ -72,7 +72,7 @@ class Loader:
         """The next batch.
 
         Raises:
-            InputError: A worker died.
+            RunError: A worker died.
         """
         if self._batches is None:
             raise StopIteration
@@ -132,7 +132,7 @@ def _one_line_about_workers() -> Iterator[None]:
         lines = str(error).splitlines()
         if not lines or not lines[0].startswith("DataLoader worker"):
             raise
-        raise InputError(
+        raise RunError(
             f"a process that reads clips died: {lines[0]}; often for want of memory, "
             "then data.workers must be lower"
         ) from error
