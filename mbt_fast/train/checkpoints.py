@@ -7,7 +7,7 @@ the path of a checkpoint from the folder of the run.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mbt_fast.checkpoint.files import replacing
@@ -95,15 +95,20 @@ def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def prune(run: Path, keep: int) -> None:
+def prune(run: Path, keep: int, steps: Collection[int] = ()) -> None:
     """Remove old checkpoints, but neither the newest ``keep`` nor the best one.
+
+    Args:
+        run: Folder of the run.
+        keep: How many of the newest stay.
+        steps: Those of these steps stay too.
 
     Raises:
         OSError: A checkpoint cannot be removed.
     """
     protected = {find(run, LATEST), find(run, BEST)}
     for folder in sorted(run.glob(f"{FOLDER}/step-*"))[:-keep]:
-        if folder not in protected:
+        if folder not in protected and step_of(folder) not in steps:
             _remove(folder)
 
 

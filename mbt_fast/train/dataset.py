@@ -1,7 +1,7 @@
 """The training clips, read from their files one window at a time, in any process."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,42 @@ class Batch:
         """Copy to memory that a GPU reads by itself; the loader calls this."""
         self.inputs = {m: tensor.pin_memory() for m, tensor in self.inputs.items()}
         return self
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.indices)
+
+    def split(self, groups: int) -> "list[Batch]":
+        """Equally many clips in each part, one after the other; what was broken stays behind."""
+        size = len(self) // groups
+        return [
+            Batch(
+                rows(self.inputs, first, size) or {},
+                rows(self.lengths, first, size),
+                self.targets[first : first + size],
+                self.indices[first : first + size],
+                [],
+            )
+            for first in range(0, size * groups, size)
+        ]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on a device."""
+        inputs = {m: tensor.to(device, non_blocking=True) for m, tensor in self.inputs.items()}
+        lengths = self.lengths
+        if lengths is not None:
+            lengths = {m: length.to(device, non_blocking=True) for m, length in lengths.items()}
+        targets = self.targets.to(device, non_blocking=True)
+        return replace(self, inputs=inputs, lengths=lengths, targets=targets)
+
+
+def rows(
+    tensors: Mapping[str, Tensor] | None, first: int, count: int
+) -> dict[str, Tensor] | None:
+    """Some examples of a batch, of which ``None`` has none to show."""
+    if tensors is None:
+        return None
+    return {modality: tensor[first : first + count] for modality, tensor in tensors.items()}
 
 
 class TrainingClips(Dataset[Item]):

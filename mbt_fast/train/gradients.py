@@ -33,6 +33,8 @@ class MeanGradient:
 
     def add(self) -> None:
         """Take the gradients of a group away from the parameters."""
+        if self._groups == 1:
+            return
         for parameter in self._parameters:
             if parameter.grad is not None:
                 part = parameter.grad / self._groups
@@ -43,5 +45,7 @@ class MeanGradient:
     @torch.no_grad()
     def put(self) -> None:
         """Give the parameters the mean."""
+        if self._groups == 1:
+            return
         for parameter in self._parameters:
             parameter.grad = self._sums.get(parameter)

@@ -8,9 +8,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mbt_fast.checkpoint.files import replacing
@@ -18,7 +18,7 @@ from mbt_fast.checkpoint.files import replacing
 Record = dict[str, Any]  # "step" is in every one
 
 
-class Log:
+class Log(AbstractContextManager["Log"]):
     """A file of records that is only appended to.
 
     Args:
@@ -59,22 +59,9 @@ class Log:
         """Wait until the records are on the disk."""
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> "Log":
-        """Return the log itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file."""
-        self.close()
 
 
 def read(path: Path) -> list[Record]:
@@ -89,7 +76,7 @@ def read(path: Path) -> list[Record]:
     return [json.loads(line) for line in lines]
 
 
-class TensorBoard:
+class TensorBoard(AbstractContextManager["TensorBoard"]):
     """Scalars of the records, for TensorBoard; nothing where it is not installed.
 
     Args:
@@ -113,7 +100,7 @@ class TensorBoard:
             if isinstance(value, (int, float)) and key not in ("step", "epoch"):
                 self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Write what is left."""
         if self._writer is not None:
             self._writer.close()
