@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 from mbt_fast.data import Clip, ClipTransform, Crop, collate, read_window
 from mbt_fast.data.classes import ClassIndex
 from mbt_fast.data.manifest import Entry, Manifest
-from mbt_fast.data.pack import open_entry
 from mbt_fast.errors import ClipError
 from mbt_fast.train.order import Key, draw, generator
 from mbt_fast.train.sections import AugmentConfig
@@ -204,7 +203,7 @@ def read_entry(
     transform: ClipTransform,
     *,
     position: float = 0.5,
-    crop: Crop = Crop(),  # noqa: B008 - frozen
+    crop: Crop | None = None,
     pixels: str = "float32",
     errors: str = "strict",
 ) -> Clip:
@@ -213,26 +212,30 @@ def read_entry(
     Raises:
         ClipError: It cannot be read.
     """
-    with open_entry(entry) as file:
-        return read_window(
-            file,
-            transform,
-            entry.start,
-            entry.end,
-            position=position,
-            crop=crop,
-            pixels=pixels,
-            errors=errors,
-        )
+    return read_window(
+        entry.path,
+        transform,
+        entry.start,
+        entry.end,
+        position=position,
+        crop=crop,
+        pixels=pixels,
+        errors=errors,
+    )
 
 
-def collate_items(items: Sequence[Item]) -> Batch:
-    """Stack items; a batch with an item that could not be read has no inputs."""
+def collate_items(items: Sequence[Item], *, mask_padding: bool) -> Batch:
+    """Stack items; a batch with an item that could not be read has no inputs.
+
+    Args:
+        items: At least one.
+        mask_padding: As for ``collate``.
+    """
     broken = [one for item in items for one in item.broken]
     clips = [item.clip for item in items if item.clip is not None]
     indices = [item.index for item in items]
     if len(clips) < len(items):
         return Batch({}, None, torch.zeros(0), indices, broken)
-    inputs, lengths = collate(clips)
+    inputs, lengths = collate(clips, mask_padding=mask_padding)
     targets = torch.stack([item.target for item in items])
     return Batch(dict(inputs), lengths, targets, indices, broken)

@@ -6,6 +6,7 @@ started again gives the same weights, bit for bit on a CPU, as one that never wa
 
 import math
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -126,7 +127,8 @@ class Loop(ExitStack):
         total = self.parts.total_steps
         keys = BatchKeys(len(clips), train.batch_size, train.seed, start, total, weights)
         pinned = self.parts.device.type == "cuda"
-        loader = Loader(clips, keys, collate_items, workers=config.data.workers, pinned=pinned)
+        collate = partial(collate_items, mask_padding=config.data.mask_padding)
+        loader = Loader(clips, keys, collate, workers=config.data.workers, pinned=pinned)
         self.callback(loader.close)
         return loader
 
