@@ -2,9 +2,11 @@
 
 import argparse
 
-from mbt_fast.cli.data import import_dataset
+from mbt_fast.cli.data import import_dataset, synthetic
 
 HELP = "Make, check, measure and pack the manifests that training reads."
+
+COMMANDS = {"synthetic": synthetic}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(name, help=help_text, description=help_text)
         import_dataset.add_arguments(command, name)
         command.set_defaults(run_data=import_dataset.run)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(command)
+        command.set_defaults(run_data=module.run)
 
 
 def run(args: argparse.Namespace) -> int:
