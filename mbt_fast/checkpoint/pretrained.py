@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbt_fast.checkpoint.files import read_safetensors, replacing
+from mbt_fast.checkpoint.runs import resolve_run
 from mbt_fast.checkpoint.shapes import check_dtypes, check_shapes, expected_shapes
 from mbt_fast.config import MBTConfig
 from mbt_fast.errors import CheckpointError
@@ -61,7 +62,7 @@ def load_pretrained(
     """Read a config and its weights; inverse of ``save_pretrained``.
 
     Args:
-        directory: What ``save_pretrained`` wrote.
+        directory: What ``save_pretrained`` wrote, or a training run; see ``resolve_run``.
         **overrides: Fields of ``MBTConfig`` to change. ``input_size`` and ``patch_size`` may name
             some of the modalities only; where the grid of patches changes, the position embeddings
             are resized.
@@ -77,7 +78,7 @@ def load_pretrained(
         ValueError: An override is unknown, names an unknown modality, or contradicts the rest.
         OSError: A file cannot be read.
     """
-    directory = Path(directory)
+    directory = resolve_run(directory)
     saved = read_config(directory / CONFIG_FILE)
     state_dict = read_safetensors(directory / WEIGHTS_FILE)
     what = f"{directory}: the weights do not fit the config"

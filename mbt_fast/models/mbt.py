@@ -19,10 +19,10 @@ from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT, run_modalities
 from mbt_fast.models.init import initialise
+from mbt_fast.models.presence import mean_of_present
 from mbt_fast.ops.autocast import autocast_dtype
 from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
-from mbt_fast.ops.streams import expand
 
 Inputs = Mapping[str, Tensor]
 _MEMORY = {"full": "none", "reduced": "norms", "minimal": "mlp"}  # of set_savings: recompute
@@ -69,14 +69,7 @@ class MBT(nn.Module):
             TypeError: An argument has the wrong type or dtype.
             ValueError: A name, shape, device or value does not fit the configuration.
         """
-        logits = self.forward_modalities(inputs, lengths)
-        lengths = _without_none(lengths)
-        if not lengths:
-            return torch.stack(list(logits.values())).mean(dim=0)
-        present = _presence(logits, lengths)
-        total = torch.stack([torch.where(present[m], logits[m], 0) for m in logits]).sum(dim=0)
-        count = torch.stack(list(present.values())).sum(dim=0)
-        return total / count.clamp(min=1)
+        return mean_of_present(self.forward_modalities(inputs, lengths), lengths)
 
     def forward_modalities(
         self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
@@ -329,15 +322,6 @@ class MBT(nn.Module):
 def _without_none(lengths: Mapping[str, Tensor | None] | None) -> dict[str, Tensor]:
     """Entries that say something: ``None`` means no padding, as does a missing one."""
     return {m: length for m, length in (lengths or {}).items() if length is not None}
-
-
-def _presence(logits: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whether each modality is present, bool ``[B, 1]``."""
-    present = {}
-    for modality, value in logits.items():
-        given = value.new_ones(value.shape[0], dtype=torch.bool)
-        present[modality] = expand(lengths[modality] > 0 if modality in lengths else given, value)
-    return present
 
 
 def _embedding(config: MBTConfig, modality: str) -> StreamEmbedding:

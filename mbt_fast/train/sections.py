@@ -1,7 +1,6 @@
 """The sections of a training configuration, one class for each table of the TOML file."""
 
 from dataclasses import dataclass
-from math import floor
 from typing import ClassVar, Literal
 
 from mbt_fast.data import ClipTransform
@@ -219,11 +218,11 @@ class LoopConfig(Section):
             return self.steps
         return (self.epochs or 0) * self.steps_per_epoch(n_clips)
 
-    def total_warmup_steps(self, n_clips: int) -> int:
-        """Steps of linear warm-up."""
+    def total_warmup_steps(self, n_clips: int) -> float:
+        """Steps of linear warm-up; a fraction counts, as in the official code."""
         if self.warmup_steps is not None:
             return self.warmup_steps
-        return floor(self.warmup_epochs * self.steps_per_epoch(n_clips))
+        return self.warmup_epochs * self.steps_per_epoch(n_clips)
 
 
 @dataclass(frozen=True, kw_only=True)

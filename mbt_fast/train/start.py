@@ -1,0 +1,138 @@
+"""The model with which a run starts, and how it takes clips."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mbt_fast import checkpoint
+from mbt_fast.checkpoint.shapes import check_shapes, expected_shapes
+from mbt_fast.config import MBTConfig
+from mbt_fast.data import ClipTransform
+from mbt_fast.errors import CheckpointError, InputError
+from mbt_fast.models import MBT
+from mbt_fast.models.fused_classifier import FusedClassifier, FusedConfig
+from mbt_fast.models.saved import Model, load_model
+from mbt_fast.models.towers import load_tower
+from mbt_fast.train.config import TrainConfig
+
+_HEAD = ("head.weight", "head.bias")
+_TRANSFORM = ("fps", "stride", "min_side", "window", "mean", "std", "short", "circular_sound")
+
+
+def build(config: TrainConfig, num_classes: int) -> Model:
+    """The model of a run with its first weights, on the CPU and in float32.
+
+    Random weights are those of the seed, and the global generator stays as it was.
+
+    Args:
+        config: The run.
+        num_classes: Outputs of the classifier; with ``task = "verb_noun"`` those of the verbs and
+            then those of the nouns.
+
+    Returns:
+        A model whose ``forward_modalities(inputs, lengths)`` gives logits per modality and whose
+        ``forward`` gives their mean.
+
+    Raises:
+        InputError: A file cannot be read, weights do not fit, or ``model.num_classes`` differs.
+        ModuleNotFoundError: A library is not installed.
+    """
+    config = config.with_num_classes(num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        model = _fused(config, num_classes) if config.model.fuse else _mbt(config, num_classes)
+    return model.set_backend(config.train.backend)
+
+
+def clip_transform(config: TrainConfig, model_config: MBTConfig | FusedConfig) -> ClipTransform:
+    """How clips become inputs of the model.
+
+    Args:
+        config: The run; its section ``data``.
+        model_config: The model; its input sizes.
+
+    Raises:
+        InputError: The options contradict one another.
+    """
+    known = {f.name for f in fields(ClipTransform)}
+    options = {name: getattr(config.data, name) for name in _TRANSFORM if name in known}
+    try:
+        if isinstance(model_config, MBTConfig):
+            return ClipTransform.from_config(model_config, **options)
+        sizes = model_config.input_size
+        return ClipTransform(sizes.get("rgb"), sizes.get("spectrogram"), **options)
+    except ValueError as error:
+        raise InputError(f"data: {error}") from error
+
+
+def _mbt(config: TrainConfig, num_classes: int) -> MBT:
+    mbt_config = config.model.mbt(num_classes)
+    model = MBT(mbt_config).set_execution(recompute=config.train.recompute)
+    init = config.init
+    if init.checkpoint:
+        _load(model, *_checkpoint(Path(init.checkpoint)))
+    elif init.vit:
+        model.load_state_dict(_pretrained(init.vit, mbt_config))
+    return model
+
+
+def _fused(config: TrainConfig, num_classes: int) -> FusedClassifier:
+    values = config.model.values
+    sizes = {m: tuple(size) for m, size in values["input_size"].items()}
+    loaded = {m: load_tower(source, sizes[m]) for m, source in config.model.fuse.items()}
+    fused_config = FusedConfig(
+        towers={m: record for m, (_, record) in loaded.items()},
+        input_size=sizes,
+        fusion_layer=values["fusion_layer"],
+        n_bottlenecks=values["n_bottlenecks"],
+        num_classes=num_classes,
+    )
+    try:
+        model = FusedClassifier(fused_config, {m: tower for m, (tower, _) in loaded.items()})
+    except ValueError as error:
+        raise InputError(f"model.fuse: {error}") from error
+    if config.init.checkpoint:
+        saved = load_model(config.init.checkpoint)
+        state_dict = _with_head(saved.state_dict(), model)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        check_shapes(state_dict, shapes, f"init.checkpoint {config.init.checkpoint} does not fit")
+        model.load_state_dict(state_dict)
+    return model.float()
+
+
+def _checkpoint(path: Path) -> tuple[MBTConfig, dict[str, Tensor]]:
+    """Config and weights of a run, a checkpoint of mbt_fast, or an official file."""
+    if not path.exists():
+        raise CheckpointError(f"init.checkpoint must exist, got {path}")
+    if path.is_dir() or path.name in ("latest", "best"):
+        return checkpoint.load_pretrained(path)
+    params = checkpoint.load_scenic(path)
+    config, _ = checkpoint.infer_config(params)
+    return config, checkpoint.scenic_to_torch(params, config)
+
+
+def _load(model: MBT, saved: MBTConfig, state_dict: Mapping[str, Tensor]) -> None:
+    """Take over weights; positions are resized, a head for other classes stays as it is."""
+    state_dict = checkpoint.resize_position_embeddings(state_dict, saved, model.config)
+    state_dict = _with_head(state_dict, model)
+    check_shapes(state_dict, expected_shapes(model.config), "init.checkpoint does not fit [model]")
+    model.load_state_dict(state_dict)
+
+
+def _with_head(state_dict: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """The weights, with the model's own classifier where theirs has other sizes."""
+    own = {name: t for name, t in model.state_dict().items() if name.startswith("head.")}
+    fits = all(name in state_dict and state_dict[name].shape == t.shape for name, t in own.items())
+    return dict(state_dict) if fits else {**state_dict, **own}
+
+
+def _pretrained(vit: str, config: MBTConfig) -> dict[str, Tensor]:
+    """Weights of an image ViT in every modality, as the official code does it."""
+    try:
+        weights = checkpoint.from_vit(checkpoint.load_vit(vit), config)
+    except ValueError as error:
+        raise InputError(f"init.vit: {error}") from error
+    return {name: tensor.float() for name, tensor in weights.items()}
