@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import mbt_fast
-from mbt_fast.cli import bench, convert, info, predict, profile
+from mbt_fast.cli import bench, convert, data, info, predict, profile
 from mbt_fast.dispatch import BackendError
 from mbt_fast.errors import InputError
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "bench": bench,
     "predict": predict,
     "convert": convert,
+    "data": data,
     "info": info,
 }
 
