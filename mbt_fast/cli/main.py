@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import mbt_fast
-from mbt_fast.cli import bench, convert, data, info, predict, profile
+from mbt_fast.cli import bench, convert, data, evaluate, info, predict, profile
 from mbt_fast.dispatch import BackendError
 from mbt_fast.errors import InputError
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": predict,
     "convert": convert,
     "data": data,
+    "eval": evaluate,
     "info": info,
 }
 
