@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from torch import Tensor
 
-from mbt_fast.data.audio import SAMPLE_RATE
+from mbt_fast.data.sound import SAMPLE_RATE
 from mbt_fast.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,9 +9,13 @@ import torch
 
 from mbt_fast import MBTConfig
 from mbt_fast.data import ClipTransform, load_clip
-from mbt_fast.data.audio import FLOOR, SAMPLE_RATE
-from mbt_fast.data.clip import MBT_STATISTICS, view_starts
-from mbt_fast.data.decode import decode, probe
+from mbt_fast.data.audio import FLOOR
+from mbt_fast.data.decode import Decoder
+from mbt_fast.data.media import Media
+from mbt_fast.data.probe import probe
+from mbt_fast.data.sound import SAMPLE_RATE
+from mbt_fast.data.transform import MBT_STATISTICS
+from mbt_fast.data.windows import view_positions, window_starts
 from mbt_fast.errors import ClipError
 
 av = pytest.importorskip("av")
@@ -316,7 +320,7 @@ def test_a_clock_that_does_not_start_at_zero(tmp_path):
 )
 def test_view_starts(duration, windows, n_views, expected):
     lengths = {modality: Fraction(seconds) for modality, seconds in windows.items()}
-    assert view_starts(Fraction(duration), lengths, n_views) == expected
+    assert window_starts(Fraction(duration), lengths, view_positions(n_views)) == expected
 
 
 def test_at_least_one_view():
@@ -461,9 +465,8 @@ def test_a_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
 
 
 def test_decoding_yields_ordered_times():
-    times = {"video": [], "audio": []}
-    for kind, time, _ in decode(probe(NASA)):
-        times[kind].append(time)
+    with Decoder(probe(Media(NASA))) as decoder:
+        times = {k: [t for t, _ in decoder.frames(k, Fraction(0))] for k in ("video", "audio")}
     assert times["video"] == [Fraction(i, 25) for i in range(125)]
     assert times["audio"] == sorted(times["audio"])
 
