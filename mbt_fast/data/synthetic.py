@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbt_fast.data.sound import SAMPLE_RATE
 from mbt_fast.data.encode import ClipWriter
 from mbt_fast.data.rows import write_rows
+from mbt_fast.data.sound import SAMPLE_RATE
 from mbt_fast.errors import InputError
 
 FPS = 10

@@ -11,7 +11,8 @@ from mbt_fast.train.dataset import ATTEMPTS, TrainingClips, collate_items, draw_
 from mbt_fast.train.order import Key, generator
 from mbt_fast.train.sections import AugmentConfig
 
-TRANSFORM = ClipTransform((2, 32, 32), (48, 32), patch_size={"rgb": (1, 16, 16), "spectrogram": (16, 16)})
+PATCHES = {"rgb": (1, 16, 16), "spectrogram": (16, 16)}
+TRANSFORM = ClipTransform((2, 32, 32), (48, 32), patch_size=PATCHES)
 
 
 @pytest.fixture
