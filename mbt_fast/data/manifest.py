@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast.data.classes import PREFIX, TASKS, ClassIndex, sorted_names
+from mbt_fast.data.packed import PackedFile
 from mbt_fast.data.rows import SEPARATOR
 from mbt_fast.data.table import Table, read_table
 from mbt_fast.errors import InputError
@@ -41,6 +42,17 @@ class Entry:
     noun: str | None = None
     offset: int | None = None
     size: int | None = None
+
+    @property
+    def media(self) -> str | PackedFile:
+        """What ``read_window`` and ``load_clip`` take: the path, or a part of the shard.
+
+        Raises:
+            ClipError: The shard cannot be opened, or is cut off.
+        """
+        if self.offset is None or self.size is None:
+            return self.path
+        return PackedFile(self.path, self.offset, self.size, f"{self.path}!{self.id}")
 
 
 class Manifest:
