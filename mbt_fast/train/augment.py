@@ -6,7 +6,7 @@ the official code does not have, comes last.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -14,9 +14,8 @@ from torch import Generator, Tensor
 from mbt_fast.train import colour
 from mbt_fast.train.losses import check_task, soft_targets
 from mbt_fast.train.mixup import Tensors, mixup
+from mbt_fast.train.sections import AugmentConfig
 from mbt_fast.train.spec_augment import spec_augment
-
-AugmentConfig = Any
 
 
 class Augmented(NamedTuple):
@@ -101,9 +100,14 @@ class Augment:
         if modality == "rgb":
             return self._picture(x, generator)
         if modality == "spectrogram":
-            options = ("frequency_mask", "time_mask", "time_masks", "time_warp")
-            given = {name: getattr(self.config, name) for name in options}
-            return spec_augment(x, generator, **given)
+            return spec_augment(
+                x,
+                generator,
+                frequency_mask=self.config.frequency_mask,
+                time_mask=self.config.time_mask,
+                time_masks=self.config.time_masks,
+                time_warp=self.config.time_warp,
+            )
         return x
 
     def _picture(self, x: Tensor, generator: Generator) -> Tensor:

@@ -1,8 +1,8 @@
 """Checkpoints of a run: whole or not there, whatever happens while they are written.
 
-A checkpoint is a folder. It is written under a hidden name beside its place, synced to the disk and
-renamed; then ``latest`` is changed to name it. ``latest`` and ``best`` are text files with one line:
-the path of a checkpoint from the folder of the run.
+A checkpoint is a folder. It is written under a hidden name beside its place, synced to the disk
+and renamed; then ``latest`` is changed to name it. ``latest`` and ``best`` are text files with one
+line: the path of a checkpoint from the folder of the run.
 """
 
 import os

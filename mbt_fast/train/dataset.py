@@ -79,8 +79,8 @@ class Batch:
         size = len(self) // groups
         return [
             Batch(
-                rows(self.inputs, first, size) or {},
-                rows(self.lengths, first, size),
+                rows(self.inputs, first, size),
+                None if self.lengths is None else rows(self.lengths, first, size),
                 self.targets[first : first + size],
                 self.indices[first : first + size],
                 [],
@@ -98,12 +98,8 @@ class Batch:
         return replace(self, inputs=inputs, lengths=lengths, targets=targets)
 
 
-def rows(
-    tensors: Mapping[str, Tensor] | None, first: int, count: int
-) -> dict[str, Tensor] | None:
-    """Some examples of a batch, of which ``None`` has none to show."""
-    if tensors is None:
-        return None
+def rows(tensors: Mapping[str, Tensor], first: int, count: int) -> dict[str, Tensor]:
+    """Some examples of a batch."""
     return {modality: tensor[first : first + count] for modality, tensor in tensors.items()}
 
 
@@ -152,7 +148,7 @@ class TrainingClips(Dataset[Item]):
     def __getitem__(self, key: Key) -> Item:
         """The clip at a position of an epoch."""
         broken: list[Broken] = []
-        index = key.index
+        index = key.entry
         while len(broken) < ATTEMPTS:
             try:
                 clip = self._read(index, key)

@@ -8,7 +8,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from mbt_fast.checkpoint.files import replacing
 Record = dict[str, Any]  # "step" is in every one
 
 
-class Log(AbstractContextManager["Log"]):
+class Log:
     """A file of records that is only appended to.
 
     Args:
@@ -59,7 +58,7 @@ class Log(AbstractContextManager["Log"]):
         """Wait until the records are on the disk."""
         os.fsync(self._file.fileno())
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         """Close the file."""
         self._file.close()
 
@@ -76,7 +75,7 @@ def read(path: Path) -> list[Record]:
     return [json.loads(line) for line in lines]
 
 
-class TensorBoard(AbstractContextManager["TensorBoard"]):
+class TensorBoard:
     """Scalars of the records, for TensorBoard; nothing where it is not installed.
 
     Args:
@@ -100,7 +99,7 @@ class TensorBoard(AbstractContextManager["TensorBoard"]):
             if isinstance(value, (int, float)) and key not in ("step", "epoch"):
                 self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         """Write what is left."""
         if self._writer is not None:
             self._writer.close()

@@ -161,11 +161,13 @@ class Loop(ExitStack):
         augmented = self.augment(group.inputs, group.targets, group.lengths, draws)
         model.train()
         for first in range(0, len(group), size):
-            inputs, targets, lengths = (rows(part, first, size) for part in augmented)
+            inputs = rows(augmented.inputs, first, size)
+            targets = rows(augmented.targets, first, size)
+            lengths = rows(augmented.lengths or {}, first, size)
             torch.manual_seed(seed_of(train.seed, "layers", step, number, first))
             with self.parts.autocast():
                 logits = model.forward_modalities(inputs, lengths)
-            present = {m: length > 0 for m, length in (lengths or {}).items()}
+            present = {m: length > 0 for m, length in lengths.items()}
             total, by_modality = loss(
                 logits,
                 targets,

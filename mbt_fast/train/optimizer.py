@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn, optim
 
+from mbt_fast.train.sections import LoopConfig
+
 Schedule = Callable[[int], float]
-LoopConfig = Any
 
 _LAYER = re.compile(r"(?:^|\.)(?:blocks|layers|layer)\.(\d+)\.")
 _EMBEDDING = re.compile(r"embed|(?:cls|dist|distillation|reg|mask)_token")
@@ -51,7 +52,7 @@ def build(
         raise ValueError("model must have a parameter that requires gradients, got none")
     optimizer: optim.Optimizer
     if config.optimizer == "adamw":
-        optimizer = optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas))
+        optimizer = optim.AdamW(groups, lr=config.lr, betas=config.betas)
     else:
         optimizer = optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     return optimizer, schedule(config.schedule, total_steps, warmup_steps)

@@ -1,4 +1,4 @@
-"""The order of a run without state: everything drawn is a function of a seed and of where it is used.
+"""The order of a run without state: what is drawn is a function of a seed and of its place.
 
 So a checkpoint needs one integer, the step, and a resumed run sees the same clips whatever the
 number of workers. The order is that of the whole batch: another number of ranks cuts the same
@@ -22,12 +22,12 @@ class Key(NamedTuple):
         epoch: Counted from 0.
         position: In the epoch's order. Draws of an item belong to its position: the same clip drawn
             twice in an epoch has another window each time.
-        index: The entry of the manifest.
+        entry: Its index in the manifest.
     """
 
     epoch: int
     position: int
-    index: int
+    entry: int
 
 
 def seed_of(seed: int, *keys: int | str) -> int:

@@ -70,8 +70,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     size = -(-len(points) // POINTS) or 1
     parts = [points[first : first + size] for first in range(0, len(points), size)]
     return [
-        (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part))
-        for part in parts
+        (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts
     ]
 
 

@@ -87,12 +87,12 @@ class Run(ExitStack):
             parts.check_same_data(read_record(last), folder)
             state.read(last)
         self.step = 0 if last is None else checkpoints.step_of(last)
-        self.log = self.enter_context(Log(folder / "log.jsonl", self.step))
-        self.tensorboard = self.enter_context(TensorBoard(folder / "tensorboard", self.step))
         limit = self.config.data.broken_limit
-        self.broken = self.enter_context(
-            BrokenClips(folder / "broken.jsonl", self.step, parts.data.train, limit)
-        )
+        self.log = Log(folder / "log.jsonl", self.step)
+        self.broken = BrokenClips(folder / "broken.jsonl", self.step, parts.data.train, limit)
+        self.tensorboard = TensorBoard(folder / "tensorboard", self.step)
+        for part in (self.log, self.broken, self.tensorboard):
+            self.callback(part.close)
         self._saved = self.step
 
     def note_broken(self, broken: Sequence[Broken]) -> None:
@@ -154,7 +154,9 @@ class Run(ExitStack):
 
     def write_report(self) -> None:
         """Write the page with curves, from the records."""
-        report.write(self.folder / "report.html", self.config, self.log.records, self.broken.records)
+        report.write(
+            self.folder / "report.html", self.config, self.log.records, self.broken.records
+        )
 
     def _due(self) -> Iterator[Evaluation]:
         """The scores of this step that the log does not have."""
@@ -165,9 +167,9 @@ class Run(ExitStack):
         wanted = []
         if every and self.step and (last or self.step % every == 0) and data.val:
             wanted.append(Evaluation("val", data.val, options.epoch_views))
-        if last and (data.test or data.val):
-            split = "test" if data.test else "val"
-            wanted.append(Evaluation(split, data.test or data.val, options.views))
+        final = data.test or data.val
+        if last and final:
+            wanted.append(Evaluation("test" if data.test else "val", final, options.views))
         for evaluation in wanted:
             if (self.step, evaluation.split, evaluation.views) not in have:
                 yield evaluation
@@ -186,6 +188,8 @@ class Run(ExitStack):
                 workers=options.data.workers,
                 device=parts.device,
                 dtype=parts.dtype,
+                mask_padding=options.data.mask_padding,
+                errors=options.data.errors,
                 stop=stop,
             )
         if result is None:

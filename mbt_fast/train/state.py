@@ -1,8 +1,9 @@
 """What a step changes, and how a checkpoint holds it.
 
-``model.safetensors`` holds the weights that are scored, so that a checkpoint is good for prediction.
-What only resuming needs is in ``optimizer.safetensors``: momentum and the like and, where the scored
-weights are a moving average, those that are trained. ``state.json`` says of which run it is.
+``model.safetensors`` holds the weights that are scored, so that a checkpoint is good for
+prediction. What only resuming needs is in ``optimizer.safetensors``: momentum and the like and,
+where the scored weights are a moving average, those that are trained. ``state.json`` says of which
+run it is.
 """
 
 import json
@@ -105,7 +106,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     Raises:
         TypeError: The optimizer keeps something that is no tensor.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     tensors = {}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():

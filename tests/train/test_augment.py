@@ -2,7 +2,6 @@
 
 import colorsys
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch
 from mbt_fast.train import colour
 from mbt_fast.train.augment import Augment, to_float
 from mbt_fast.train.mixup import mixup
+from mbt_fast.train.sections import AugmentConfig
 from mbt_fast.train.spec_augment import spec_augment
 
 B, K, T, SIDE, TIME, MEL = 8, 5, 2, 6, 40, 16
@@ -17,12 +17,8 @@ N_TOKENS = {"rgb": 9, "spectrogram": 11}
 
 
 def config(**changes):
-    none = {
-        "flip": 0.0, "colour": 0.0, "grey": 0.0, "frequency_mask": 0, "time_mask": 0,
-        "time_masks": 0, "time_warp": 0, "mixup": 0.0, "modality_mixup": False,
-        "modality_dropout": 0.0, "label_smoothing": 0.0,
-    }  # fmt: skip
-    return SimpleNamespace(**none | changes)
+    """No augmentation but what is asked for."""
+    return AugmentConfig(**{"flip": 0.0, **changes})
 
 
 def generator(seed=0):

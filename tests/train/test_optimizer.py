@@ -1,7 +1,6 @@
 """Groups of parameters, and the learning rate of the official code."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,16 +8,13 @@ from torch import nn
 
 from mbt_fast import create_model, fuse
 from mbt_fast.train.optimizer import build, schedule, set_lr
+from mbt_fast.train.sections import LoopConfig
 
 LAYERS = 4  # of mbt_tiny
 
 
 def config(**changes):
-    values = {
-        "optimizer": "sgd", "lr": 0.5, "momentum": 0.9, "betas": (0.9, 0.99),
-        "weight_decay": 0.0, "layer_decay": 1.0, "schedule": "cosine",
-    }  # fmt: skip
-    return SimpleNamespace(**values | changes)
+    return LoopConfig(**{"task": "single", "steps": 100, "batch_size": 1, "lr": 0.5} | changes)
 
 
 def options_of(model, **changes):

@@ -66,7 +66,7 @@ def test_what_an_epoch_leaves_over_is_not_used():
     for epoch in (0, 1):
         keys = [key for batch in batches for key in batch if key.epoch == epoch]
         assert [key.position for key in keys] == list(range(20))
-        assert len({key.index for key in keys}) == 20
+        assert len({key.entry for key in keys}) == 20
 
 
 @pytest.mark.parametrize("world", [2, 4])
