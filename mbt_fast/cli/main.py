@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 
 import mbt_fast
-from mbt_fast.cli import bench, convert, data, info, predict, profile, train
+from mbt_fast.cli import bench, convert, data, evaluate, info, predict, profile, train
 from mbt_fast.dispatch import BackendError
 from mbt_fast.errors import InputError
 
 COMMANDS = {
     "train": train,
+    "eval": evaluate,
     "profile": profile,
     "bench": bench,
     "predict": predict,

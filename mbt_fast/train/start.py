@@ -36,8 +36,8 @@ def build(config: TrainConfig, num_classes: int) -> Model:
         ``forward`` gives their mean.
 
     Raises:
-        InputError: A file or an encoder cannot be read, weights do not fit, or ``model.num_classes``
-            differs.
+        InputError: A file or an encoder cannot be read, weights do not fit, or the number of
+            classes is another than ``model.num_classes``.
     """
     config = config.with_num_classes(num_classes)
     with torch.random.fork_rng(devices=[]):
