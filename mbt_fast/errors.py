@@ -15,6 +15,10 @@ class ClipError(InputError):
     """A clip cannot be decoded, or holds nothing that the model takes."""
 
 
+class RunError(InputError):
+    """A training run cannot go on; what it has done until its last checkpoint is kept."""
+
+
 class CheckpointError(InputError):
     """Weights cannot be read, or do not fit the configuration."""
 

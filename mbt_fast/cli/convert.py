@@ -17,6 +17,7 @@ from mbt_fast.checkpoint import (
     scenic_to_torch,
     torch_to_scenic,
 )
+from mbt_fast.checkpoint.runs import resolve_run
 from mbt_fast.checkpoint.vit import BOTTLENECK_INITS, TEMPORAL_INITS
 from mbt_fast.cli.convert_config import config_from_flags, parse_overrides
 from mbt_fast.config import MBTConfig
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print what was written."""
+    args.source = resolve_run(args.source)
     source_format = args.source_format or _guess_source(args.source)
     destination_format = args.destination_format or _guess_destination(args.destination)
     with as_input_error():

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
-from mbt_fast.config import MBTConfig, Sizes
+from mbt_fast.config import Sizes
 from mbt_fast.data.audio import WINDOWS
 from mbt_fast.data.sound import FRAMES_PER_SECOND, AudioWindow
 from mbt_fast.data.video import VideoWindow
@@ -15,6 +15,18 @@ KIND = {"rgb": "video", "spectrogram": "audio"}
 AST_STATISTICS = (-4.2677393, 4.5689974)
 MBT_STATISTICS = (1.102, 2.762)
 SHORT = ("repeat", "loop")
+
+
+class ModelSizes(Protocol):
+    """What the configuration of a model says of its inputs."""
+
+    @property
+    def input_size(self) -> Mapping[str, tuple[int, ...]]:
+        """Size of one input per modality."""
+
+    @property
+    def patch_size(self) -> Mapping[str, tuple[int, ...]]:
+        """Size of one patch per modality."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +109,11 @@ class ClipTransform:
                 raise ValueError(f"patch_size[{modality!r}] must divide {tuple(size)}, got {patch}")
 
     @classmethod
-    def from_config(cls, config: MBTConfig, **options: Any) -> "ClipTransform":
+    def from_config(cls, config: ModelSizes, **options: Any) -> "ClipTransform":
         """What a model takes of a clip: its modalities ``rgb`` and ``spectrogram``.
 
         Args:
-            config: The model's configuration.
+            config: The model's configuration, such as an ``MBTConfig``.
             **options: The other fields of ``ClipTransform``.
 
         Raises:

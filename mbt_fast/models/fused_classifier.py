@@ -44,6 +44,11 @@ class FusedConfig:
         """Names of the streams."""
         return tuple(self.towers)
 
+    @property
+    def patch_size(self) -> Mapping[str, tuple[int, ...]]:
+        """The whole input: a clip has a modality or lacks it, and no padding is masked."""
+        return self.input_size
+
 
 class FusedClassifier(nn.Module):
     """Encoders fused through bottleneck tokens, and a linear classifier on top of each.

@@ -31,8 +31,7 @@ def load_tower(source: str, input_size: Sequence[int]) -> tuple[nn.Module, Recor
         The encoder without a classifier, and its record.
 
     Raises:
-        InputError: The source has another form, or the library cannot load it.
-        ModuleNotFoundError: The library is not installed.
+        InputError: The source has another form, or the library is not installed or cannot load it.
     """
     library, _, name = source.partition(":")
     if library not in LIBRARIES or not name:
@@ -40,8 +39,8 @@ def load_tower(source: str, input_size: Sequence[int]) -> tuple[nn.Module, Recor
     load = _load_timm if library == "timm" else _load_hf
     try:
         return load(name, tuple(input_size))
-    except ImportError:
-        raise
+    except ModuleNotFoundError as error:
+        raise InputError(f"the encoder {source!r} needs the package {error.name!r}") from error
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the encoder {source!r} cannot be loaded: {reason}") from error

@@ -1,7 +1,6 @@
 """The model with which a run starts, and how it takes clips."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -37,8 +36,8 @@ def build(config: TrainConfig, num_classes: int) -> Model:
         ``forward`` gives their mean.
 
     Raises:
-        InputError: A file cannot be read, weights do not fit, or ``model.num_classes`` differs.
-        ModuleNotFoundError: A library is not installed.
+        InputError: A file or an encoder cannot be read, weights do not fit, or the number of
+            classes is another than ``model.num_classes``.
     """
     config = config.with_num_classes(num_classes)
     with torch.random.fork_rng(devices=[]):
@@ -57,13 +56,9 @@ def clip_transform(config: TrainConfig, model_config: MBTConfig | FusedConfig) -
     Raises:
         InputError: The options contradict one another.
     """
-    known = {f.name for f in fields(ClipTransform)}
-    options = {name: getattr(config.data, name) for name in _TRANSFORM if name in known}
+    options = {name: getattr(config.data, name) for name in _TRANSFORM}
     try:
-        if isinstance(model_config, MBTConfig):
-            return ClipTransform.from_config(model_config, **options)
-        sizes = model_config.input_size
-        return ClipTransform(sizes.get("rgb"), sizes.get("spectrogram"), **options)
+        return ClipTransform.from_config(model_config, **options)
     except ValueError as error:
         raise InputError(f"data: {error}") from error
 
