@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mbt_fast.config import MBTConfig, check_sizes
+from mbt_fast.config import MBTConfig, check_sizes, sampled_frames
 from mbt_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ def infer_config(params: "Mapping[str, np.ndarray]", **known: Any) -> tuple[MBTC
 
     Position embeddings are 1-D, so they tell how many patches there are but not their grid: frames
     are assumed to be 224 x 224 pixels and spectrograms to have 128 mel bins, if the count divides.
-    The fusion layer leaves no trace; it is assumed to be two thirds of the depth, 8 of 12.
+    The fusion layer leaves no trace; it is assumed to be two thirds of the depth, 8 of 12. Without
+    CLS tokens the head is a mean, and how it is taken leaves no trace either: with bottlenecks it
+    is assumed to be one per modality, for the official model cannot run ``gap`` with them, else the
+    official one over all tokens. A kernel without a time axis is that of sampled frames.
 
     Args:
         params: Arrays by official path, see ``load_scenic``.
@@ -45,6 +48,14 @@ def infer_config(params: "Mapping[str, np.ndarray]", **known: Any) -> tuple[MBTC
             assumptions.append(f"input_size of {m} is assumed to be {sizes[m]}")
     if "fusion_layer" not in known and len(values["modalities"]) > 1:
         assumptions.append(f"fusion_layer is assumed to be {values['fusion_layer']}")
+    if "classifier" not in known and values["classifier"] != "token":
+        assumptions.append(
+            f"classifier is assumed to be {values['classifier']}, "
+            "for the checkpoint has no CLS token"
+        )
+    if _samples_frames(params) and "n_sampled_frames" not in known:
+        values["n_sampled_frames"] = _n_sampled_frames(params, sizes["rgb"], values)
+        assumptions.append(f"n_sampled_frames is assumed to be {values['n_sampled_frames']}")
     inferred = MBTConfig.from_dict({**values, "input_size": sizes})
     return inferred.replace(**known), assumptions
 
@@ -68,11 +79,38 @@ def _architecture(params: "Mapping[str, np.ndarray]") -> dict[str, Any]:
         "num_classes": _shape(params, "output_projection/bias", 1)[0],
         "fusion": "bottleneck" if "bottleneck" in params else "vanilla",
         "fusion_layer": len(layers) * 2 // 3,
+        "classifier": _classifier(params, modalities),
         "share_encoder": share_encoder,
     }
     if "bottleneck" in params:
         values["n_bottlenecks"] = _shape(params, "bottleneck", 3)[1]
     return values
+
+
+def _classifier(params: "Mapping[str, np.ndarray]", modalities: tuple[str, ...]) -> str:
+    if any(path.startswith("cls") and "/" not in path for path in params):
+        return "token"
+    return "gap_per_modality" if "bottleneck" in params and len(modalities) > 1 else "gap"
+
+
+def _samples_frames(params: "Mapping[str, np.ndarray]") -> bool:
+    return "embedding/kernel" in params and params["embedding/kernel"].ndim == 4
+
+
+def _n_sampled_frames(
+    params: "Mapping[str, np.ndarray]", size: tuple[int, ...], values: Mapping[str, Any]
+) -> int:
+    """The number to ask for so that as many frames are read as there are positions for."""
+    patch = values["patch_size"]["rgb"]
+    per_frame = math.prod(extent // part for extent, part in zip(size[1:], patch[1:], strict=True))
+    read, rest = divmod(_n_patches(params, "rgb"), max(per_frame, 1))
+    for asked in (read, read - 1):  # the official code may read one more than it is asked for
+        if not rest and asked > 0 and len(sampled_frames(size[0], asked)) == read:
+            return asked
+    raise CheckpointError(
+        f"n_sampled_frames must be given in the config, for {_n_patches(params, 'rgb')} patches of "
+        f"{size} do not tell it"
+    )
 
 
 def _modalities(params: "Mapping[str, np.ndarray]") -> tuple[str, ...]:
@@ -94,6 +132,8 @@ def _shape(params: "Mapping[str, np.ndarray]", path: str, axes: int) -> tuple[in
 
 
 def _patch(params: "Mapping[str, np.ndarray]", modality: str) -> tuple[int, ...]:
+    if modality == "rgb" and _samples_frames(params):
+        return (1, *_shape(params, "embedding/kernel", 4)[:2])
     if modality == "rgb":
         return _shape(params, "embedding/kernel", 5)[:3]
     path = f"embedding_{modality}/kernel"
@@ -104,9 +144,7 @@ def _input_size(
     params: "Mapping[str, np.ndarray]", modality: str, patch: tuple[int, ...]
 ) -> tuple[int, ...]:
     """All axes but the first as assumed, and the first as long as the patches then make it."""
-    suffix = "" if modality == "rgb" else f"_{modality}"
-    path = f"Transformer/posembed_input{suffix}/pos_embedding"
-    n_patches = _shape(params, path, 3)[1] - 1
+    n_patches = _n_patches(params, modality)
     assumed = (_RGB_SIDE, _RGB_SIDE) if len(patch) == 3 else (_MEL_BINS,)
     rest = [size % part for size, part in zip(assumed, patch[1:], strict=True)]
     per_step = math.prod(size // part for size, part in zip(assumed, patch[1:], strict=True))
@@ -116,3 +154,10 @@ def _input_size(
             f"for {n_patches} patches of {patch} do not tell it"
         )
     return (n_patches // per_step * patch[0], *assumed)
+
+
+def _n_patches(params: "Mapping[str, np.ndarray]", modality: str) -> int:
+    suffix = "" if modality == "rgb" else f"_{modality}"
+    path = f"Transformer/posembed_input{suffix}/pos_embedding"
+    n_cls = 1 if _classifier(params, (modality,)) == "token" else 0
+    return _shape(params, path, 3)[1] - n_cls

@@ -48,6 +48,11 @@ def convolution(axes: int) -> Layout:
     return permuted(axes + 1, axes, *range(axes))
 
 
+# A kernel for frames one by one, (height, width, in, out), is that of tubelets of one frame.
+FRAME_CONVOLUTION = Layout(
+    lambda flax: flax[0].permute(3, 2, 0, 1).unsqueeze(2),
+    lambda tensor: (tensor.squeeze(2).permute(2, 3, 1, 0),),
+)
 SAME = Layout(lambda flax: flax[0], lambda tensor: (tensor,))
 DENSE = permuted(1, 0)
 

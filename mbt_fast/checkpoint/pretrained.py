@@ -114,7 +114,7 @@ def resize_position_embeddings(
             raise ValueError(f"input_size[{m!r}] must have {len(old)} sizes as before, got {new}")
         if old != new:
             name = f"embed.{m}.pos_embed"
-            cls_entry, patches = state_dict[name].split((1, math.prod(old)), dim=1)
+            cls_entry, patches = state_dict[name].split((old_config.n_cls, math.prod(old)), dim=1)
             grid = resize_grid(patches[0].unflatten(0, old), new)
             resized[name] = torch.cat([cls_entry, grid.flatten(0, -2).unsqueeze(0)], dim=1)
     return resized

@@ -15,6 +15,7 @@ from torch import Tensor
 from mbt_fast.checkpoint.files import replacing
 from mbt_fast.checkpoint.flax_msgpack import pack, unpack
 from mbt_fast.checkpoint.layouts import (
+    FRAME_CONVOLUTION,
     SAME,
     Entry,
     block_entries,
@@ -49,9 +50,11 @@ def parameter_table(config: MBTConfig) -> list[Entry]:
     for m in config.modalities:
         suffix = _suffix(m)
         positions = f"Transformer/posembed_input{suffix}/pos_embedding"
-        kernel = convolution(len(config.patch_size[m]))
+        sampled = config.sampled_frames(m) is not None
+        kernel = FRAME_CONVOLUTION if sampled else convolution(len(config.patch_size[m]))
+        if config.n_cls:
+            entries.append(Entry(f"embed.{m}.cls_token", (cls_path(m, config),), SAME))
         entries += [
-            Entry(f"embed.{m}.cls_token", (cls_path(m, config),), SAME),
             Entry(f"embed.{m}.pos_embed", (positions,), SAME),
             *dense_entries(f"embed.{m}.proj", f"embedding{suffix}", kernel),
         ]
@@ -97,8 +100,24 @@ def scenic_to_torch(params: "Mapping[str, np.ndarray]", config: MBTConfig) -> di
     """
     unused = (_BOTTLENECK,) if len(config.modalities) == 1 else ()
     params = {path: array for path, array in params.items() if path not in unused}
+    _check_classifier(params, config)
     check_shapes(params, scenic_shapes(config), "the scenic parameters do not fit the config")
     return to_torch(parameter_table(config), to_tensors(params))
+
+
+def _check_classifier(params: "Mapping[str, Any]", config: MBTConfig) -> None:
+    """Say which head is meant before a list of missing or unexpected CLS tokens does."""
+    cls = [path for path in sorted(params) if path.startswith("cls") and "/" not in path]
+    if cls and not config.n_cls:
+        raise CheckpointError(
+            f"classifier must be 'token' for weights with {' and '.join(cls)}, "
+            f"got {config.classifier!r}"
+        )
+    if config.n_cls and not cls and any(path.startswith("embedding") for path in params):
+        raise CheckpointError(
+            "classifier must be 'gap' or 'gap_per_modality' for weights without a CLS token, "
+            "got 'token'"
+        )
 
 
 def torch_to_scenic(

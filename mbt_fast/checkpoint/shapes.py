@@ -43,7 +43,8 @@ def expected_shapes(config: MBTConfig) -> dict[str, Shape]:
     """Names and shapes of the state dict of ``MBT(config)``.
 
     Args:
-        config: The model; ``bottleneck_tokens`` exists only where ``config.n_slots > 0``.
+        config: The model; ``bottleneck_tokens`` exists only where ``config.n_slots > 0``, and CLS
+            tokens only where the head reads them.
 
     Returns:
         One entry for each tensor of the state dict.
@@ -51,7 +52,8 @@ def expected_shapes(config: MBTConfig) -> dict[str, Shape]:
     width = config.hidden_size
     shapes: dict[str, Shape] = {}
     for m in config.modalities:
-        shapes[f"embed.{m}.cls_token"] = (1, 1, width)
+        if config.n_cls:
+            shapes[f"embed.{m}.cls_token"] = (1, 1, width)
         shapes[f"embed.{m}.pos_embed"] = (1, config.n_tokens(m), width)
         shapes[f"embed.{m}.proj.weight"] = (width, 3, *config.patch_size[m])
         shapes[f"embed.{m}.proj.bias"] = (width,)

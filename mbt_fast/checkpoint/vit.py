@@ -113,7 +113,7 @@ def from_vit(
     for m in config.modalities:
         mbt |= _embedding(vit, m, config, temporal_init)
     if config.n_slots and bottleneck_init == "position":
-        mbt["bottleneck_tokens"] = _bottlenecks(vit["pos_embed"], config.n_slots)
+        mbt["bottleneck_tokens"] = _bottlenecks(vit["pos_embed"], config)
     elif config.n_slots:
         drawn = torch.randn(1, config.n_slots, config.hidden_size, generator=generator)
         mbt["bottleneck_tokens"] = (_BOTTLENECK_STD * drawn).to(vit["pos_embed"])
@@ -185,9 +185,10 @@ def _embedding(
     """CLS token, position embeddings and patch embedding of one modality."""
     cls_token, kernel = vit["cls_token"], vit["patch_embed.proj.weight"]
     owns_cls = cls_path(m, config) == "cls"
+    cls = {f"embed.{m}.cls_token": cls_token if owns_cls else torch.zeros_like(cls_token)}
     return {
-        f"embed.{m}.cls_token": cls_token if owns_cls else torch.zeros_like(cls_token),
-        f"embed.{m}.pos_embed": _positions(vit["pos_embed"], config.grid(m)),
+        **(cls if config.n_cls else {}),
+        f"embed.{m}.pos_embed": _positions(vit["pos_embed"], config.grid(m), config.n_cls),
         f"embed.{m}.proj.weight": _patch_kernel(kernel, config.patch_size[m], temporal_init),
         f"embed.{m}.proj.bias": vit["patch_embed.proj.bias"],
     }
@@ -199,11 +200,11 @@ def _square_grid(positions: Tensor) -> Tensor:
     return positions[0, 1:].unflatten(0, (side, side))
 
 
-def _positions(positions: Tensor, grid: tuple[int, ...]) -> Tensor:
+def _positions(positions: Tensor, grid: tuple[int, ...], n_cls: int) -> Tensor:
     """Position embeddings of one modality: CLS, then the resized grid, repeated over time."""
     frames = grid[0] if len(grid) == 3 else 1
     resized = resize_grid(_square_grid(positions), grid[-2:]).flatten(0, 1)
-    return torch.cat([positions[:, :1], resized.repeat(frames, 1).unsqueeze(0)], dim=1)
+    return torch.cat([positions[:, :n_cls], resized.repeat(frames, 1).unsqueeze(0)], dim=1)
 
 
 def _patch_kernel(kernel: Tensor, patch: tuple[int, ...], temporal_init: str) -> Tensor:
@@ -218,17 +219,18 @@ def _patch_kernel(kernel: Tensor, patch: tuple[int, ...], temporal_init: str) ->
     return inflated
 
 
-def _bottlenecks(positions: Tensor, count: int) -> Tensor:
-    """Position embeddings as bottleneck tokens: of CLS, then ``count - 1`` of the grid."""
-    cls_entry = positions[:, :1]
-    if count == 1:
+def _bottlenecks(positions: Tensor, config: MBTConfig) -> Tensor:
+    """Position embeddings as bottleneck tokens: of CLS, if the model has it, then of the grid."""
+    cls_entry, count = positions[:, : config.n_cls], config.n_slots - config.n_cls
+    if count == 0:
         return cls_entry
-    rows = math.isqrt(count - 1)
-    columns, rest = divmod(count - 1, rows)
+    rows = math.isqrt(count)
+    columns, rest = divmod(count, rows)
     if rest:
+        multiple = f"{'1 + ' if config.n_cls else ''}a multiple of {rows}"
         raise ValueError(
-            f"n_bottlenecks must be 1 + a multiple of {rows} for bottleneck_init='position', "
-            f'got {count}; bottleneck_init="normal" takes any number'
+            f"n_bottlenecks must be {multiple} for bottleneck_init='position', "
+            f'got {config.n_slots}; bottleneck_init="normal" takes any number'
         )
     grid = resize_grid(_square_grid(positions), (rows, columns)).flatten(0, 1)
     return torch.cat([cls_entry, grid.unsqueeze(0)], dim=1)
