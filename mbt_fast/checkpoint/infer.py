@@ -3,20 +3,17 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mbt_fast.config import MBTConfig, check_sizes, sampled_frames
 from mbt_fast.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _RGB_SIDE = 224  # height and width of a frame
 _MEL_BINS = 128
 _BLOCK = "Transformer/encoderblock_0"
 
 
-def infer_config(params: "Mapping[str, np.ndarray]", **known: Any) -> tuple[MBTConfig, list[str]]:
+def infer_config(params: Mapping[str, Any], **known: Any) -> tuple[MBTConfig, list[str]]:
     """Read from official parameters what their shapes tell, and assume the rest as published.
 
     Position embeddings are 1-D, so they tell how many patches there are but not their grid: frames
@@ -60,7 +57,7 @@ def infer_config(params: "Mapping[str, np.ndarray]", **known: Any) -> tuple[MBTC
     return inferred.replace(**known), assumptions
 
 
-def _architecture(params: "Mapping[str, np.ndarray]") -> dict[str, Any]:
+def _architecture(params: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of ``MBTConfig`` that shapes tell, and the fusion layer, which nothing tells."""
     modalities = _modalities(params)
     suffixed = [f"_{m}" for m in modalities if m != "rgb"]
@@ -87,18 +84,18 @@ def _architecture(params: "Mapping[str, np.ndarray]") -> dict[str, Any]:
     return values
 
 
-def _classifier(params: "Mapping[str, np.ndarray]", modalities: tuple[str, ...]) -> str:
+def _classifier(params: Mapping[str, Any], modalities: tuple[str, ...]) -> str:
     if any(path.startswith("cls") and "/" not in path for path in params):
         return "token"
     return "gap_per_modality" if "bottleneck" in params and len(modalities) > 1 else "gap"
 
 
-def _samples_frames(params: "Mapping[str, np.ndarray]") -> bool:
+def _samples_frames(params: Mapping[str, Any]) -> bool:
     return "embedding/kernel" in params and params["embedding/kernel"].ndim == 4
 
 
 def _n_sampled_frames(
-    params: "Mapping[str, np.ndarray]", size: tuple[int, ...], values: Mapping[str, Any]
+    params: Mapping[str, Any], size: tuple[int, ...], values: Mapping[str, Any]
 ) -> int:
     """The number to ask for so that as many frames are read as there are positions for."""
     patch = values["patch_size"]["rgb"]
@@ -113,7 +110,7 @@ def _n_sampled_frames(
     )
 
 
-def _modalities(params: "Mapping[str, np.ndarray]") -> tuple[str, ...]:
+def _modalities(params: Mapping[str, Any]) -> tuple[str, ...]:
     """RGB first, which has no suffix; the order of the others is that of the alphabet."""
     matches = (re.fullmatch(r"embedding(?:_(\w+))?/kernel", path) for path in params)
     found = {match[1] for match in matches if match}
@@ -122,7 +119,7 @@ def _modalities(params: "Mapping[str, np.ndarray]") -> tuple[str, ...]:
     return (*(["rgb"] if None in found else []), *sorted(found - {None}))
 
 
-def _shape(params: "Mapping[str, np.ndarray]", path: str, axes: int) -> tuple[int, ...]:
+def _shape(params: Mapping[str, Any], path: str, axes: int) -> tuple[int, ...]:
     if path not in params:
         raise CheckpointError(f"the parameters of an MBT must hold {path}, got none")
     shape = tuple(params[path].shape)
@@ -131,7 +128,7 @@ def _shape(params: "Mapping[str, np.ndarray]", path: str, axes: int) -> tuple[in
     return shape
 
 
-def _patch(params: "Mapping[str, np.ndarray]", modality: str) -> tuple[int, ...]:
+def _patch(params: Mapping[str, Any], modality: str) -> tuple[int, ...]:
     if modality == "rgb" and _samples_frames(params):
         return (1, *_shape(params, "embedding/kernel", 4)[:2])
     if modality == "rgb":
@@ -141,7 +138,7 @@ def _patch(params: "Mapping[str, np.ndarray]", modality: str) -> tuple[int, ...]
 
 
 def _input_size(
-    params: "Mapping[str, np.ndarray]", modality: str, patch: tuple[int, ...]
+    params: Mapping[str, Any], modality: str, patch: tuple[int, ...]
 ) -> tuple[int, ...]:
     """All axes but the first as assumed, and the first as long as the patches then make it."""
     n_patches = _n_patches(params, modality)
@@ -156,7 +153,7 @@ def _input_size(
     return (n_patches // per_step * patch[0], *assumed)
 
 
-def _n_patches(params: "Mapping[str, np.ndarray]", modality: str) -> int:
+def _n_patches(params: Mapping[str, Any], modality: str) -> int:
     suffix = "" if modality == "rgb" else f"_{modality}"
     path = f"Transformer/posembed_input{suffix}/pos_embedding"
     n_cls = 1 if _classifier(params, (modality,)) == "token" else 0

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mbt_fast.checkpoint.files import replacing
-from mbt_fast.checkpoint.flax_msgpack import pack, unpack
+from mbt_fast.checkpoint.files import check_not_orbax, replacing
+from mbt_fast.checkpoint.flax_msgpack import Unreadable, pack, unpack
 from mbt_fast.checkpoint.layouts import (
     FRAME_CONVOLUTION,
     SAME,
@@ -34,6 +34,8 @@ from mbt_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    Array = np.ndarray | Tensor  # a tensor where numpy lacks the dtype
 
 _BOTTLENECK = "bottleneck"
 
@@ -83,7 +85,7 @@ def scenic_shapes(config: MBTConfig) -> dict[str, Shape]:
     return flax_shapes(parameter_table(config), expected_shapes(config))
 
 
-def scenic_to_torch(params: "Mapping[str, np.ndarray]", config: MBTConfig) -> dict[str, Tensor]:
+def scenic_to_torch(params: "Mapping[str, Array]", config: MBTConfig) -> dict[str, Tensor]:
     """Convert official parameters to the state dict of ``MBT(config)``, exactly.
 
     Args:
@@ -93,7 +95,8 @@ def scenic_to_torch(params: "Mapping[str, np.ndarray]", config: MBTConfig) -> di
         config: The model, see ``MBTConfig.from_scenic``.
 
     Returns:
-        Contiguous CPU tensors with memory of their own and the dtype of the arrays.
+        Contiguous CPU tensors with memory of their own and the dtype of the arrays, which for
+        bfloat16 and 8-bit floats are tensors too.
 
     Raises:
         CheckpointError: Entries are missing, unexpected, misshapen, or not floating point.
@@ -122,7 +125,7 @@ def _check_classifier(params: "Mapping[str, Any]", config: MBTConfig) -> None:
 
 def torch_to_scenic(
     state_dict: "Mapping[str, Tensor | None]", config: MBTConfig
-) -> "dict[str, np.ndarray]":
+) -> "dict[str, Array]":
     """Convert a state dict, or gradients by the same names, to official parameters, exactly.
 
     Args:
@@ -131,10 +134,10 @@ def torch_to_scenic(
         config: The model.
 
     Returns:
-        Arrays by official path, in the dtype of the tensors.
+        Arrays by official path, in the dtype of the tensors; tensors for bfloat16.
 
     Raises:
-        CheckpointError: Entries are missing, unexpected, misshapen, or of a dtype that numpy lacks.
+        CheckpointError: Entries are missing, unexpected, misshapen, or not floating point.
     """
     shapes = expected_shapes(config)
     tensors = _without_none(state_dict, shapes)
@@ -153,7 +156,7 @@ def _without_none(
     }
 
 
-def load_scenic(path: "str | PathLike[str]") -> "dict[str, np.ndarray]":
+def load_scenic(path: "str | PathLike[str]") -> "dict[str, Array]":
     """Read the parameters of an official checkpoint.
 
     Args:
@@ -161,12 +164,14 @@ def load_scenic(path: "str | PathLike[str]") -> "dict[str, np.ndarray]":
             checkpoints), ``optimizer/target/params`` or ``params``.
 
     Returns:
-        Arrays by path, without a leading ``params/``; read-only views of the file's bytes.
+        Arrays by path, without a leading ``params/``; read-only views of the file's bytes, or
+        tensors where numpy lacks the dtype.
 
     Raises:
         CheckpointError: The file is not such a container, or holds no parameters.
         OSError: The file cannot be read.
     """
+    check_not_orbax(Path(path))
     try:
         tree = unpack(Path(path).read_bytes())
         return _flattened(_parameters(tree))
@@ -191,7 +196,7 @@ def _parameters(tree: Any) -> Mapping[str, Any]:
     return found
 
 
-def _flattened(tree: Mapping[str, Any]) -> "dict[str, np.ndarray]":
+def _flattened(tree: Mapping[str, Any]) -> "dict[str, Array]":
     """Leaves of nested mappings, their path joined by slashes."""
     flat = {}
     pending = [("", tree)]
@@ -203,14 +208,14 @@ def _flattened(tree: Mapping[str, Any]) -> "dict[str, np.ndarray]":
                 pending.append((f"{path}/", value))
             elif hasattr(value, "shape"):
                 flat[path] = value
+            elif isinstance(value, Unreadable):
+                raise CheckpointError(f"{path}: {value.reason}")
             else:
                 raise CheckpointError(f"{path} must be an array, got {type(value).__name__}")
     return flat
 
 
-def save_scenic(
-    params: "Mapping[str, np.ndarray]", path: "str | PathLike[str]", step: int = 0
-) -> None:
+def save_scenic(params: "Mapping[str, Array]", path: "str | PathLike[str]", step: int = 0) -> None:
     """Write parameters as a checkpoint that the official code restores, momentum at zero.
 
     Args:
@@ -223,7 +228,10 @@ def save_scenic(
     """
     import numpy as np
 
-    momentum = {f"{name}/momentum": np.zeros_like(array) for name, array in params.items()}
+    momentum = {
+        f"{name}/momentum": torch.zeros_like(a) if isinstance(a, Tensor) else np.zeros_like(a)
+        for name, a in params.items()
+    }
     tree = {
         "accum_train_time": 0,
         "global_step": np.int32(step),

@@ -204,7 +204,7 @@ def test_pre_logits_are_dropped_but_not_from_under_a_head():
             {"patch_size": {"rgb": (1, 4, 4), "spectrogram": (8, 8)}},
             r"patch_size must be one \(height, width\) for a ViT, got \[\(4, 4\), \(8, 8\)\]",
         ),
-        ({"x": torch.zeros(1)}, {}, "num_layers must be the depth of the ViT = 0, got 2"),
+        ({"x": torch.zeros(1)}, {}, "a ViT must have blocks, with the names of .*, got x$"),
     ],
 )
 def test_what_differs_is_named(source, changes, message):

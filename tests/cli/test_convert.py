@@ -21,6 +21,7 @@ from mbt_fast.checkpoint import (
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.checkpoint.shapes import vit_shapes
 from mbt_fast.cli import convert
+from mbt_fast.cli.convert_sources import guess_format
 from mbt_fast.cli.main import main
 from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models.registry import config_for
@@ -229,7 +230,7 @@ def test_ambiguous_paths_need_the_flags(tmp_path, source, destination, message):
     ],
 )
 def test_source_format_follows_the_rule_in_help(tmp_path, name, source_format):
-    assert convert._guess_source(tmp_path / name) == source_format
+    assert guess_format(tmp_path / name) == source_format
 
 
 def config_error(tmp_path, capsys, content, *flags, folder="mbt"):
