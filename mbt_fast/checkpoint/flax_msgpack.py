@@ -33,7 +33,7 @@ _TORCH_DTYPES = {
         "float8_e8m0fnu",
     )
 }
-_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def _array_from_bytes(shape: "tuple[int, ...]", dtype: bytes, buffer: bytes) -> 
 
     name = dtype.decode("ascii", "replace")
     if name in _TORCH_DTYPES:
-        octets = torch.from_numpy(np.frombuffer(buffer, np.uint8).copy())
+        octets = torch.empty(len(buffer), dtype=torch.uint8)
+        octets.numpy()[:] = np.frombuffer(buffer, np.uint8)
         return _shaped(octets.view(_TORCH_DTYPES[name]), shape)
     if name not in _DTYPES:
         return Unreadable(f"dtype of an array must be one that numpy or torch has, got {name!r}")

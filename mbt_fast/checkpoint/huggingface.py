@@ -109,10 +109,7 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
             return _read(directory / name)
         index = directory / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(_json(index).get("weight_map", {}).values()))
-            if not parts or any(Path(part).name != part for part in parts):
-                raise CheckpointError(f"{index}: weight_map must name files beside it, got {parts}")
-            return {n: t for part in parts for n, t in _read(directory / part).items()}
+            return {n: t for part in _parts(index) for n, t in _read(directory / part).items()}
     raise CheckpointError(f"{directory} must hold {' or '.join(_FILES)}, got neither")
 
 
@@ -125,6 +122,17 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     values = _json(path) if path.is_file() else {}
     return values if "model_type" in values else {}
+
+
+def _parts(index: Path) -> list[str]:
+    """The files among which weights are split."""
+    weight_map = _json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: weight_map must be a mapping, got {weight_map!r}")
+    parts = sorted(set(map(str, weight_map.values())))
+    if not parts or any(Path(part).name != part for part in parts):
+        raise CheckpointError(f"{index}: weight_map must name files beside it, got {parts}")
+    return parts
 
 
 def _read(path: Path) -> dict[str, Tensor]:

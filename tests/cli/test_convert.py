@@ -223,6 +223,8 @@ def test_ambiguous_paths_need_the_flags(tmp_path, source, destination, message):
         ("a.safetensors", "vit"),
         ("a.npz", "vit"),
         ("a.pth", "vit"),
+        ("a.ckpt", "vit"),
+        ("a.pth.tar", "vit"),
         ("a.checkpoint", "scenic"),
         ("a.msgpack", "scenic"),
         ("mbtb32_as-500k_rgb-spec", "scenic"),
