@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mbt_fast.checkpoint.av_mae import is_av_mae
 from mbt_fast.config import MBTConfig, check_sizes, sampled_frames
 from mbt_fast.errors import CheckpointError
 
@@ -32,10 +33,16 @@ def infer_config(params: Mapping[str, Any], **known: Any) -> tuple[MBTConfig, li
         The config, and what was assumed for it, one sentence each.
 
     Raises:
-        CheckpointError: The parameters are not an MBT's, or an input size cannot be assumed.
+        CheckpointError: The parameters are not an MBT's, or an input size cannot be assumed, as
+            for those of the AV-MAE fork.
         TypeError: A known field has the wrong type.
         ValueError: A known field is not one, names an unknown modality, or contradicts the rest.
     """
+    if is_av_mae(params):
+        raise CheckpointError(
+            "a config must be given for weights of the AV-MAE fork, which hold no positions that "
+            "tell the size of the input"
+        )
     values, assumptions = _architecture(params), []
     check_sizes(known, values["modalities"])
     sizes = {**known.get("input_size", {})}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mbt_fast.checkpoint.av_mae import is_av_mae, with_official_names
 from mbt_fast.checkpoint.files import check_not_orbax, replacing
 from mbt_fast.checkpoint.flax_msgpack import Unreadable, pack, unpack
 from mbt_fast.checkpoint.layouts import (
@@ -91,7 +92,8 @@ def scenic_to_torch(params: "Mapping[str, Array]", config: MBTConfig) -> dict[st
     Args:
         params: Arrays by official path, e.g. ``"Transformer/encoder_norm/scale"``. With
             ``use_bottleneck`` and one modality the official code makes a ``bottleneck`` that it
-            never uses: it is dropped where ``config`` has one modality, and only there.
+            never uses: it is dropped where ``config`` has one modality, and only there. Those of
+            the AV-MAE fork are renamed, and its sines become positions.
         config: The model, see ``MBTConfig.from_scenic``.
 
     Returns:
@@ -101,6 +103,8 @@ def scenic_to_torch(params: "Mapping[str, Array]", config: MBTConfig) -> dict[st
     Raises:
         CheckpointError: Entries are missing, unexpected, misshapen, or not floating point.
     """
+    if is_av_mae(params):
+        params = with_official_names(params, config)
     unused = (_BOTTLENECK,) if len(config.modalities) == 1 else ()
     params = {path: array for path, array in params.items() if path not in unused}
     _check_classifier(params, config)

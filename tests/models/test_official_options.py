@@ -1,5 +1,7 @@
 """Heads that pool and the stem that samples frames, against the official model in numpy float64."""
 
+import re
+
 import numpy as np
 import official_numpy
 import pytest
@@ -231,6 +233,55 @@ def test_a_checkpoint_of_sampled_frames_tells_how_many_were_read(read, asked):
     assert f"n_sampled_frames is assumed to be {asked}" in assumptions
     with pytest.raises(CheckpointError, match="n_sampled_frames must be given in the config"):
         infer_config(params, input_size={**config.input_size, "rgb": (2, 8, 12)})
+
+
+def sines(length, width):
+    position = np.arange(length)[:, None]
+    channels = np.arange(width)
+    angles = position / 10000 ** (2 * (channels // 2) / width)
+    return np.where(channels % 2, np.cos(angles), np.sin(angles))[None].astype(np.float32)
+
+
+def as_the_fork_saves(params, modalities):
+    """The official parameters under the names of the AV-MAE fork, without positions."""
+    official = {m: "" if m == "rgb" else f"_{m}" for m in modalities}
+    fork = {m: "" if m == modalities[0] else f"_{m}" for m in modalities}
+    fork = {m: name.replace("spectrogram", "spec") for m, name in fork.items()}
+    owners = {official[m]: fork[m] for m in modalities}
+    renamed = {}
+    for path, array in params.items():
+        block = re.fullmatch(r"(Transformer/encoderblock_\d+)(_\w+)?/(.*)", path)
+        if block:
+            path = f"{block[1]}{owners[block[2] or '']}/{block[3]}"
+        elif path.startswith("output_projection"):
+            path = f"ProjectionHeadAndClassifier_0/{path}"
+        if "posembed_input" not in path:
+            renamed[path] = array
+    return renamed
+
+
+@pytest.mark.parametrize("modalities", [("rgb", "spectrogram"), ("spectrogram", "rgb"), ("rgb",)])
+@pytest.mark.parametrize("classifier", ["gap_per_modality", "token"])
+def test_weights_of_the_av_mae_fork_have_its_logits(modalities, classifier):
+    options, _, config, inputs = case("per modality")
+    options |= {"modalities": modalities, "classifier": classifier}
+    config = config.replace(modalities=modalities, classifier=classifier)
+    params = official_numpy.parameters(options, config.input_size, config.patch_size)
+    for path in [path for path in params if "posembed_input" in path]:
+        params[path] = sines(params[path].shape[1], 16)
+    inputs = {m: inputs[m] for m in modalities}
+    expected = torch.from_numpy(official_numpy.logits(inputs, params, options))
+    model = converted(as_the_fork_saves(params, modalities), config)
+    torch.testing.assert_close(model(ours(inputs)), expected)
+
+
+def test_the_gap_of_the_av_mae_fork_is_one_for_each_modality():
+    _, params, config, _ = case("gap")
+    weights = as_the_fork_saves(params, config.modalities)
+    with pytest.raises(CheckpointError, match="classifier must be 'gap_per_modality' for weights"):
+        scenic_to_torch(weights, config)
+    with pytest.raises(CheckpointError, match="a config must be given for weights of the AV-MAE"):
+        infer_config(weights)
 
 
 @pytest.mark.parametrize(
