@@ -79,6 +79,32 @@ def test_image_vit_is_taken_the_official_way(config, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
+def test_ast_starts_the_spectrogram_and_an_image_vit_the_rest(config, tmp_path):
+    """An AST has 2 tokens beside its patches, here 2 x 4 along (mel, time), and one channel."""
+    shapes = vit_shapes(64, 128, 4, (16, 16), 1 + 2 * 2)
+    vit = {name: torch.randn(shape) for name, shape in shapes.items()}
+    save_file(vit, tmp_path / "vit.safetensors")
+    ast = {name: torch.randn(shape) for name, shape in shapes.items()}
+    ast |= {
+        "pos_embed": torch.randn(1, 2 + 12 * 4, 64),
+        "dist_token": torch.randn(1, 1, 64),
+        "patch_embed.proj.weight": torch.randn(64, 1, 16, 16),
+    }
+    torch.save({f"module.v.{name}": tensor for name, tensor in ast.items()}, tmp_path / "ast.pth")
+    files = [f"init.vit={tmp_path / 'vit.safetensors'}", f"init.ast={tmp_path / 'ast.pth'}"]
+    both = start.build(config(*files), CLASSES).state_dict()
+    image = start.build(config(files[0]), CLASSES).state_dict()
+    sound = start.build(config(files[1]), CLASSES).state_dict()
+    fresh = start.build(config(), CLASSES).state_dict()
+    for name, tensor in both.items():
+        assert torch.equal(tensor, (sound if ".spectrogram." in name else image)[name]), name
+    for name, tensor in sound.items():
+        new = ".spectrogram." in name or name.startswith("norm.")
+        assert torch.equal(tensor, fresh[name]) != new or name.startswith("head."), name
+    block = sound["blocks.0.spectrogram.mlp.fc1.weight"]
+    assert torch.equal(block, ast["blocks.0.mlp.fc1.weight"])
+
+
 def test_checkpoint_of_another_size_and_other_classes(config, tmp_path):
     """Positions are resized, the classifier stays zero, all else is taken over."""
     saved = start.build(config("train.seed=1"), 7)
