@@ -101,18 +101,19 @@ class Decoder:
 
         name = self._source.media.name
         # Behind a seek a frame without a timestamp could lie anywhere.
-        end = self._source.start if target is None else None
+        last = end = self._source.start if target is None else None
         for packet in self._packets(kind, target):
             for frame in self._frames_of(packet, end):
                 if not isinstance(frame, (av.VideoFrame, av.AudioFrame)):
                     continue
                 with as_clip_error(name, "its timestamps are damaged"):
-                    time = to_seconds(frame.pts, frame.time_base)
-                    if time is None and end is None:
+                    stamp = to_seconds(frame.pts, frame.time_base)
+                    time = end if stamp is None else stamp
+                    if time is None:
                         return
-                    time = max(value for value in (time, end) if value is not None)
-                    end = time + duration(frame)
-                yield time, frame
+                    last = time if last is None else max(last, time)
+                    end = last + duration(frame)
+                yield last, frame
         stated = self._source.stated.get(kind)
         if stated is not None and not self._tolerate:
             zero = self._source.start

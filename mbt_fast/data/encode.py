@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 VIDEO_CODEC = "libx264"
 AUDIO_CODECS = ("flac", "aac")  # the first is lossless
+_BT601, _LIMITED = 6, 1  # FFmpeg's numbers for what H.264 says of its colours
 _TICKS = 90000  # of the video's clock, per second
 
 
@@ -88,7 +89,10 @@ class ClipWriter:
             context.gop_size = self._key_frames
             context.time_base = Fraction(1, _TICKS)
             context.thread_count = 1
+            # Without these, mp4 states lengths truly, and a decoder gives each picture at once.
+            context.max_b_frames = 0
             context.flags |= Flags.frame_duration  # else the last picture lasts 1/25 s
+            context.colorspace, context.color_range = _BT601, _LIMITED  # as swscale makes it
         if sound:
             self._audio = self._container.add_stream(
                 self._audio_codec, rate=SAMPLE_RATE, layout="mono"
@@ -113,7 +117,7 @@ class ClipWriter:
         """Add float32 ``[samples]`` in [-1, 1] after those before."""
         from av import AudioFrame
 
-        pcm = (samples.clamp(-1, 1) * 32767).round().short().reshape(1, -1)
+        pcm = (samples * 32768).round().clamp(-32768, 32767).short().reshape(1, -1)
         frame = AudioFrame.from_ndarray(pcm.numpy(), format="s16", layout="mono")
         frame.sample_rate = SAMPLE_RATE
         frame.pts, frame.time_base = self._samples, Fraction(1, SAMPLE_RATE)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Entry:
     size: int | None = None
 
     @property
-    def media(self) -> str | PackedFile:
+    def media(self) -> str | BinaryIO:
         """What ``read_window`` and ``load_clip`` take: the path, or a part of the shard.
 
         Raises:
@@ -52,7 +53,8 @@ class Entry:
         """
         if self.offset is None or self.size is None:
             return self.path
-        return PackedFile(self.path, self.offset, self.size, f"{self.path}!{self.id}")
+        name = f"{self.path}!{self.id}"
+        return cast(BinaryIO, PackedFile(self.path, self.offset, self.size, name))
 
 
 class Manifest:
@@ -130,6 +132,11 @@ class Manifest:
     def ignored(self) -> tuple[str, ...]:
         """Columns of the file that mean nothing here."""
         return self._table.ignored
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any row has a label, a verb or a noun."""
+        return bool(self._table.categories)
 
     def label_names(self, task: str | None = None) -> tuple[str, ...]:
         """The classes that occur, sorted: names, or ``"0"`` to the highest if all are indices.

@@ -144,9 +144,9 @@ def _stated_times(container: "InputContainer", chosen: "Streams") -> dict[str, S
     last = Fraction(container.duration or 0, 1_000_000)
     times = {}
     for kind, stream in chosen.items():
-        start = to_seconds(stream.start_time, stream.time_base)
+        start = to_seconds(stream.start_time, stream.time_base) or Fraction(0)
         end = _stated_end(stream) or last
-        if start is None or end <= start:
+        if end <= start:
             return None
         times[kind] = (start, end)
     return times

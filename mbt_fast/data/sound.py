@@ -117,7 +117,7 @@ class AudioCollector:
             if wrap:
                 pieces.append(_Piece(row[before : self._lap], first))
             self._pieces.append(pieces)
-        self._sound = _MonoSound()
+        self._sound = MonoSound()
 
     def spans(self) -> list[tuple[Fraction, Fraction]]:
         """The stretches of the file to push, in order."""
@@ -160,7 +160,7 @@ class AudioCollector:
                     piece.copy(samples, begin)
 
 
-class _MonoSound:
+class MonoSound:
     """Turns frames of any format into samples of one channel at 16 kHz.
 
     Frames that follow one another are a run. A run begins at a time that both rates meet, with
@@ -168,6 +168,7 @@ class _MonoSound:
     """
 
     def __init__(self) -> None:
+        """Wait for the first frame."""
         self.came = False
         self.position = 0  # behind the last sample that was given out
         self._form: tuple[str, str, int] | None = None  # of the current run

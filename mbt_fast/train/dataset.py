@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from mbt_fast.data import Clip, ClipTransform, Crop, collate, read_window
 from mbt_fast.data.classes import ClassIndex
-from mbt_fast.data.manifest import Entry, Manifest
+from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import ClipError
 from mbt_fast.train.order import Key, draw, generator
 from mbt_fast.train.sections import AugmentConfig
@@ -163,9 +163,12 @@ class TrainingClips(Dataset[Item]):
     def _read(self, index: int, key: Key) -> Clip:
         source = generator(self.seed, "window", key.epoch, key.position)
         position, crop = draw_window(self.augment, source)
-        return read_entry(
-            self.manifest[index],
+        entry = self.manifest[index]
+        return read_window(
+            entry.media,
             self.transform,
+            entry.start,
+            entry.end,
             position=position,
             crop=crop,
             pixels="uint8",
@@ -192,32 +195,6 @@ def draw_window(augment: AugmentConfig, source: torch.Generator) -> tuple[float,
     least, most = augment.scale
     reach = most - least
     return position, Crop(least + reach * height, least + reach * width, top, left)
-
-
-def read_entry(
-    entry: Entry,
-    transform: ClipTransform,
-    *,
-    position: float = 0.5,
-    crop: Crop | None = None,
-    pixels: str = "float32",
-    errors: str = "strict",
-) -> Clip:
-    """One window of a manifest's entry; arguments as for ``read_window``.
-
-    Raises:
-        ClipError: It cannot be read.
-    """
-    return read_window(
-        entry.path,
-        transform,
-        entry.start,
-        entry.end,
-        position=position,
-        crop=crop,
-        pixels=pixels,
-        errors=errors,
-    )
 
 
 def collate_items(items: Sequence[Item], *, mask_padding: bool) -> Batch:

@@ -52,11 +52,11 @@ def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
     folder = Path(out)
     data = read_data(config)
     config = config.with_num_classes(len(data.names))
+    check_same_config(folder, config)
     with ExitStack() as stack:
-        stack.enter_context(locked(folder))
-        check_same_config(folder, config)
         stack.enter_context(torch.random.fork_rng())
         parts = build_parts(config, data)
+        stack.enter_context(locked(folder))
         write_config(folder, config, data.names)
         stop = stack.enter_context(Stopping())
         return stack.enter_context(Loop(parts, folder, stop)).run()

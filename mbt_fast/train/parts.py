@@ -119,11 +119,13 @@ def read_data(config: TrainConfig) -> Data:
     """Read the manifests, and check that their labels are classes.
 
     Raises:
-        InputError: A file cannot be read, or a row is not valid for the task.
+        InputError: A file cannot be read, a row is not valid for the task, or there are fewer clips
+            than a batch has.
     """
     config.check_ready()
     task, files = config.train.task, config.data
     train = Manifest.read(files.train)
+    config.train.steps_per_epoch(len(train))  # refuses a batch that is larger
     val = Manifest.read(files.val) if files.val else None
     test = Manifest.read(files.test) if files.test else None
     names = read_labels(files.labels) if files.labels else train.label_names(task)
@@ -145,7 +147,6 @@ def build_parts(config: TrainConfig, data: Data) -> Parts:
     Raises:
         InputError: Something does not fit the machine, the clips or the weights.
     """
-    config.train.steps_per_epoch(len(data.train))  # refuses a batch larger than the data set
     device = choose_device(config.train.device)
     dtype, _ = choose_dtype(config.train.dtype, device)
     model = start.build(config, len(data.names)).to(device)

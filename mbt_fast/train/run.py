@@ -19,6 +19,10 @@ from mbt_fast.train.means import Meter
 from mbt_fast.train.parts import Parts
 from mbt_fast.train.state import MODEL_FILE, TrainingState, read_record
 
+_ALARM = (
+    "warning: the model predicts the same for every clip; often the learning rate is too high, or "
+    "labels and clips do not belong together"
+)
 BEST_SCORE = {"multilabel": "mAP", "single": "top1", "verb_noun": "action"}
 
 
@@ -134,14 +138,20 @@ class Run(ExitStack):
 
         A score that is cut short leaves no record: it is made again when the run goes on.
         """
+        from tqdm import tqdm
+
         for evaluation in self._due():
             self.save()
             record = self._score(evaluation, stop)
             if record is None:
                 return
             self._write(record)
+            tqdm.write(report.line(f"step {self.step}", record))
+            if record["constant"]:
+                tqdm.write(_ALARM)
             self._point_to_best()
-            self.write_report()
+            if self.step < self.parts.total_steps:  # at the end ``finish`` writes it
+                self.write_report()
 
     def finish(self, stopped_by: str | None) -> Outcome:
         """Save what is not saved, and say how the run ended."""

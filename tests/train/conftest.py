@@ -3,7 +3,7 @@
 import pytest
 
 from mbt_fast.data.synthetic import SyntheticSet, write_synthetic
-from mbt_fast.train import TrainConfig
+from mbt_fast.train import TrainConfig, report
 
 RECIPE = """
 [model]
@@ -49,8 +49,12 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture
-def configure(clips):
-    """The configuration of a short run, with changes such as ``"train.lr=0.1"``."""
+def configure(clips, monkeypatch):
+    """The configuration of a short run, with changes such as ``"train.lr=0.1"``.
+
+    Its report is not drawn, which would take longer than the run.
+    """
+    monkeypatch.setattr(report, "write", lambda *_: None)
 
     def make(*overrides):
         return TrainConfig.from_toml(clips / "recipe.toml", overrides)

@@ -2,11 +2,11 @@
 
 import argparse
 
-from mbt_fast.cli.data import import_dataset, synthetic
+from mbt_fast.cli.data import check, import_dataset, pack, stats, synthetic
 
 HELP = "Make, check, measure and pack the manifests that training reads."
 
-COMMANDS = {"synthetic": synthetic}
+COMMANDS = {"check": check, "stats": stats, "pack": pack, "synthetic": synthetic}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
