@@ -1,10 +1,12 @@
 """The model with which a run starts: random, from an image ViT, from a checkpoint, or fused."""
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from encoder_cases import TimmViT
 from safetensors.torch import save_file
 from torch import nn
 
@@ -269,13 +271,66 @@ def test_absent_modality_of_a_fused_pair_is_left_out(config, encoders):
 
 
 def test_video_encoder_reads_all_frames_at_once(config, encoders):
-    model = start.build(config(text=FUSED.replace("hf:image", "hf:video")), CLASSES).eval()
+    text = FUSED.replace("hf:image", "hf:video")
+    model = start.build(config("model.fusion_layer=2", text=text), CLASSES).eval()
     nn.init.normal_(model.head["rgb"].weight)
     clip = {"rgb": inputs()["rgb"]}
     tokens = encoders["video"].eval()(clip["rgb"].transpose(1, 2)).last_hidden_state
     assert not model.frame_embed
     assert model.n_tokens["rgb"] == tokens.shape[1]
-    assert model(clip).shape == (2, CLASSES)
+    assert torch.equal(model(clip), model.head["rgb"](tokens.mean(dim=1)))
+
+
+class Timm(types.ModuleType):
+    """As much of timm as is asked for: it notes how, and makes small encoders of its kind."""
+
+    def __init__(self):
+        super().__init__("timm")
+        self.calls = []
+
+    def create_model(self, name, **options):
+        self.calls.append((name, options))
+        tower = TimmViT()
+        tower.head = nn.Identity()
+        return tower
+
+
+def test_encoders_of_timm_are_made_for_the_size_of_the_input(config, tmp_path, monkeypatch):
+    timm = Timm()
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    text = FUSED.replace("hf:image", "timm:vit").replace("hf:sound", "timm:ast")
+    sizes = ("model.input_size.rgb=[2, 12, 8]", "model.input_size.spectrogram=[12, 8]")
+    model = start.build(config(*sizes, text=text), CLASSES).eval()
+    assert timm.calls == [
+        (name, {"num_classes": 0, "img_size": (12, 8), "pretrained": True})
+        for name in ("vit", "ast")
+    ]
+    for head in model.head.values():
+        nn.init.normal_(head.weight)
+    clip = {"rgb": torch.randn(2, 3, 2, 12, 8), "spectrogram": torch.randn(2, 12, 8)}
+    save_model(tmp_path / "saved", model)
+    loaded = load_model(tmp_path / "saved").eval()
+    assert [options.get("pretrained", False) for _, options in timm.calls[2:]] == [False, False]
+    assert torch.equal(loaded(clip), model(clip))
+
+
+def test_library_that_is_not_installed_is_named(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    text = FUSED.replace("hf:image", "timm:vit")
+    with pytest.raises(InputError, match=r"encoder 'timm:vit' needs the package 'timm'"):
+        start.build(config(text=text), CLASSES)
+
+
+def test_input_that_does_not_fit_its_encoder_is_named(config, encoders):
+    size = "model.input_size.rgb=[2, 48, 48]"
+    with pytest.raises(InputError, match=r"model\.fuse: input_size\.rgb must fit its encoder"):
+        start.build(config(size, text=FUSED), CLASSES)
+
+
+def test_encoder_that_cannot_be_loaded_is_named(config, encoders, tmp_path):
+    (tmp_path / "image" / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"the encoder 'hf:.*image' cannot be loaded"):
+        start.build(config(text=FUSED), CLASSES)
 
 
 def test_every_parameter_of_a_fused_pair_is_trained(config, encoders):
