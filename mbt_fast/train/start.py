@@ -11,6 +11,7 @@ from mbt_fast import checkpoint
 from mbt_fast.checkpoint.shapes import check_shapes, expected_shapes
 from mbt_fast.config import MBTConfig
 from mbt_fast.data import ClipTransform
+from mbt_fast.data.transform import KIND
 from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models import MBT
 from mbt_fast.models.fused_classifier import FusedClassifier, FusedConfig
@@ -56,8 +57,11 @@ def clip_transform(config: TrainConfig, model_config: MBTConfig | FusedConfig) -
         model_config: The model; its input sizes.
 
     Raises:
-        InputError: The options contradict one another.
+        InputError: The options contradict one another, or files cannot have a modality.
     """
+    foreign = [m for m in model_config.modalities if m not in KIND]
+    if foreign:
+        raise InputError(f"model.modalities must be of {', '.join(KIND)}, got {foreign[0]!r}")
     options = {name: getattr(config.data, name) for name in _TRANSFORM}
     try:
         return ClipTransform.from_config(model_config, **options)

@@ -168,6 +168,13 @@ def test_clip_transform_has_the_model_sizes_and_the_options_of_the_data(config):
     assert transform.window == "hann"
 
 
+def test_modality_that_no_file_has_is_named(config):
+    sizes = ("model.input_size.touch=[64, 32]", "model.patch_size.touch=[16, 16]")
+    configured = config('model.modalities=["rgb", "touch"]', *sizes)
+    with pytest.raises(InputError, match=r"model\.modalities must be of .*, got 'touch'"):
+        start.clip_transform(configured, configured.model.mbt(CLASSES))
+
+
 FUSED = """
 [model]
 fusion_layer = 1
