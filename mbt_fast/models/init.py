@@ -41,5 +41,6 @@ def _init_embedding(embedding: StreamEmbedding) -> None:
     std = (kernel[0].numel() ** -0.5) / TRUNCATED_STD
     nn.init.trunc_normal_(kernel, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(embedding.proj.bias)
-    nn.init.zeros_(embedding.cls_token)
+    if embedding.cls_token is not None:
+        nn.init.zeros_(embedding.cls_token)
     nn.init.normal_(embedding.pos_embed, std=TOKEN_STD)
