@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mbt_fast import create_model
-from mbt_fast.checkpoint import load_pretrained, load_vit, save_pretrained
+from mbt_fast.checkpoint import load_pretrained, load_scenic, load_vit, save_pretrained
+from mbt_fast.checkpoint.flax_msgpack import pack
 from mbt_fast.checkpoint.shapes import cast
 from mbt_fast.errors import CheckpointError
 
@@ -121,6 +122,49 @@ def test_allowed_classes_are_forgotten_after_the_file(tmp_path):
     before = torch.serialization.get_safe_globals()
     load_vit(tmp_path / "a.pth")
     assert torch.serialization.get_safe_globals() == before
+
+
+def write(kind, path):
+    content = {"model": weights(), "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5)}
+    if kind == "torch":
+        torch.save(content, path)
+    elif kind == "torch before 1.6":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    elif kind == "safetensors":
+        save_file(weights(), path)
+    elif kind == "npz":
+        np.savez(path, **{name: tensor.numpy() for name, tensor in weights().items()})
+    else:
+        narrow = {name: tensor.bfloat16() for name, tensor in weights().items()}
+        path.write_bytes(pack({"params": narrow, "opt_state": {"0": np.zeros(3, np.float32)}}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("torch", "a.pth"),
+        ("torch before 1.6", "a.pth"),
+        ("safetensors", "a.safetensors"),
+        ("npz", "a.npz"),
+        ("msgpack", "a.checkpoint"),
+    ],
+)
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, kind, name):
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    write(kind, path)
+    whole, refused = path.read_bytes(), []
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=rng.choice([1, 2, 8])):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(bytes(damaged[: rng.choice([len(whole), rng.integers(len(whole))])]))
+        try:
+            load_scenic(path) if kind == "msgpack" else load_vit(path)
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert len(refused) > 30
+    assert all(message.startswith(f"{path}: ") for message in refused), refused
+    assert all(message.isprintable() for message in refused), refused
 
 
 def test_weights_of_several_dtypes_load_in_the_one_that_is_asked_for(tmp_path):
