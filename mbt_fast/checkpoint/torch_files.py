@@ -1,6 +1,7 @@
 """Files of ``torch.save``: the tensors that they hold by name, and nothing that could run."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,7 +34,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # a malformed pickle may raise anything
-        raise CheckpointError(f"{path}: {_reason(path)}") from error
+        raise CheckpointError(f"{path}: {_reason(path, error)}") from error
     for key in _PLACES:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -63,13 +64,13 @@ def _numpy_scalars() -> list[Any]:
     ]
 
 
-def _reason(path: Path) -> str:
+def _reason(path: Path, error: Exception) -> str:
     """Why a file cannot be read: the classes that it asks for, or that it is none."""
     try:
         with safe_globals(_harmless()):
             classes = get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # as above; and the format before torch 1.6 is not looked into
-        classes = []
+    except Exception:  # as above; of the format before torch 1.6 the error names one class
+        classes = re.findall(r"GLOBAL (\w[\w.]*\w) was not an allowed global", str(error))
     if not classes:
         return "not a whole file of tensors alone, and nothing else is loaded"
     return (

@@ -107,8 +107,10 @@ class Recipe:
     """Some class of somebody's training loop."""
 
 
-def test_another_class_is_named_with_the_way_out(tmp_path):
-    torch.save({"model": weights(), "recipe": Recipe()}, tmp_path / "a.pth")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_another_class_is_named_with_the_way_out(tmp_path, zipped):
+    content = {"model": weights(), "recipe": Recipe()}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError) as caught:
         load_vit(tmp_path / "a.pth")
     message = str(caught.value)
