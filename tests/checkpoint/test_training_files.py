@@ -119,6 +119,15 @@ def test_another_class_is_named_with_the_way_out(tmp_path, zipped):
     assert "\n" not in message
 
 
+def test_a_whole_model_and_torchscript_are_named_with_the_way_out(tmp_path):
+    torch.save(create_model("mbt_tiny"), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"objects of mbt_fast\.config\.MBTConfig, .* in all"):
+        load_vit(tmp_path / "model.pt")
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "script.pt")
+    with pytest.raises(CheckpointError, match="a TorchScript archive, which is not read"):
+        load_vit(tmp_path / "script.pt")
+
+
 def test_allowed_classes_are_forgotten_after_the_file(tmp_path):
     torch.save({"model": weights(), "args": argparse.Namespace()}, tmp_path / "a.pth")
     before = torch.serialization.get_safe_globals()
