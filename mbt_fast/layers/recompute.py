@@ -28,21 +28,26 @@ class Affine(NamedTuple):
     bias: Tensor | None
 
 
-def are_unmodified(modules: Iterable[nn.Module], kind: type[nn.Module]) -> bool:
+def are_unmodified(*groups: tuple[type[nn.Module], Iterable[nn.Module]]) -> bool:
     """Whether modules do what their class says, so that their weights may be used in their place.
 
     Adapters, parametrisations and quantisation replace the class, add hooks, or put another kind
     of tensor in the place of a parameter. Such a module must be called.
+
+    Args:
+        *groups: A class, and modules that should be of it. A group is looked at when all before
+            it are unmodified.
     """
-    for module in modules:
-        if type(module) is not kind:
-            return False
-        for hooks in _HOOKS:
-            if getattr(module, hooks):
+    for kind, modules in groups:
+        for module in modules:
+            if type(module) is not kind:
                 return False
-        for parameter in module._parameters.values():
-            if parameter is not None and type(parameter) not in (Tensor, nn.Parameter):
-                return False
+            for hooks in _HOOKS:
+                if getattr(module, hooks):
+                    return False
+            for parameter in module._parameters.values():
+                if parameter is not None and type(parameter) not in (Tensor, nn.Parameter):
+                    return False
     return True
 
 

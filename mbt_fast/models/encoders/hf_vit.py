@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.modules.module import _has_any_global_hook
 
+from mbt_fast.layers.recompute import are_unmodified
 from mbt_fast.models.encoders.family import NO_DROPOUT, Family, Layer, Need, Tower
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class _HuggingFace(Family):
@@ -110,7 +110,6 @@ def _packed(linears: Sequence[nn.Linear], x: Tensor, num_heads: int) -> Tensor:
 
 def _are_plain(linears: Sequence[nn.Linear]) -> bool:
     """Linears of torch's own, all with a bias or none, and nothing that would go unnoticed."""
-    if any(type(module) is not nn.Linear for module in linears):
+    if _has_any_global_hook() or not are_unmodified((nn.Linear, linears)):
         return False
-    hooked = any(getattr(module, hooks) for module in linears for hooks in HOOKS)
-    return not hooked and len({module.bias is None for module in linears}) == 1
+    return len({module.bias is None for module in linears}) == 1
