@@ -13,7 +13,7 @@ from torch.nn.functional import dropout
 from mbt_fast.functional import bias_gelu
 from mbt_fast.layers.attention import Attention
 from mbt_fast.layers.drop_path import ALL, Keep, sample_keep
-from mbt_fast.layers.recompute import are_unmodified
+from mbt_fast.layers.hooks import are_unmodified
 from mbt_fast.layers.rows import take_rows
 
 LAYER_NORM_EPS = 1e-6  # flax's default, not PyTorch's 1e-5

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import _has_any_global_hook
 
 from mbt_fast.layers.attention import Attention
 from mbt_fast.layers.block import Block
-from mbt_fast.layers.recompute import are_unmodified
+from mbt_fast.layers.hooks import are_unmodified, is_everything_watched
 from mbt_fast.layers.rows import Lengths, Streams, joint_valid, row_ranges
 from mbt_fast.ops.streams import share_slots
 
@@ -17,7 +16,7 @@ def are_unwatched(blocks: Sequence[Block]) -> bool:
     """Whether nobody waits for a ``Block``, its ``Attention``, or every module, to be called."""
     attentions = (block.attn for block in blocks)
     unmodified = are_unmodified((Block, blocks), (Attention, attentions))
-    return unmodified and not _has_any_global_hook()
+    return unmodified and not is_everything_watched()
 
 
 def call_blocks(

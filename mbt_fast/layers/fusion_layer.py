@@ -25,12 +25,12 @@ from mbt_fast.layers.blockwise import are_unwatched, call_blocks
 from mbt_fast.layers.checkpointing import refuse_hidden_streams
 from mbt_fast.layers.drop_path import Keep
 from mbt_fast.layers.execution import Execution
+from mbt_fast.layers.hooks import are_unmodified
 from mbt_fast.layers.parts import Linear, Part, affines, call_modules, one_by_one, parts_of
 from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.recompute import (
     Affine,
     add_norm_linear,
-    are_unmodified,
     gelu_linear,
     norm_mlp,
 )

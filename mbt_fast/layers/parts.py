@@ -9,7 +9,8 @@ from torch.nn.functional import linear
 
 from mbt_fast.layers.block import Mlp, apply_norm
 from mbt_fast.layers.drop_path import Keep
-from mbt_fast.layers.recompute import Affine, are_unmodified
+from mbt_fast.layers.hooks import are_unmodified
+from mbt_fast.layers.recompute import Affine
 from mbt_fast.ops.operator import Entries
 
 Linear = nn.Linear | Mlp | Affine  # a module, or parameters

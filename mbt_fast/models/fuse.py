@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mbt_fast.config import check_modalities
+from mbt_fast.layers.embed import TOKEN_STD
 from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
 from mbt_fast.models.encoders import Layer, check_training, families_of
-from mbt_fast.models.init import TOKEN_STD
 from mbt_fast.ops.bottleneck_attention import attend
 from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
@@ -103,9 +103,9 @@ class FusedTowers(nn.Module):
             inputs: Per modality what its tower takes: images or spectrograms, and for
                 ``torch.nn.TransformerEncoder`` tokens ``[B, N, C]``. A modality that is left out is
                 absent for every example.
-            lengths: Per modality int32 ``[B]``: how many of the tower's tokens are valid, CLS and
-                its like included; 0 means absent for this example. A modality without an entry, or
-                with ``None``, has no padding.
+            lengths: Per modality int32 or int64 ``[B]``: how many of the tower's tokens are valid,
+                CLS and its like included; 0 means absent for this example. A modality without an
+                entry, or with ``None``, has no padding.
 
         Returns:
             Tokens ``[B, N, C]`` per modality after the tower's last norm, which is what its head
@@ -225,12 +225,13 @@ def _checked_lengths(lengths: Mapping[str, Tensor] | None, streams: Streams) -> 
         return {}
     if not isinstance(lengths, Mapping):
         raise TypeError(f"lengths must be a mapping from modality to tensor, got {lengths!r}")
+    checked = {}
     for modality, length in lengths.items():
         if modality not in streams:
             raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
         x = streams[modality]
-        check_length(f"lengths[{modality!r}]", length, x, x.shape[1])
-    return {modality: length for modality, length in lengths.items() if length is not None}
+        checked[modality] = check_length(f"lengths[{modality!r}]", length, x, x.shape[1])
+    return {modality: length for modality, length in checked.items() if length is not None}
 
 
 def _check_integer(name: str, value: int, most: int | None = None) -> None:

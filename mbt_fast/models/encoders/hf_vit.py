@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.nn.modules.module import _has_any_global_hook
 
-from mbt_fast.layers.recompute import are_unmodified
+from mbt_fast.layers.hooks import are_unmodified, is_everything_watched
 from mbt_fast.models.encoders.family import NO_DROPOUT, Family, Layer, Need, Tower
 
 
@@ -110,6 +109,6 @@ def _packed(linears: Sequence[nn.Linear], x: Tensor, num_heads: int) -> Tensor:
 
 def _are_plain(linears: Sequence[nn.Linear]) -> bool:
     """Linears of torch's own, all with a bias or none, and nothing that would go unnoticed."""
-    if _has_any_global_hook() or not are_unmodified((nn.Linear, linears)):
+    if is_everything_watched() or not are_unmodified((nn.Linear, linears)):
         return False
     return len({module.bias is None for module in linears}) == 1
