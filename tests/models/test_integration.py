@@ -116,3 +116,29 @@ def test_lengths_of_int64_reach_an_op_as_int32():
     qkv = [torch.randn(2, 9, 3, 4, 16)]
     outs = [bottleneck_attention(qkv, 4, lengths=[n])[0] for n in (int32(3, 0), int32(3, 0).long())]
     assert torch.equal(*outs)
+
+
+LORA_TARGETS = {"suffixes": ["attn.qkv", "attn.proj"], "pattern": r".*\.attn\.(qkv|proj)"}
+
+
+@pytest.mark.parametrize("targets", LORA_TARGETS.values(), ids=LORA_TARGETS.keys())
+def test_adapters_of_attention_leave_the_patch_stem_alone(targets):
+    """Both have a ``proj``: names in a state dict stay what they are, so targets say which."""
+    peft = pytest.importorskip("peft", reason="the extra 'examples' is not installed")
+    config = peft.LoraConfig(target_modules=targets, r=2)
+    adapted = peft.get_peft_model(create_model("mbt_tiny"), config)
+    linears = {name.partition(".lora_")[0] for name, _ in adapted.named_parameters()
+               if ".lora_" in name}  # fmt: skip
+    assert linears == {
+        f"base_model.model.blocks.{index}.{m}.attn.{linear}"
+        for index in range(4)
+        for m in ("rgb", "spectrogram")
+        for linear in ("qkv", "proj")
+    }
+
+
+def test_adapters_named_proj_alone_are_refused_at_the_patch_stem():
+    peft = pytest.importorskip("peft", reason="the extra 'examples' is not installed")
+    config = peft.LoraConfig(target_modules=["qkv", "proj"], r=2)
+    with pytest.raises(ValueError, match="PatchProjection.* is not supported"):
+        peft.get_peft_model(create_model("mbt_tiny"), config)
