@@ -8,6 +8,7 @@ from mbt_fast.config import check_modalities
 from mbt_fast.layers.embed import TOKEN_STD
 from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
 from mbt_fast.models.encoders import Layer, check_training, families_of
+from mbt_fast.models.left_out import check_left_out
 from mbt_fast.ops.bottleneck_attention import attend
 from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
@@ -102,7 +103,7 @@ class FusedTowers(nn.Module):
         Args:
             inputs: Per modality what its tower takes: images or spectrograms, and for
                 ``torch.nn.TransformerEncoder`` tokens ``[B, N, C]``. A modality that is left out is
-                absent for every example.
+                absent for every example; in distributed training give it, and ``lengths`` of 0.
             lengths: Per modality int32 or int64 ``[B]``: how many of the tower's tokens are valid,
                 CLS and its like included; 0 means absent for this example. A modality without an
                 entry, or with ``None``, has no padding.
@@ -117,6 +118,7 @@ class FusedTowers(nn.Module):
             ValueError: A name, shape, device or value does not fit.
         """
         streams = self._embed(inputs)
+        check_left_out(streams, {m: [tower] for m, tower in self.towers.items()})
         lengths = _checked_lengths(lengths, streams)
         streams = {m: _drop_padding(x, lengths.get(m)) for m, x in streams.items()}
         first = self.fusion_layer if self.n_slots else self.num_layers

@@ -1,7 +1,7 @@
 """The Multimodal Bottleneck Transformer (Nagrani et al., 2021, arXiv 2107.00135), exactly."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -19,6 +19,7 @@ from mbt_fast.layers.fusion_layer import SHARED, Streams, enter_fusion
 from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT, run_modalities
+from mbt_fast.models.left_out import check_left_out
 from mbt_fast.ops.autocast import autocast_dtype
 from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
@@ -57,7 +58,7 @@ class MBT(nn.Module):
         Args:
             inputs: Per modality ``[B, 3, frames, height, width]`` or ``[B, time, mel]``, in the
                 dtype of the weights (any float type under autocast). A modality that is left out is
-                absent for every example.
+                absent for every example; in distributed training give zeros and ``lengths`` of 0.
             lengths: Per modality int32 or int64 ``[B]``: valid own tokens, CLS included; 0 means
                 absent for this example. A modality without an entry, or with ``None``, has no
                 padding.
@@ -97,6 +98,7 @@ class MBT(nn.Module):
     ) -> dict[str, Tensor]:
         """The CLS token ``[B, C]`` of each modality after the final LayerNorm, before the head."""
         lengths = self.check_inputs(inputs, lengths)
+        check_left_out(inputs, {m: self._parts_of(m) for m in self.config.modalities})
         given = [m for m in self.config.modalities if m in inputs]
         streams = run_modalities(partial(self._below_fusion, inputs, lengths), given)
         tokens = self._fuse(streams, lengths)
@@ -332,6 +334,11 @@ class MBT(nn.Module):
             joined = layer(joined, {}, valid=valid, rows=rows)
         tokens = joined[SHARED] if rows else take_rows(joined[SHARED], cls)
         return dict(zip(streams, tokens.unbind(1), strict=True))
+
+    def _parts_of(self, modality: str) -> Iterator[nn.Module]:
+        """What is used by one modality alone."""
+        yield self.embed[modality]
+        yield from (layer[modality] for layer in self.layers if modality in layer)
 
     def _check_input(self, modality: str, x: Tensor, inputs: Inputs) -> None:
         name = f"inputs[{modality!r}]"

@@ -140,5 +140,5 @@ def test_adapters_of_attention_leave_the_patch_stem_alone(targets):
 def test_adapters_named_proj_alone_are_refused_at_the_patch_stem():
     peft = pytest.importorskip("peft", reason="the extra 'examples' is not installed")
     config = peft.LoraConfig(target_modules=["qkv", "proj"], r=2)
-    with pytest.raises(ValueError, match="PatchProjection.* is not supported"):
+    with pytest.raises(ValueError, match=r"PatchProjection.* is not supported"):
         peft.get_peft_model(create_model("mbt_tiny"), config)
