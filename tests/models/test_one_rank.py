@@ -24,6 +24,10 @@ def fused_towers():
     return fuse(towers, 0, 2), {m: torch.randn(2, 3, 16) for m in towers}
 
 
+def total(outs):
+    return outs.sum() if isinstance(outs, torch.Tensor) else sum(x.sum() for x in outs.values())
+
+
 MODELS = {"MBT": lambda: (tiny(), random_inputs()), "fuse": fused_towers}
 models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 
@@ -52,8 +56,7 @@ def test_a_modality_may_be_left_out_where_unused_parameters_are_looked_for(make)
     first, _ = inputs
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
     for _ in range(2):  # the second waits for the first
-        outs = wrapped({first: inputs[first]})
-        (outs if isinstance(outs, torch.Tensor) else outs[first]).sum().backward()
+        total(wrapped({first: inputs[first]})).backward()
 
 
 @models
@@ -63,11 +66,7 @@ def test_a_modality_of_length_zero_takes_part_in_the_reduction(make):
     _, second = inputs
     absent = {second: int32(*[0] * len(inputs[second]))}
     for _ in range(2):
-        outs = wrapped(inputs, absent)
-        total = (
-            outs.sum() if isinstance(outs, torch.Tensor) else sum(x.sum() for x in outs.values())
-        )
-        total.backward()
+        total(wrapped(inputs, absent)).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
