@@ -60,6 +60,11 @@ class FusionLayer(nn.ModuleDict):
         self._execution = Execution()
         self._backend = self._layer_backend = "auto"
 
+    @property
+    def backend(self) -> str:
+        """Who runs the ops."""
+        return self._backend
+
     def set_backend(self, backend: str) -> None:
         """Choose the backend of every op; where it has attention alone, the rest is stock."""
         self._backend = backend

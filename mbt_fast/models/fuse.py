@@ -130,6 +130,11 @@ class FusedTowers(nn.Module):
             streams = self._layer_apart(index, streams, lengths, self.n_slots)
         return {m: self._leave(m, x, lengths.get(m)) for m, x in streams.items()}
 
+    @property
+    def backend(self) -> str:
+        """Who runs our attention."""
+        return self._backend
+
     def set_backend(self, backend: str) -> "FusedTowers":
         """Choose the backend of our attention; returns the model.
 
