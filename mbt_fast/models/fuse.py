@@ -16,7 +16,11 @@ from mbt_fast.ops.streams import drop_padding, valid_rows, write_mean_slots
 
 
 def fuse(
-    towers: Mapping[str, nn.Module], fusion_layer: int, n_bottlenecks: int = 4
+    towers: Mapping[str, nn.Module],
+    fusion_layer: int,
+    n_bottlenecks: int = 4,
+    *,
+    interpolate_pos_encoding: bool = False,
 ) -> "FusedTowers":
     """Fuse pretrained encoders through bottleneck tokens, as MBT fuses its own (Eq. 7-9).
 
@@ -40,6 +44,9 @@ def fuse(
             tried on five random tokens, but for towers on the meta device.
         fusion_layer: 0-based first fused layer; the number of layers for none (late fusion).
         n_bottlenecks: ``P >= 0``, bottleneck tokens.
+        interpolate_pos_encoding: Let Hugging Face towers take images or spectrograms of another
+            size than they were trained on, by interpolating their positions. A timm tower is built
+            with ``dynamic_img_size=True`` instead.
 
     Returns:
         The model, with new bottleneck tokens drawn from N(0, 0.02^2) as in the official code.
@@ -61,7 +68,9 @@ def fuse(
         >>> {modality: tuple(tokens.shape) for modality, tokens in model(clip).items()}
         {'rgb': (2, 50, 64), 'spectrogram': (2, 25, 64)}
     """
-    return FusedTowers(towers, fusion_layer, n_bottlenecks)
+    return FusedTowers(
+        towers, fusion_layer, n_bottlenecks, interpolate_pos_encoding=interpolate_pos_encoding
+    )
 
 
 class FusedTowers(nn.Module):
@@ -74,7 +83,12 @@ class FusedTowers(nn.Module):
     """
 
     def __init__(
-        self, towers: Mapping[str, nn.Module], fusion_layer: int, n_bottlenecks: int
+        self,
+        towers: Mapping[str, nn.Module],
+        fusion_layer: int,
+        n_bottlenecks: int,
+        *,
+        interpolate_pos_encoding: bool = False,
     ) -> None:
         """Arguments are those of ``fuse``."""
         super().__init__()
@@ -87,6 +101,8 @@ class FusedTowers(nn.Module):
         _check_integer("fusion_layer", fusion_layer, self.num_layers)
         _check_integer("n_bottlenecks", n_bottlenecks)
         self.fusion_layer = fusion_layer
+        self._check_interpolation(interpolate_pos_encoding)
+        self.interpolate_pos_encoding = interpolate_pos_encoding
         exchanges = len(towers) > 1 and fusion_layer < self.num_layers
         self.n_slots = n_bottlenecks if exchanges else 0
         self.bottleneck_tokens = self._draw_tokens() if self.n_slots else None
@@ -159,6 +175,14 @@ class FusedTowers(nn.Module):
         tokens = weight.new_empty(1, self.n_slots, self._families[modality].width(layer))
         return nn.Parameter(nn.init.normal_(tokens, std=TOKEN_STD))
 
+    def _check_interpolation(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"interpolate_pos_encoding must be a bool, got {value!r}")
+        if value and not any(family.interpolates for family in self._families.values()):
+            raise ValueError(
+                "interpolate_pos_encoding must be False without a Hugging Face tower, got True"
+            )
+
     def _embed(self, inputs: Mapping[str, Tensor]) -> Streams:
         if not isinstance(inputs, Mapping):
             raise TypeError(f"inputs must be a mapping from modality to tensor, got {inputs!r}")
@@ -170,18 +194,21 @@ class FusedTowers(nn.Module):
             )
         streams = {m: self._embed_one(m, inputs[m]) for m in self.towers if m in inputs}
         first = next(iter(streams))
+        batch = streams[first].shape[0]  # not len, which an exported program would hold fixed
         for modality, x in streams.items():
-            if len(x) != len(streams[first]):
+            if x.shape[0] != batch:
                 raise ValueError(
-                    f"inputs[{modality!r}] must have batch size {len(streams[first])} like "
-                    f"inputs[{first!r}], got {len(x)}"
+                    f"inputs[{modality!r}] must have batch size {batch} like "
+                    f"inputs[{first!r}], got {x.shape[0]}"
                 )
         return streams
 
     def _embed_one(self, modality: str, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs[{modality!r}] must be a tensor, got {type(x).__name__}")
-        tokens = self._families[modality].embed(self.towers[modality], x)
+        family = self._families[modality]
+        embed = family.embed_resized if self.interpolate_pos_encoding else family.embed
+        tokens = embed(self.towers[modality], x)
         if not isinstance(tokens, Tensor) or tokens.ndim != 3:
             got = list(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
             raise ValueError(
