@@ -80,7 +80,7 @@ class VideoCollector:
         self._reformatter = VideoReformatter()
         self._pixels: list[Tensor] = []
         self._shown: VideoFrame | None = None
-        self._end: Fraction | None = None  # of all frames so far
+        self._last: tuple[Fraction, VideoFrame] | None = None
 
     def spans(self) -> list[tuple[Fraction, Fraction]]:
         """The stretches of the file to push, in order."""
@@ -93,8 +93,8 @@ class VideoCollector:
             count += 1
         self._take(count, frame if self._shown is None else self._shown)
         self._shown = frame
-        end = time + duration(frame)
-        self._end = end if self._end is None else max(self._end, end)
+        if self._last is None or time >= self._last[0]:
+            self._last = time, frame
 
     def reached(self, end: Fraction) -> bool:
         """Whether a stretch that ends there needs no further frame."""
@@ -112,12 +112,14 @@ class VideoCollector:
         ranks = sorted(range(len(self._order)), key=self._order.__getitem__)
         pixels = torch.stack([self._pixels[rank] for rank in ranks])
         views = pixels.unflatten(0, (-1, self._window.frames))
-        return views.permute(0, 4, 1, 2, 3).contiguous()
+        return views.transpose(1, 2).contiguous()
 
     def valid(self) -> list[int]:
         """How many frames of each view are not padding behind the end of the video."""
-        size = self._window.frames
-        end = min(self._end or self._segment.start, self._segment.end)
+        size, end = self._window.frames, self._segment.start
+        if self._last is not None:
+            time, frame = self._last
+            end = min(time + (duration(frame) or _INSTANT), self._segment.end)
         views = (self._asked[i : i + size] for i in range(0, len(self._asked), size))
         return [size if self._wrap else sum(time < end for time in view) for view in views]
 
