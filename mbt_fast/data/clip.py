@@ -118,8 +118,8 @@ def read_window(
 
     The file is opened, searched for the key frame before the window, decoded up to the window's
     end, and closed. So the cost does not grow with the file, but for formats that do not tell how
-    long they last (MP3, raw streams): their packets are read, not decoded, if ``end`` is ``None``.
-    It also means that damage elsewhere stays unknown; ``load_clip`` sees the whole file.
+    long they last (MP3, raw streams): their packets are read, though not decoded. It also means
+    that damage elsewhere stays unknown; ``load_clip`` sees the whole file.
 
     >>> clip = read_window("clip.mp4", transform, position=random())  # doctest: +SKIP
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 from mbt_fast.data.measure import check_reached
-from mbt_fast.data.media import as_clip_error, packets, reason, to_seconds
+from mbt_fast.data.media import packets, reason, to_seconds
 from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
 
@@ -26,6 +26,10 @@ WARM_UP = Fraction(1, 2)
 # Seconds that a second seek goes further back if the first one came too late.
 _FURTHER_BACK = Fraction(10)
 _MOST_FAILURES = 1000  # reads that fail one after the other; then nothing more will come
+
+
+class _CannotSeekError(Exception):
+    """The file has to be read from its beginning."""
 
 
 class Decoder:
@@ -73,15 +77,19 @@ class Decoder:
         Raises:
             ClipError: The data is damaged, or ends before the header says.
         """
+        damaged = False
         for target in self._targets(kind, begin):
             skipped = self.skipped
             frames = self._decode(kind, target)
+            first = None
             try:
                 first = next(frames, None)
+            except _CannotSeekError:
+                pass
             except ClipError:
-                if target is None:
+                if damaged or target is None:  # from further back it would be met again
                     raise
-                first = None
+                damaged = True
             latest = max(begin, self._source.starts[kind])
             if target is None or (first is not None and first[0] <= latest):
                 if first is not None:
@@ -168,9 +176,11 @@ class Decoder:
         self._untouched = False
         if target is not None:
             stream = self._container.streams[self._source.streams[kind]]
-            with as_clip_error(self._source.media.name, "cannot seek"):
+            try:
                 tick = to_seconds(1, stream.time_base) or Fraction(0)
                 self._container.seek(int(target / tick), stream=stream)
+            except Exception as error:
+                raise _CannotSeekError from error
         return self._container
 
     def _close(self) -> None:

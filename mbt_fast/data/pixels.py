@@ -97,13 +97,13 @@ class Orientation:
         return plane.flip(flipped) if flipped else plane
 
 
-def to_pixels(
+def planes(
     frame: "VideoFrame",
     reformatter: "VideoReformatter",
     size: tuple[int, int],
     min_side: int,
     crop: Crop,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Scale a frame, turn it upright and crop it.
 
     Pixels are taken to be square. One call of swscale goes from the decoded frame to the final
@@ -117,7 +117,7 @@ def to_pixels(
         crop: What part to show, and at which scale.
 
     Returns:
-        Red, green and blue, uint8 ``[3, height, width]``.
+        Red, green and blue, uint8 ``[height, width]`` each: views of the scaled frame.
     """
     upright = Orientation.of(frame)
     stored = (frame.width, frame.height) if upright.transposed else (frame.height, frame.width)
@@ -133,7 +133,7 @@ def to_pixels(
     green, blue, red = (upright.apply(_rows(plane)) for plane in scaled.planes)
     top, left = _offset(height - size[0], crop.top), _offset(width - size[1], crop.left)
     part = slice(top, top + size[0]), slice(left, left + size[1])
-    return torch.stack([plane[part] for plane in (red, green, blue)])
+    return red[part], green[part], blue[part]
 
 
 def _rows(plane: "VideoPlane") -> Tensor:
