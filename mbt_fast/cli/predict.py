@@ -68,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("sigmoid", "softmax"),
         help="default: as the run was trained, or sigmoid",
     )
+    parser.add_argument(
+        "--errors",
+        choices=("strict", "tolerate"),
+        default="tolerate",
+        help="what to do with a damaged clip: refuse it, or skip its damaged packets and say how "
+        "many (default: tolerate)",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
 
@@ -93,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         tqdm.write(note)
 
     def predict(path: str) -> dict[str, Any]:
-        clip = load_clip(path, transform, n_views=args.views)
+        clip = load_clip(path, transform, n_views=args.views, errors=args.errors)
         return predict_clip(model, clip, labels, top=args.top, activation=activation)
 
     report: dict[str, Any] = {

@@ -90,6 +90,8 @@ def predict_clip(
         "streams": dict(clip.formats),
         "absent": [m for m in model.config.modalities if m not in clip.inputs],
         "views": clip.n_views,
+        "skipped": clip.skipped,
+        "faults": list(clip.faults),
         "undefined": int(undefined.sum()),
         "classes": [
             {
@@ -128,6 +130,10 @@ def table(record: dict[str, Any]) -> str:
         f"  uses {' and '.join(streams)}",
         *(f"  {modality} is absent" for modality in record["absent"]),
     ]
+    if record["skipped"]:
+        packets = f"packet{'s' * (record['skipped'] > 1)}"
+        lines.append(f"  damaged: {record['skipped']} {packets} skipped")
+    lines += [f"  damaged: {fault}" for fault in record["faults"]]
     if record["undefined"]:
         lines.append(f"  classes without a probability, for it is NaN: {record['undefined']}")
     rows = [

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mbt_fast.errors import InputError
 from mbt_fast.layers.execution import RECOMPUTE
-from mbt_fast.train.config import TrainConfig, recipe_names
+from mbt_fast.train import TrainConfig, train
+from mbt_fast.train.config import recipe_names
+from mbt_fast.train.plan import parts_of
 
 HELP = "Train a model; the same command goes on with a run that was stopped or killed."
 _SHORTHANDS = ("backend", "recompute")  # of the section [train]
@@ -42,14 +44,10 @@ def run(args: argparse.Namespace) -> int:
     overrides = [f"train.{name}={value}" for name, value in shorthands.items() if value]
     config = TrainConfig.from_toml(args.recipe, [*args.overrides, *overrides])
     if args.dry_run:
-        from mbt_fast.train import plan
-
-        for part in plan.parts_of(config):
+        for part in parts_of(config):
             print(part, end="\n\n", flush=True)
         return 0
     if args.out is None:
         raise InputError("--out must name the folder of the run, or --dry-run be given")
-    from mbt_fast.train import train
-
     print(train(config, args.out))
     return 0

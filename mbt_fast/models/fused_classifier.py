@@ -15,7 +15,7 @@ from mbt_fast.checkpoint.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from mbt_fast.checkpoint.shapes import check_shapes
 from mbt_fast.errors import CheckpointError
 from mbt_fast.models.fuse import fuse
-from mbt_fast.models.presence import mean_of_present
+from mbt_fast.models.head import mean_of_present
 from mbt_fast.models.towers import Record, build_tower
 
 STAMP = {"format": "mbt_fast.fused", "version": 1}  # in the config file, beside the fields
@@ -103,7 +103,9 @@ class FusedClassifier(nn.Module):
             TypeError: An argument has the wrong type or dtype.
             ValueError: A name, shape, device or value does not fit.
         """
-        return mean_of_present(self.forward_modalities(inputs, lengths), lengths)
+        logits = self.forward_modalities(inputs, lengths)
+        given = {m: length for m, length in (lengths or {}).items() if length is not None}
+        return mean_of_present(logits, list(inputs), given)
 
     def forward_modalities(
         self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor] | None = None

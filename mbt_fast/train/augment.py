@@ -6,6 +6,7 @@ the official code does not have, comes last.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from mbt_fast.train.losses import check_task, soft_targets
 from mbt_fast.train.mixup import Tensors, mixup
 from mbt_fast.train.sections import AugmentConfig
 from mbt_fast.train.spec_augment import spec_augment
+
+_AT_ONCE = 8  # clips whose colours change together: the memory of a dozen copies
 
 
 class Augmented(NamedTuple):
@@ -113,11 +116,9 @@ class Augment:
     def _picture(self, x: Tensor, generator: Generator) -> Tensor:
         mirrored, coloured, grey = torch.rand(3, len(x), generator=generator)
         strengths = torch.rand(len(x), 4, generator=generator)
-        x = to_float(_change(x, mirrored < self.config.flip, lambda part: part.flip(-1)))
-        chosen = coloured < self.config.colour
-        strengths = strengths[chosen].to(x.device)
-        x = _change(x, chosen, lambda part: 2 * colour.jitter((part + 1) / 2, strengths) - 1)
-        return _change(x, grey < self.config.grey, colour.grey)
+        x = _change(x, mirrored < self.config.flip, lambda part, _: part.flip(-1))
+        x = _change(to_float(x), coloured < self.config.colour, partial(_colour, strengths))
+        return _change(x, grey < self.config.grey, lambda part, _: colour.grey(part))
 
     def _drop_modalities(
         self, inputs: Tensors, lengths: Tensors | None, generator: Generator
@@ -143,10 +144,19 @@ def to_float(x: Tensor) -> Tensor:
     return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
 
 
-def _change(x: Tensor, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Change the examples that are chosen, bool ``[B]`` on the CPU."""
-    rows = chosen.nonzero()[:, 0].to(x.device, non_blocking=True)
-    return x.index_copy(0, rows, change(x[rows])) if len(rows) else x
+def _change(x: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Apply ``change``, which takes clips and their rows, to those chosen: bool ``[B]``, CPU."""
+    if not chosen.any():
+        return x
+    x = x.clone()
+    for rows in chosen.nonzero()[:, 0].split(_AT_ONCE):
+        there = rows.to(x.device, non_blocking=True)
+        x[there] = change(x[there], rows)
+    return x
+
+
+def _colour(strengths: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+    return 2 * colour.jitter((x + 1) / 2, strengths[rows].to(x.device)) - 1
 
 
 def _whole(x: Tensor, n_tokens: int) -> Tensor:

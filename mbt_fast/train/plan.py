@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mbt_fast.train.rates import (
 
 SECONDS = 10.0  # for each of the two measurements, about
 SHOWN = 5
-GIB, GIGA, TERA = 2**30, 1e9, 1e12
+PREFIXES = ("", "K", "M", "G", "T", "P")
 
 
 def parts_of(config: TrainConfig, seconds: float = SECONDS) -> Iterator[str]:
@@ -68,7 +69,7 @@ def census(data: Data) -> str:
     """The manifests: clips, classes, classes without a clip, files that are not there."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     found = [
-        (name, manifest, _counts(manifest, data.names), _missing(manifest))
+        (name, manifest, manifest.class_counts(data.names), _missing(manifest))
         for name, manifest in splits.items()
         if manifest is not None
     ]
@@ -112,18 +113,17 @@ def length(parts: Parts) -> str:
 
 def cost(parts: Parts) -> str:
     """FLOPs and the memory of what does not depend on the batch."""
-    train, per_clip = parts.config.train, training_flops(parts)
-    per_step = per_clip * train.batch_size
-    held = memory(parts)
+    per_clip, held = training_flops(parts), memory(parts)
+    per_step = per_clip * parts.config.train.batch_size
     count = sum(parameter.numel() for parameter in parts.model.parameters())
-    names = ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items())
+    names = ", ".join(f"{name} {_scaled(size, 'B', 1024)}" for name, size in held.items())
+    flop = [_scaled(n, "FLOP") for n in (per_clip, per_step, per_step * parts.total_steps)]
     return "\n".join(
         (
             f"model:    {count:,} parameters, {dtype_name(parts.dtype)} on {parts.device}",
-            f"compute:  {per_clip / GIGA:,.1f} GFLOP a clip, {per_step / TERA:,.2f} TFLOP a step, "
-            f"{per_step * parts.total_steps / TERA / 1e3:,.1f} PFLOP in all, forward and backward",
-            f"memory:   {sum(held.values()) / GIB:.2f} GiB before activations ({names}); "
-            f"{free_bytes(parts.device) / GIB:.1f} GiB are free",
+            f"compute:  {flop[0]} a clip, {flop[1]} a step, {flop[2]} in all, both passes",
+            f"memory:   {_scaled(sum(held.values()), 'B', 1024)} before activations ({names}); "
+            f"free are {_scaled(free_bytes(parts.device), 'B', 1024)}",
         )
     )
 
@@ -132,7 +132,20 @@ def training_flops(parts: Parts) -> int:
     """Forward and backward of one clip, 2 per multiply-add; with branches that drop path skips."""
     if isinstance(parts.model.config, MBTConfig):
         return flops.training_flops(parts.model.config).total
-    return 3 * _counted(parts)  # a backward takes two products for each of the forward
+    return 3 * forward_flops(parts)  # a backward takes two products for each of the forward
+
+
+def forward_flops(parts: Parts) -> int:
+    """Forward of one clip as torch counts it, for models without a closed form."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs: Any = {
+        modality: torch.zeros(1, *shape, device=parts.device)
+        for modality, shape in parts.transform.shapes.items()
+    }
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        parts.model.eval()(inputs)
+    return counter.get_total_flops()
 
 
 def memory(parts: Parts) -> dict[str, int]:
@@ -151,7 +164,7 @@ def speed(parts: Parts, reading: Reading, learning: Learning) -> str:
     workers = f"{reading.workers} workers" if reading.workers else "the process of the model"
     rate = 1 / (reading.seconds + 1 / learning.rate) if not reading.workers else None
     rate = rate or min(reading.rate, learning.rate)
-    hours = parts.total_steps * learning.batch_size / rate / 3600
+    seconds = parts.total_steps * learning.batch_size / rate
     broken = f", {reading.broken} more could not be read" if reading.broken else ""
     shared = parts.device.type == "cpu" and reading.workers > 0
     lines = [
@@ -159,7 +172,7 @@ def speed(parts: Parts, reading: Reading, learning: Learning) -> str:
         f"({1e3 * reading.seconds:.0f} ms a clip, {reading.clips} measured{broken})",
         f"learning: {tables.significant(learning.rate)} clips/s, {learning.at_a_time} at a time",
         _verdict(reading, learning, waits),
-        f"the run:  about {tables.significant(hours)} hours, without scores and checkpoints",
+        f"the run:  about {_duration(seconds)}, without scores and checkpoints",
     ]
     if shared:
         lines.append("note:     workers and model share the CPU, so each will be slower than this")
@@ -170,22 +183,18 @@ def _verdict(reading: Reading, learning: Learning, waits: float) -> str:
     if waits == 0:
         idle = 1 - learning.rate / reading.rate
         return f"waits:    the workers, {idle:.0%} of the time; the model never waits for clips"
-    enough = max(reading.workers + 1, -int(-learning.rate * reading.seconds // 1))
+    enough = max(reading.workers + 1, ceil(learning.rate * reading.seconds))
     return f"waits:    the model, {waits:.0%} of the time; data.workers={enough} would keep up"
-
-
-def _counts(manifest: Manifest, names: tuple[str, ...]) -> torch.Tensor:
-    return manifest.class_counts(names)
 
 
 def _missing(manifest: Manifest) -> tuple[int, list[str]]:
     """How many files are not there, and the first of them."""
-    known: dict[str, bool] = {}
+    last, gone = "", dict[str, None]()
     for entry in manifest:
-        if entry.path not in known:
-            known[entry.path] = Path(entry.path).is_file()
-    gone = [path for path, there in known.items() if not there]
-    return len(gone), gone[:SHOWN]
+        if entry.path != last and not Path(entry.path).is_file():
+            gone[entry.path] = None
+        last = entry.path
+    return len(gone), list(gone)[:SHOWN]
 
 
 def _shortened(names: list[str], count: int | None = None) -> str:
@@ -194,17 +203,21 @@ def _shortened(names: list[str], count: int | None = None) -> str:
     return shown if count <= SHOWN else f"{shown} and {count - SHOWN} more"
 
 
+def _scaled(value: float, unit: str, step: int = 1000) -> str:
+    """Three digits and a prefix: ``1.05 GFLOP``, ``668 MiB``."""
+    power = 0
+    while value >= 999.5 and power < len(PREFIXES) - 1:
+        value, power = value / step, power + 1
+    binary = "i" if step == 1024 and power else ""
+    return f"{tables.significant(value)} {PREFIXES[power]}{binary}{unit}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{tables.significant(seconds / size, 2)} {unit}"
+    return f"{tables.significant(seconds, 2)} seconds"
+
+
 def _bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def _counted(parts: Parts) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    inputs: Any = {
-        modality: torch.zeros(1, *shape, device=parts.device)
-        for modality, shape in parts.transform.shapes.items()
-    }
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        parts.model.eval()(inputs)
-    return counter.get_total_flops()

@@ -128,7 +128,8 @@ class _Tally:
     """Logits of one subset of the modalities, while they come in."""
 
     modalities: tuple[str, ...]
-    logits: dict[int, list[Tensor]] = field(default_factory=dict)  # of each window, by row
+    seen: list[int] = field(default_factory=list)  # rows, in the order in which they came
+    means: dict[int, Tensor] = field(default_factory=dict)  # by row
     absent: dict[str, int] = field(default_factory=dict)
     without: list[int] = field(default_factory=list)
     broken: dict[int, str] = field(default_factory=dict)
@@ -138,32 +139,36 @@ class _Tally:
         self.absent = dict.fromkeys(self.modalities, 0)
 
     def add(self, model: nn.Module, batch: ViewBatch) -> None:
-        """Predict the windows of a batch."""
+        """Predict the clips of a batch, which holds all windows of each."""
         self.broken |= batch.broken
-        owners = batch.owners.tolist()
+        clips, clip_of = batch.owners.unique(return_inverse=True)
+        self.seen += [*clips.tolist(), *batch.broken]
         present = {m: _present(batch, m) for m in self.modalities}
-        usable = torch.stack(list(present.values())).any(0).tolist()
-        first_of = {owner: index for index, owner in reversed(list(enumerate(owners)))}
-        scored = {owner for owner, use in zip(owners, usable, strict=True) if use}
-        self.without += [owner for owner in first_of if owner not in scored]
+        usable = torch.stack(list(present.values())).any(0)
+        views = _sums(usable, clip_of, len(clips))
+        scored = views > 0
+        self.without += clips[~scored].tolist()
         for modality, here in present.items():
-            self.absent[modality] += sum(not here[first_of[owner]] for owner in scored)
-        if scored:
-            for owner, use, row in zip(owners, usable, self._forward(model, batch), strict=True):
-                if use:
-                    self.logits.setdefault(owner, []).append(row)
+            self.absent[modality] += int((scored & (_sums(here, clip_of, len(clips)) == 0)).sum())
+        if scored.any():
+            logits = self._forward(model, batch)[usable]
+            means = _sums(logits, clip_of[usable], len(clips))[scored] / views[scored, None]
+            self.means |= dict(zip(clips[scored].tolist(), means, strict=True))
 
     def finish(self, manifest: Manifest, rows: range) -> Predictions:
-        """Average over windows, and check that nothing is missing or twice."""
-        seen = sorted([*self.logits, *self.without, *self.broken])
-        if seen != list(rows):
-            raise RuntimeError(f"each clip must be scored once, got {len(seen)} of {len(rows)}")
-        scored = sorted(self.logits)
-        means = [torch.stack(self.logits[row]).mean(0) for row in scored]
-        wrong = [row for row, mean in zip(scored, means, strict=True) if mean.isnan().any()]
+        """Put the clips in order, and check that none is missing or twice."""
+        if sorted(self.seen) != list(rows):
+            raise RuntimeError(
+                f"each of {len(rows)} clips must be read once, got {len(self.seen)} readings of "
+                f"{len(set(self.seen))} clips"
+            )
+        scored = sorted(self.means)
+        wrong = [manifest[row].id for row in scored if self.means[row].isnan().any()]
         if wrong:
-            names = ", ".join(manifest[row].id for row in wrong)
-            raise RunError(f"logits must not be NaN, got NaN for {len(wrong)} clips: {names}")
+            raise RunError(
+                f"logits must not be NaN, got NaN for {len(wrong)} clips: {', '.join(wrong)}"
+            )
+        means = [self.means[row] for row in scored]
         return Predictions(
             self.modalities,
             torch.tensor(scored, dtype=torch.int64),
@@ -181,6 +186,12 @@ class _Tally:
             m: length.to(device) for m, length in (batch.lengths or {}).items() if m in inputs
         }
         return model(inputs, lengths or None).float().cpu()
+
+
+def _sums(values: Tensor, clip_of: Tensor, n_clips: int) -> Tensor:
+    """For each clip the sum over its windows, float32 ``[n_clips, ...]``."""
+    sums = torch.zeros(n_clips, *values.shape[1:])
+    return sums.index_add_(0, clip_of, values.float())
 
 
 def _present(batch: ViewBatch, modality: str) -> Tensor:

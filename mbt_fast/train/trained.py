@@ -2,16 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from mbt_fast.checkpoint.runs import read_state, resolve_run
-from mbt_fast.config import MBTConfig
 from mbt_fast.data import ClipTransform, read_labels
 from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models.saved import Model, load_model
+
+_SIZES = ("rgb", "spectrogram", "patch_size")  # which the model's config has
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,17 @@ def load_trained(
     if not state:
         return _without_run(folder, model, labels, task, front_end or {})
     try:
-        transform = ClipTransform(**_tuples(state["front_end"]))
-        names, settings, step = tuple(state["labels"]), state["config"], state["step"]
-        trained = Trained(folder, model, transform, names, settings["train.task"], settings, step)
-    except (KeyError, TypeError, ValueError) as error:
+        settings, own, names = state["config"], state["front_end"], tuple(state["labels"])
+        known, step = settings["train.task"], state["step"]
+        options = {name: value for name, value in own.items() if name not in _SIZES}
+    except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: state.json is not that of a run ({error})") from error
+    if task not in (None, known):
+        raise InputError(f"task must be that of the run, {known!r}, got {task!r}")
     if labels is not None:
-        trained = replace(trained, names=tuple(read_labels(labels, len(names))))
-    if task not in (None, trained.task):
-        raise InputError(f"task must be that of the run, {trained.task!r}, got {task!r}")
-    return replace(trained, transform=_changed(transform, front_end or {}))
+        names = tuple(read_labels(labels, len(names)))
+    transform = _transform(model, {**options, **(front_end or {})})
+    return Trained(folder, model, transform, names, known, settings, step)
 
 
 def label_hash(names: Sequence[str]) -> str:
@@ -100,23 +102,12 @@ def _without_run(
     for name, given in (("labels", labels), ("task", task)):
         if given is None:
             raise InputError(f"{name} must be given, for {folder} is not a training run")
-    config = model.config
-    if not isinstance(config, MBTConfig):
-        raise InputError(f"{folder}: fused encoders must be scored as a training run")
-    names = tuple(read_labels(labels or "", config.num_classes))
-    transform = _changed(ClipTransform.from_config(config), front_end)
-    return Trained(folder, model, transform, names, task or "", {})
+    names = tuple(read_labels(labels or "", model.config.num_classes))
+    return Trained(folder, model, _transform(model, front_end), names, task or "", {})
 
 
-def _changed(transform: ClipTransform, changes: Mapping[str, Any]) -> ClipTransform:
+def _transform(model: Model, options: Mapping[str, Any]) -> ClipTransform:
     try:
-        return replace(transform, **changes)
+        return ClipTransform.from_config(model.config, **options)
     except (TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(entry) for key, entry in value.items()}
-    return tuple(value) if isinstance(value, list) else value
+        raise InputError(f"front end: {error}") from error

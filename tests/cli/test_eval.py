@@ -12,6 +12,7 @@ import mbt_fast
 from mbt_fast.cli.main import main
 from mbt_fast.data import ClipTransform, Manifest
 from mbt_fast.data.synthetic import SyntheticSet, write_synthetic
+from mbt_fast.train import TrainConfig, train
 from mbt_fast.train.evaluate import evaluate
 
 N, SILENT, BROKEN = 10, 2, 1
@@ -100,6 +101,41 @@ def test_a_run_is_scored_by_its_own_front_end(run, manifest, model, transform, t
     assert f"{record['top1']:.4f}" in shown
     assert f"spectrogram is absent from {SILENT} of {N - BROKEN} clips" in shown
     assert f"left out, because they cannot be read: {BROKEN}" in shown
+
+
+RECIPE = """
+[model]
+name = "mbt_tiny"
+[data]
+train = "train.csv"
+val = "train.csv"
+labels = "labels.txt"
+mean = -6.0
+workers = 0
+broken_limit = 0.5
+[train]
+task = "single"
+steps = 2
+batch_size = 4
+lr = 0.1
+ema = 0.5
+[eval]
+views = 3
+"""
+
+
+def test_a_run_gets_the_score_that_its_log_has(folder, manifest, tmp_path):
+    (folder / "recipe.toml").write_text(RECIPE)
+    run, out = tmp_path / "run", tmp_path / "out.json"
+    train(TrainConfig.from_toml(folder / "recipe.toml"), run)
+    logged = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    assert evaluated(run, manifest, "--views", 3, "--json", out) == 0
+    (record,) = json.loads(out.read_text())["records"]
+    assert logged["kind"] == "eval"
+    assert {name: record[name] for name in record if name in logged} == {
+        name: logged[name] for name in logged if name in record
+    }
+    assert {"top1", "top5", "n", "views", "broken", "absent"} <= logged.keys() & record.keys()
 
 
 def test_the_best_checkpoint_can_be_scored(run, manifest):

@@ -156,6 +156,15 @@ def test_actions_of_verbs_and_nouns(model, folder, transform):
     assert {"verb", "noun", "action_top5"} <= set(result)
 
 
+@pytest.mark.parametrize("batches", [[[0, 1], [1, 2]], [[0, 1]]])
+def test_a_clip_that_is_read_twice_or_never_is_noticed(
+    model, single, transform, batches, monkeypatch
+):
+    monkeypatch.setattr("mbt_fast.train.predictions.BatchSampler", lambda *_, **__: batches)
+    with pytest.raises(RuntimeError, match=f"each of {N} clips must be read once, got"):
+        predict(model, single, transform, subsets=[BOTH])
+
+
 # Modalities.
 
 
