@@ -39,6 +39,7 @@ class Clip:
             of the clip; what follows is padding. 0 if all of a view is. Empty if the transform has
             no ``patch_size``.
         skipped: Damaged packets that were left out.
+        faults: What else was tolerated, such as a file that is cut off, in words.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Clip:
     starts: Mapping[str, tuple[float, ...]]
     lengths: Mapping[str, Tensor]
     skipped: int = 0
+    faults: tuple[str, ...] = ()
 
     @property
     def n_views(self) -> int:
@@ -240,6 +242,7 @@ def _read(
         starts={m: tuple(float(origin + start) for start in starts[m]) for m in inputs},
         lengths=_lengths(transform, valid),
         skipped=decoder.skipped,
+        faults=source.faults,
     )
 
 

@@ -9,8 +9,9 @@ from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from mbt_fast.data.media import as_clip_error, reason
-from mbt_fast.data.probe import Source, check_reached, to_seconds
+from mbt_fast.data.measure import check_reached
+from mbt_fast.data.media import as_clip_error, packets, reason, to_seconds
+from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Decoder:
                     end = last + duration(frame)
                 yield last, frame
         stated = self._source.stated.get(kind)
-        if stated is not None and not self._tolerate:
+        if stated is not None:
             zero = self._source.start
             check_reached(name, kind, (end or zero) - zero, stated - zero)
 
@@ -123,11 +124,11 @@ class Decoder:
         name = self._source.media.name
         container = self._open_at(kind, target)
         stream = container.streams[self._source.streams[kind]]
-        packets = container.demux(stream)
+        found = packets(container, stream)
         failures = 0
         while failures < _MOST_FAILURES:
             try:
-                packet = next(packets)
+                packet = next(found)
             except StopIteration:
                 return
             except Exception as error:
@@ -135,7 +136,7 @@ class Decoder:
                     raise ClipError(f"{name}: damaged ({reason(error)})") from error
                 self.skipped += failures == 0  # one place, however often it is tried
                 failures += 1
-                packets = container.demux(stream)
+                found = packets(container, stream)
             else:
                 failures = 0
                 yield packet

@@ -3,13 +3,17 @@
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from mbt_fast.errors import ClipError
 
 if TYPE_CHECKING:
+    from av import Packet
     from av.container import InputContainer
+    from av.rational import AVRational
+    from av.stream import Stream
 
 MediaFile: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 
@@ -106,6 +110,20 @@ def as_clip_error(name: str, problem: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ClipError(f"{name}: {problem} ({reason(error)})") from error
+
+
+def packets(container: "InputContainer", *streams: "Stream") -> "Iterator[Packet]":
+    """The packets of some streams, or of all, and at last one without data for each.
+
+    PyAV ends with an ``IndexError`` where a stream joined after it had read the header.
+    """
+    with suppress(IndexError):
+        yield from container.demux(*streams)
+
+
+def to_seconds(stamp: int | None, base: "Fraction | AVRational | None") -> Fraction | None:
+    """A timestamp in seconds, or ``None`` where the file has none."""
+    return None if stamp is None or not base else Fraction(stamp * base)
 
 
 def reason(error: Exception) -> str:
