@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from struct import pack, unpack
 from typing import Any
-
-import torch
 
 # Keys of the official model whose values mean the same wherever they are given. Not n_bottlenecks:
 # a token head adds one to the official number.
@@ -74,10 +73,15 @@ def sampled_frames(frames: int, count: int) -> tuple[int, ...]:
     if count >= frames:
         return tuple(range(frames))
     step = frames / (count + 1)
-    start, second = torch.tensor([step, step + step], dtype=torch.float32)
-    steps = torch.arange(ceil((frames - step) / step), dtype=torch.float32)
-    indices = (start + steps * (second - start)).round().int().clamp(max=frames - 1)
-    return tuple(indices.tolist())
+    start = _float32(step)
+    width = _float32(_float32(step + step) - start)
+    times = [_float32(start + _float32(k * width)) for k in range(ceil((frames - step) / step))]
+    return tuple(min(round(time), frames - 1) for time in times)
+
+
+def _float32(number: float) -> float:
+    """The nearest number of float32; without torch, which may be tracing or on ``meta``."""
+    return float(unpack("f", pack("f", number))[0])
 
 
 def modalities_of(scenic_config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -49,13 +49,12 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     """
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except OSError:
-        raise
-    except Exception as error:  # a malformed archive may raise anything
-        raise CheckpointError(f"{path}: not a whole npz file of arrays alone") from error
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except Exception as error:  # a malformed archive may raise anything
+            raise CheckpointError(f"{path}: not a whole npz file of arrays alone") from error
     try:
         return google_to_timm(arrays)
     except CheckpointError as error:

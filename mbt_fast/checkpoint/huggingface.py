@@ -113,14 +113,19 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"{directory} must hold {' or '.join(_FILES)}, got neither")
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The ``config.json`` of a directory of transformers; empty if it has none.
+def read_config(path: Path) -> dict[str, Any]:
+    """The ``config.json`` of transformers; empty if there is none.
+
+    Args:
+        path: A directory, or a file in one under the name that transformers gives to weights.
 
     Raises:
-        CheckpointError: The file is malformed.
+        CheckpointError: The config is malformed.
     """
-    path = directory / "config.json"
-    values = _json(path) if path.is_file() else {}
+    if path.is_file() and path.name not in _FILES:
+        return {}
+    config = (path.parent if path.is_file() else path) / "config.json"
+    values = _json(config) if config.is_file() else {}
     return values if "model_type" in values else {}
 
 

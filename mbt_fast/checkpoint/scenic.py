@@ -29,7 +29,7 @@ from mbt_fast.checkpoint.layouts import (
     to_tensors,
     to_torch,
 )
-from mbt_fast.checkpoint.shapes import Shape, block_owners, check_shapes, expected_shapes
+from mbt_fast.checkpoint.shapes import Shape, block_owners, check_shapes, expected_shapes, shortened
 from mbt_fast.config import MBTConfig
 from mbt_fast.errors import CheckpointError
 
@@ -193,7 +193,7 @@ def _parameters(tree: Any) -> Mapping[str, Any]:
     if isinstance(found, Mapping) and isinstance(found.get("params"), Mapping):
         found = found["params"]
     if not isinstance(found, Mapping) or not found:
-        keys = ", ".join(sorted(map(str, tree))) or "nothing"
+        keys = shortened(tree) or "nothing"
         raise CheckpointError(
             f"a checkpoint must hold optimizer/target or params, got top-level keys: {keys}"
         )

@@ -1,6 +1,8 @@
 """Files of ``torch.save``: the tensors that they hold by name, and nothing that could run."""
 
 import argparse
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from mbt_fast.checkpoint.shapes import shortened
 from mbt_fast.errors import CheckpointError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # .pth.tar; .ckpt is Lightning's
@@ -28,12 +31,13 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         OSError: The file cannot be read.
     """
     try:
-        with safe_globals(_harmless()):
+        with safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which is refused below
             found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a malformed pickle may raise anything
-        raise CheckpointError(f"{path}: {_reason(path)}") from error
+        raise CheckpointError(f"{path}: {_reason(path, error)}") from error
     for key in _PLACES:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -63,16 +67,18 @@ def _numpy_scalars() -> list[Any]:
     ]
 
 
-def _reason(path: Path) -> str:
-    """Why a file cannot be read: the classes that it asks for, or that it is none."""
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read: the classes that it asks for, or what else it is."""
+    if "TorchScript" in str(error):
+        return "a TorchScript archive, which is not read; save its state dict with torch.save"
     try:
         with safe_globals(_harmless()):
             classes = get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # as above; and the format before torch 1.6 is not looked into
-        classes = []
+    except Exception:  # as above; of the format before torch 1.6 the error names one class
+        classes = re.findall(r"GLOBAL (\w[\w.]*\w) was not an allowed global", str(error))
     if not classes:
         return "not a whole file of tensors alone, and nothing else is loaded"
     return (
-        f"holds objects of {', '.join(sorted(classes))} beside tensors, which are not loaded; "
+        f"holds objects of {shortened(classes)} beside tensors, which are not loaded; "
         "if you trust the file, save its state dict alone with torch.save, and convert that"
     )

@@ -89,7 +89,8 @@ def load_ast(
         path: A file, or a directory of Hugging Face, as in ``load_vit``; names are those of the
             AST repository or of Hugging Face.
         grid: Positions along (time, mel). By default those that the ``config.json`` of Hugging
-            Face tells, in or beside ``path``; without it 12 along mel, as of all published ASTs.
+            Face tells, in ``path`` or beside a file with the name that it gives; without it 12
+            along mel, as of all published ASTs.
 
     Returns:
         State dict with timm's names on CPU, and the grid.
@@ -134,7 +135,7 @@ def is_ast(tensors: dict[str, Tensor]) -> bool:
 
 def _ast_grid(path: Path, n_patches: int) -> tuple[int, int]:
     """Positions along (time, mel) as the config tells, or as published."""
-    config = huggingface.read_config(path if path.is_dir() else path.parent)
+    config = huggingface.read_config(path)
     try:
         extents = config["max_length"], config["num_mel_bins"]
         strides = config["time_stride"], config["frequency_stride"]

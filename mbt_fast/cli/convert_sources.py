@@ -138,9 +138,7 @@ def _start(
 
 def _check_heads(path: Path, config: MBTConfig) -> None:
     """Compare with the number of heads, which weights do not show and a config does."""
-    heads = read_hugging_face_config(path if path.is_dir() else path.parent).get(
-        "num_attention_heads"
-    )
+    heads = read_hugging_face_config(path).get("num_attention_heads")
     if heads not in (None, config.num_heads):
         raise InputError(
             f"num_heads must be {json.dumps(heads)} as in the config of {path}, "

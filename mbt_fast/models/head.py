@@ -6,6 +6,8 @@ official ``jnp.mean``. Sources: ``scenic/projects/mbt/model.py``, and for a mean
 """
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -62,7 +64,7 @@ def presence(
     for name, value in logits.items():
         members = given if name == SHARED else [name]
         if all(m in lengths for m in members):
-            here = torch.stack([lengths[m] > 0 for m in members]).any(dim=0)
+            here = reduce(or_, (lengths[m] > 0 for m in members))
         else:
             here = value.new_ones(value.shape[0], dtype=torch.bool)
         present[name] = expand(here, value)

@@ -58,8 +58,8 @@ class MBT(nn.Module):
             inputs: Per modality ``[B, 3, frames, height, width]`` or ``[B, time, mel]``, in the
                 dtype of the weights (any float type under autocast). A modality that is left out is
                 absent for every example.
-            lengths: Per modality int32 ``[B]``: valid own tokens, CLS included; 0 means absent for
-                this example. A modality without an entry, or with ``None``, has no padding.
+            lengths: Per modality int32 ``[B]``: valid own tokens, any CLS included; 0 means absent
+                for this example. A modality without an entry, or with ``None``, has no padding.
 
         Returns:
             Logits ``[B, num_classes]``, the mean over the modalities that are present; zero for an

@@ -203,6 +203,7 @@ BROKEN = {
     "mapping in mapping": b"\x81\xa1a" * 100_000,
     "not a mapping": msgpack.packb([1, 2]),
     "no parameters": msgpack.packb({"step": 1, "model": {}}),
+    "key of two lines": msgpack.packb({"step\nparams": 1}),
     "empty parameters": msgpack.packb({"params": {}}),
     "parameter is text": msgpack.packb({"params": {"a": "text"}}),
     "unknown extension": extension(9, 1),

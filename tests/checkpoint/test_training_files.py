@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mbt_fast import create_model
-from mbt_fast.checkpoint import load_pretrained, load_vit, save_pretrained
+from mbt_fast.checkpoint import load_pretrained, load_scenic, load_vit, save_pretrained
+from mbt_fast.checkpoint.flax_msgpack import pack
 from mbt_fast.checkpoint.shapes import cast
 from mbt_fast.errors import CheckpointError
 
@@ -106,8 +107,10 @@ class Recipe:
     """Some class of somebody's training loop."""
 
 
-def test_another_class_is_named_with_the_way_out(tmp_path):
-    torch.save({"model": weights(), "recipe": Recipe()}, tmp_path / "a.pth")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_another_class_is_named_with_the_way_out(tmp_path, zipped):
+    content = {"model": weights(), "recipe": Recipe()}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError) as caught:
         load_vit(tmp_path / "a.pth")
     message = str(caught.value)
@@ -116,11 +119,63 @@ def test_another_class_is_named_with_the_way_out(tmp_path):
     assert "\n" not in message
 
 
+def test_a_whole_model_and_torchscript_are_named_with_the_way_out(tmp_path):
+    torch.save(create_model("mbt_tiny"), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"objects of mbt_fast\.config\.MBTConfig, .* in all"):
+        load_vit(tmp_path / "model.pt")
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "script.pt")
+    with pytest.raises(CheckpointError, match="a TorchScript archive, which is not read"):
+        load_vit(tmp_path / "script.pt")
+
+
 def test_allowed_classes_are_forgotten_after_the_file(tmp_path):
     torch.save({"model": weights(), "args": argparse.Namespace()}, tmp_path / "a.pth")
     before = torch.serialization.get_safe_globals()
     load_vit(tmp_path / "a.pth")
     assert torch.serialization.get_safe_globals() == before
+
+
+def write(kind, path):
+    content = {"model": weights(), "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5)}
+    if kind == "torch":
+        torch.save(content, path)
+    elif kind == "torch before 1.6":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    elif kind == "safetensors":
+        save_file(weights(), path)
+    elif kind == "npz":
+        np.savez(path, **{name: tensor.numpy() for name, tensor in weights().items()})
+    else:
+        narrow = {name: tensor.bfloat16() for name, tensor in weights().items()}
+        path.write_bytes(pack({"params": narrow, "opt_state": {"0": np.zeros(3, np.float32)}}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("torch", "a.pth"),
+        ("torch before 1.6", "a.pth"),
+        ("safetensors", "a.safetensors"),
+        ("npz", "a.npz"),
+        ("msgpack", "a.checkpoint"),
+    ],
+)
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, kind, name):
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    write(kind, path)
+    whole, refused = path.read_bytes(), []
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=rng.choice([1, 2, 8])):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(bytes(damaged[: rng.choice([len(whole), rng.integers(len(whole))])]))
+        try:
+            load_scenic(path) if kind == "msgpack" else load_vit(path)
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert len(refused) > 30
+    assert all(message.startswith(f"{path}: ") for message in refused), refused
+    assert all(message.isprintable() for message in refused), refused
 
 
 def test_weights_of_several_dtypes_load_in_the_one_that_is_asked_for(tmp_path):
