@@ -18,7 +18,8 @@ MAX_HEAD_DIM = 128  # the widest head of the attention op, repeated: config impo
 _PER_MODALITY = ("input_size", "patch_size")
 _MAY_BE_ZERO = ("fusion_layer", "n_bottlenecks", "n_sampled_frames")
 _KINDS = {int: "an integer", bool: "a bool", float: "a number"}
-_RESERVED = ("shared", "block_of", "set_backend", "set_execution")  # names of a FusionLayer
+# Names of a FusionLayer.
+_RESERVED = ("shared", "backend", "block_of", "reset_parameters", "set_backend", "set_execution")
 
 
 class Sizes(dict[str, tuple[int, ...]]):

@@ -9,6 +9,9 @@ from torch.nn.functional import linear
 from mbt_fast.ops.streams import drop_padding, valid_rows
 
 CHANNELS = 3
+TOKEN_STD = 0.02  # position embeddings and bottleneck tokens
+# flax cuts its truncated normal at two standard deviations, and scales it to the right variance.
+TRUNCATED_STD = 0.87962566103423978
 
 
 class PatchProjection(nn.Module):
@@ -34,6 +37,12 @@ class PatchProjection(nn.Module):
         Patches that are not ``valid``, bool ``[B, patches]``, count as zero, whatever they hold.
         """
         return linear(drop_padding(self.patches(x), valid), self.weight.flatten(1), self.bias)
+
+    def reset_parameters(self) -> None:
+        """Draw a LeCun-normal kernel, flax's default for convolutions."""
+        std = (self.weight[0].numel() ** -0.5) / TRUNCATED_STD
+        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(self.bias)
 
     def patches(self, x: Tensor) -> Tensor:
         """Cut ``[B, 3, *input_size]`` into ``[B, patches, 3 * patch]``."""
@@ -77,6 +86,13 @@ class StreamEmbedding(nn.Module):
         self.proj = PatchProjection(patch_size, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if n_cls else None
         self.pos_embed = nn.Parameter(torch.empty(1, n_tokens, dim))
+
+    def reset_parameters(self) -> None:
+        """Draw weights as the official code does: positions from N(0, 0.02^2), CLS zero."""
+        self.proj.reset_parameters()
+        if self.cls_token is not None:
+            nn.init.zeros_(self.cls_token)
+        nn.init.normal_(self.pos_embed, std=TOKEN_STD)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The Multimodal Bottleneck Transformer (Nagrani et al., 2021, arXiv 2107.00135), exactly."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from mbt_fast import checkpoint
 from mbt_fast.config import MBTConfig
 from mbt_fast.layers import Block, Execution, FusionLayer, StreamEmbedding
-from mbt_fast.layers.block import LAYER_NORM_EPS
+from mbt_fast.layers.block import LAYER_NORM_EPS, apply_norm
+from mbt_fast.layers.embed import TOKEN_STD
 from mbt_fast.layers.fusion_layer import SHARED, Streams, enter_fusion
 from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT, run_modalities
 from mbt_fast.models.head import mean_of_present, pooled
-from mbt_fast.models.init import initialise
+from mbt_fast.models.left_out import check_left_out
 from mbt_fast.ops.autocast import autocast_dtype
 from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
@@ -49,7 +50,7 @@ class MBT(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)  # shared by the modalities
         self.head = nn.Linear(config.hidden_size, config.num_classes)  # likewise
         self._execution = Execution()
-        initialise(self, self.bottleneck_tokens, self.head)
+        self.reset_parameters()
 
     def forward(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """Classify.
@@ -57,9 +58,10 @@ class MBT(nn.Module):
         Args:
             inputs: Per modality ``[B, 3, frames, height, width]`` or ``[B, time, mel]``, in the
                 dtype of the weights (any float type under autocast). A modality that is left out is
-                absent for every example.
-            lengths: Per modality int32 ``[B]``: valid own tokens, any CLS included; 0 means absent
-                for this example. A modality without an entry, or with ``None``, has no padding.
+                absent for every example; in distributed training give zeros and ``lengths`` of 0.
+            lengths: Per modality int32 or int64 ``[B]``: valid own tokens, any CLS included; 0
+                means absent for this example. A modality without an entry, or with ``None``, has no
+                padding.
 
         Returns:
             Logits ``[B, num_classes]``, the mean over the modalities that are present; zero for an
@@ -95,11 +97,12 @@ class MBT(nn.Module):
         after that norm; with ``"gap"`` the mean over those of all modalities, named ``"shared"``.
         """
         lengths = self.check_inputs(inputs, lengths)
+        check_left_out(inputs, {m: self._parts_of(m) for m in self.config.modalities})
         given = [m for m in self.config.modalities if m in inputs]
         streams = run_modalities(partial(self._below_fusion, inputs, lengths), given)
         tokens = self._fuse(streams, lengths)
         with named_range("norm"):
-            features = {modality: self.norm(rows) for modality, rows in tokens.items()}
+            features = {modality: apply_norm(self.norm, rows) for modality, rows in tokens.items()}
         return pooled(features, lengths, self.config.classifier)
 
     def capture(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> CapturedMBT:
@@ -132,6 +135,28 @@ class MBT(nn.Module):
         captured = CapturedMBT(self)
         captured(inputs, lengths)
         return captured
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as the official code draws them; the classifier is zero.
+
+        For a model that was built on the meta device, once it has memory: call it on the model,
+        which resets every module below. Sharded parameters (FSDP2) are drawn shard by shard.
+
+        Example:
+            >>> from mbt_fast import create_model
+            >>> with torch.device("meta"):
+            ...     model = create_model("mbt_tiny")
+            >>> model.to_empty(device="cpu").reset_parameters()
+        """
+        for modality in self.embed:
+            self.embedding(modality).reset_parameters()
+        for layer in self.layers:
+            layer.reset_parameters()
+        if self.bottleneck_tokens is not None:
+            nn.init.normal_(self.bottleneck_tokens, std=TOKEN_STD)
+        self.norm.reset_parameters()
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def set_backend(self, backend: str) -> "MBT":
         """Choose the backend of every op in the model; returns the model.
@@ -227,12 +252,14 @@ class MBT(nn.Module):
             raise ValueError("inputs must hold at least one modality, got none")
         for modality, x in inputs.items():
             self._check_input(modality, x, inputs)
+        checked = {}
         for modality, length in lengths.items():
             if modality not in inputs:
                 raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
             most = self.config.n_tokens(modality)
-            check_length(f"lengths[{modality!r}]", length, inputs[modality], most)
-        return _without_none(lengths)
+            name = f"lengths[{modality!r}]"
+            checked[modality] = check_length(name, length, inputs[modality], most)
+        return _without_none(checked)
 
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` to ``directory``."""
@@ -323,6 +350,11 @@ class MBT(nn.Module):
         tokens = joined[SHARED] if rows else take_rows(joined[SHARED], cls)
         return dict(zip(streams, tokens.unbind(1), strict=True))
 
+    def _parts_of(self, modality: str) -> Iterator[nn.Module]:
+        """What is used by one modality alone."""
+        yield self.embed[modality]
+        yield from (layer[modality] for layer in self.layers if modality in layer)
+
     def _check_input(self, modality: str, x: Tensor, inputs: Inputs) -> None:
         name = f"inputs[{modality!r}]"
         if not isinstance(x, Tensor):
@@ -332,7 +364,10 @@ class MBT(nn.Module):
         expected = (batch, *self.embedding(modality).input_shape)
         if tuple(x.shape) != expected:
             raise ValueError(f"{name} must have shape {list(expected)}, got {list(x.shape)}")
-        weight = self.norm.weight
+        # Norms may be kept in a wider type than the rest.
+        weight, positions = self.norm.weight, self.embedding(modality).pos_embed
+        if positions.dtype.itemsize < weight.dtype.itemsize:
+            weight = positions
         if not x.is_floating_point() or autocast_dtype(x) != autocast_dtype(weight):
             raise TypeError(
                 f"{name} must have dtype {weight.dtype} like the weights, got {x.dtype}"

@@ -6,6 +6,7 @@ evaluation; the fork server imports it once, after which a worker starts in 0.02
 """
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -88,13 +89,23 @@ class Loader:
 
 
 def init_worker(_: int) -> None:
-    """Make a worker use one thread, and leave signals to the process of the model.
+    """Make a worker use one thread, leave signals to the process of the model, and end with it.
 
-    A cluster sends its signals to all processes of a job, and a terminal its interrupts.
+    A cluster sends its signals to all processes of a job, and a terminal its interrupts. That the
+    process of the model was killed, torch would not notice: it watches the fork server, which lives
+    as long as a worker does.
     """
     torch.set_num_threads(1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def workers_context() -> BaseContext:

@@ -95,7 +95,7 @@ class Loop(ExitStack):
 
         run, total, meter = self.logged, self.parts.total_steps, Meter(self.settings.batch_size)
         run.score_if_due(self.stop)
-        batches = self._batches(run.step)
+        self.batches = batches = self._loader(run.step)
         with tqdm(total=total, initial=run.step, unit="step", disable=None) as bar:
             while run.step < total and not self.stop():
                 meter.start()
@@ -109,7 +109,7 @@ class Loop(ExitStack):
                 run.score_if_due(self.stop)
         return run.finish(self.stop.signal)
 
-    def _batches(self, start: int) -> Loader:
+    def _loader(self, start: int) -> Loader:
         """The batches of all steps from ``start`` on."""
         data, train = self.parts.data, self.settings
         config = self.parts.config
