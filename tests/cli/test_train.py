@@ -59,6 +59,18 @@ def test_run_has_the_configuration_with_all_overrides(run):
     assert (config["train.seed"], config["train.lr"]) == (3, 0.1)
 
 
+def test_run_goes_on_without_the_files_with_which_it_began(run, folder, tmp_path, capsys):
+    begin = tmp_path / "begin"
+    MBT.from_pretrained(run).save_pretrained(begin)
+    command = ["train", str(folder / "recipe.toml"), f"init.checkpoint={begin}"]
+    command += ["--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    shutil.rmtree(begin)
+    assert main(command) == 0
+    first, again = capsys.readouterr().out.splitlines()
+    assert first == again
+
+
 def test_shorthands_are_values_of_the_section_train(folder, capsys):
     recipe = folder / "recipe.toml"
     options = ("--backend", "reference", "--recompute", "mlp")
