@@ -24,7 +24,10 @@ from mbt_fast.checkpoint import (
 )
 from mbt_fast.data import ClipTransform, load_clip
 
-KNOWN = {"input_size": {"rgb": (2, 32, 32), "spectrogram": (64, 32)}, "num_heads": 4}
+KNOWN: dict[str, Any] = {
+    "input_size": {"rgb": (2, 32, 32), "spectrogram": (64, 32)},
+    "num_heads": 4,
+}
 
 
 def make_up(folder: Path) -> tuple[Path, Path]:
