@@ -6,15 +6,18 @@ import sys
 from collections.abc import Sequence
 
 import mbt_fast
-from mbt_fast.cli import bench, convert, info, predict, profile
+from mbt_fast.cli import bench, convert, data, evaluate, info, predict, profile, train
 from mbt_fast.dispatch import BackendError
 from mbt_fast.errors import InputError
 
 COMMANDS = {
+    "train": train,
+    "eval": evaluate,
     "profile": profile,
     "bench": bench,
     "predict": predict,
     "convert": convert,
+    "data": data,
     "info": info,
 }
 
@@ -42,12 +45,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return _run(build_parser().parse_args(argv))
+            return _run(_parsed(argv))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 141
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; a command may take more of a kind after its options too.
+
+    argparse gives a list of positional arguments only what stands before the first option.
+    """
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and ("more_of" not in args or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        getattr(args, args.more_of).extend(rest)
+    return args
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -80,6 +97,7 @@ def _extra_of(module: str | None) -> str | None:
         "bench": ("jinja2", "matplotlib"),
         "cli": ("tabulate", "tqdm"),
         "clips": ("av",),
+        "train": ("tomli", "tomli_w"),
         "weights": ("msgpack", "numpy", "safetensors"),
     }
     return next((extra for extra, names in groups.items() if module in names), None)

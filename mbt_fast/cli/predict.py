@@ -3,10 +3,11 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mbt_fast.checkpoint.runs import read_state
 from mbt_fast.cli.outputs import check_writable
 from mbt_fast.cli.prediction import (
     notes_on,
@@ -15,11 +16,13 @@ from mbt_fast.cli.prediction import (
     random_model,
     table,
 )
-from mbt_fast.config import MBTConfig
 from mbt_fast.data import ClipTransform, load_clip, read_labels
+from mbt_fast.data.transform import ModelSizes
 from mbt_fast.errors import ClipError, as_input_error
+from mbt_fast.models.saved import Model
 from mbt_fast.profiling.machine import choose_device
 
+_SIZES = ("rgb", "spectrogram", "patch_size")  # of a front end, which the model has too
 HELP = "Show the most probable classes of clips (video, sound or both)."
 
 
@@ -28,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clips", nargs="+", metavar="CLIP", help="a media file")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
-        "--checkpoint", metavar="DIR", help="weights that save_pretrained or convert wrote"
+        "--checkpoint",
+        metavar="DIR",
+        help="weights that save_pretrained or convert wrote, or a run (RUN/best: its best weights)",
     )
     weights.add_argument(
         "--model",
@@ -36,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="mbt_base",
         help="without a checkpoint: a registered model with random weights (default: mbt_base)",
     )
-    parser.add_argument("--labels", metavar="FILE", help="class names: one per line, or CSV")
+    parser.add_argument(
+        "--labels", metavar="FILE", help="class names: one per line, or CSV (default: the run's)"
+    )
     parser.add_argument("--top", type=_positive, default=5, help="classes to show (default: 5)")
     parser.add_argument(
         "--views", type=_positive, default=4, help="windows of a long clip (default: 4)"
@@ -45,15 +52,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stride",
         type=float,
         help="distance of frames, at 25 per second; 2 for the released checkpoints "
-        "(default: the video lasts as long as the sound)",
+        "(default: the run's; or the video lasts as long as the sound)",
     )
     parser.add_argument(
         "--spec-mean", type=float, metavar="X", help="subtracted from the log-mel spectrogram"
     )
     parser.add_argument(
-        "--spec-std", type=float, metavar="X", help="divides it (default of both: AudioSet's)"
+        "--spec-std",
+        type=float,
+        metavar="X",
+        help="divides it (default of both: the run's, or AudioSet's)",
     )
-    parser.add_argument("--activation", choices=("sigmoid", "softmax"), default="sigmoid")
+    parser.add_argument(
+        "--activation",
+        choices=("sigmoid", "softmax"),
+        help="default: as the run was trained, or sigmoid",
+    )
+    parser.add_argument(
+        "--errors",
+        choices=("strict", "tolerate"),
+        default="tolerate",
+        help="what to do with a damaged clip: refuse it, or skip its damaged packets and say how "
+        "many (default: tolerate)",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
 
@@ -66,23 +87,25 @@ def run(args: argparse.Namespace) -> int:
         check_writable(Path(args.json))
     device = choose_device(args.device)
     random = args.checkpoint is None
-    model = random_model(args.model) if random else pretrained_model(args.checkpoint)
-    transform = _transform(model.config, args)
-    labels = _labels(args.labels, model.config.num_classes)
+    model: Model = random_model(args.model) if random else pretrained_model(args.checkpoint)
+    trained = {} if random else read_state(args.checkpoint)
+    transform = _transform(model.config, args, trained.get("front_end", {}))
+    labels = _labels(args.labels, model.config.num_classes, trained.get("labels"))
+    activation = args.activation or _activation(trained.get("config", {}))
     model.eval().to(device)
-    notes = notes_on(model, transform)
+    notes = notes_on(model, transform, of_run=bool(trained))
     if random:
         notes = [f"{args.model} with random weights: the predictions mean nothing"]
     for note in notes:
         tqdm.write(note)
 
     def predict(path: str) -> dict[str, Any]:
-        clip = load_clip(path, transform, n_views=args.views)
-        return predict_clip(model, clip, labels, top=args.top, activation=args.activation)
+        clip = load_clip(path, transform, n_views=args.views, errors=args.errors)
+        return predict_clip(model, clip, labels, top=args.top, activation=activation)
 
     report: dict[str, Any] = {
         "weights": "random" if random else args.checkpoint,
-        "activation": args.activation,
+        "activation": activation,
         "notes": notes,
         "clips": [],
         "errors": [],
@@ -114,17 +137,26 @@ def _predict_all(
             tqdm.write(table(record))
 
 
-def _transform(config: MBTConfig, args: argparse.Namespace) -> ClipTransform:
+def _transform(
+    config: ModelSizes, args: argparse.Namespace, front_end: Mapping[str, Any]
+) -> ClipTransform:
+    """What the model takes: the front end of its run, but for what the options say."""
     options = {"stride": args.stride, "mean": args.spec_mean, "std": args.spec_std}
     given = {name: value for name, value in options.items() if value is not None}
+    trained = {name: value for name, value in front_end.items() if name not in _SIZES}
     with as_input_error():
-        return ClipTransform.from_config(config, **given)
+        return ClipTransform.from_config(config, **{**trained, **given})
 
 
-def _labels(path: str | None, num_classes: int) -> list[str]:
-    if path is None:
-        return [str(index) for index in range(num_classes)]
-    return read_labels(path, num_classes)
+def _labels(path: str | None, num_classes: int, trained: list[str] | None) -> list[str]:
+    if path is not None:
+        return read_labels(path, num_classes)
+    return trained or [str(index) for index in range(num_classes)]
+
+
+def _activation(trained: Mapping[str, Any]) -> str:
+    """Classes of a clip exclude one another, but for those of a task with many labels."""
+    return "sigmoid" if trained.get("train.task", "multilabel") == "multilabel" else "softmax"
 
 
 def _positive(text: str) -> int:

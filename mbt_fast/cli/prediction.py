@@ -1,14 +1,18 @@
 """What ``mbt-fast predict`` runs and shows: the model, the classes of one clip, and their table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mbt_fast.checkpoint.runs import POINTERS
 from mbt_fast.data import Clip, ClipTransform
+from mbt_fast.data.classes import ClassIndex
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBT, create_model, list_models
+from mbt_fast.models.saved import Model, load_model
 
 _RANDOM_SEED = 0
 _HEAD_STD = 0.02
@@ -23,18 +27,18 @@ _ZERO_HEAD = (
 )
 
 
-def pretrained_model(directory: str) -> MBT:
-    """The model that ``--checkpoint`` names.
+def pretrained_model(directory: str) -> Model:
+    """The model that ``--checkpoint`` names: a folder, a run, or the ``best`` of a run.
 
     Raises:
         InputError: It is a file, or its weights cannot be used.
     """
-    if Path(directory).is_file():
+    if Path(directory).is_file() and Path(directory).name not in POINTERS:
         raise InputError(
             f"--checkpoint must be a directory, got the file {directory!r}; "
             "run mbt-fast convert first"
         )
-    return MBT.from_pretrained(directory)
+    return load_model(directory)
 
 
 def random_model(name: str) -> MBT:
@@ -54,20 +58,21 @@ def random_model(name: str) -> MBT:
     return model
 
 
-def notes_on(model: MBT, transform: ClipTransform) -> list[str]:
+def notes_on(model: Model, transform: ClipTransform, *, of_run: bool) -> list[str]:
     """What to know before believing the predictions of a pretrained model."""
     notes = []
-    if not model.head.weight.any():
+    weights = [p for name, p in model.head.named_parameters() if name.endswith("weight")]
+    if not any(weight.any() for weight in weights):
         notes.append(_ZERO_HEAD)
-    if transform.spectrogram is not None:
+    if transform.spectrogram is not None and not of_run:
         notes.append(_UNPUBLISHED)
     return notes
 
 
 def predict_clip(
-    model: MBT,
+    model: Model,
     clip: Clip,
-    labels: list[str],
+    labels: Sequence[str],
     *,
     top: int,
     activation: str,
@@ -76,7 +81,7 @@ def predict_clip(
 
     A probability that is NaN is ``None``, for JSON knows no NaN, and ranks last.
     """
-    probabilities = _probabilities(model, clip, activation)
+    probabilities = _probabilities(model, clip, activation, ClassIndex(labels).n_verbs)
     undefined = probabilities.isnan()
     ranked = probabilities.masked_fill(undefined, -1).topk(min(top, len(labels))).indices
     return {
@@ -85,6 +90,8 @@ def predict_clip(
         "streams": dict(clip.formats),
         "absent": [m for m in model.config.modalities if m not in clip.inputs],
         "views": clip.n_views,
+        "skipped": clip.skipped,
+        "faults": list(clip.faults),
         "undefined": int(undefined.sum()),
         "classes": [
             {
@@ -97,13 +104,19 @@ def predict_clip(
     }
 
 
-def _probabilities(model: MBT, clip: Clip, activation: str) -> Tensor:
-    """Probability of each class; logits are averaged over the views, as in the paper."""
-    weight = model.head.weight
+def _probabilities(model: Model, clip: Clip, activation: str, n_verbs: int) -> Tensor:
+    """Probability of each class; logits are averaged over the views, as in the paper.
+
+    The verbs, which come first, have a softmax of their own, and so have the nouns after them.
+    """
+    weight = next(model.head.parameters())
     inputs = {m: view.to(weight.device, weight.dtype) for m, view in clip.inputs.items()}
     with torch.inference_mode():
         logits = model(inputs).float().mean(0)
-        return logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
+        if activation == "sigmoid":
+            return logits.sigmoid()
+        parts = (logits[:n_verbs], logits[n_verbs:])
+        return torch.cat([part.softmax(-1) for part in parts])
 
 
 def table(record: dict[str, Any]) -> str:
@@ -117,6 +130,10 @@ def table(record: dict[str, Any]) -> str:
         f"  uses {' and '.join(streams)}",
         *(f"  {modality} is absent" for modality in record["absent"]),
     ]
+    if record["skipped"]:
+        packets = f"packet{'s' * (record['skipped'] > 1)}"
+        lines.append(f"  damaged: {record['skipped']} {packets} skipped")
+    lines += [f"  damaged: {fault}" for fault in record["faults"]]
     if record["undefined"]:
         lines.append(f"  classes without a probability, for it is NaN: {record['undefined']}")
     rows = [

@@ -1,113 +1,26 @@
 """From a media file to the inputs of a model."""
 
-import math
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mbt_fast.config import MBTConfig
-from mbt_fast.data.audio import FRAMES_PER_SECOND, WINDOWS, AudioWindow
-from mbt_fast.data.decode import decode, probe
-from mbt_fast.data.video import VideoWindow
+from mbt_fast.data.decode import Decoder
+from mbt_fast.data.media import Media, MediaFile, as_clip_error
+from mbt_fast.data.pixels import Crop
+from mbt_fast.data.probe import Source, probe
+from mbt_fast.data.sound import AudioCollector, AudioWindow
+from mbt_fast.data.transform import KIND, ClipTransform
+from mbt_fast.data.video import VideoCollector, VideoWindow
+from mbt_fast.data.windows import Segment, view_positions, window_starts
 from mbt_fast.errors import ClipError
 
-KIND = {"rgb": "video", "spectrogram": "audio"}
-AST_STATISTICS = (-4.2677393, 4.5689974)
-MBT_STATISTICS = (1.102, 2.762)
-
-
-@dataclass(frozen=True)
-class ClipTransform:
-    """How the video and the audio of a clip become tensors.
-
-    A window spans ``time / 100`` seconds of audio (hop 10 ms) and ``frames * stride / fps`` seconds
-    of video. Video is scaled, centre-cropped and mapped to [-1, 1]. Audio is averaged to mono at
-    16 kHz and becomes ``(log_mel - mean) / std``.
-
-    The default mean and standard deviation are those of Kaldi's filterbanks, Hann window, over
-    AudioSet, published with AST (github.com/YuanGongND/ast; AST itself divides by twice the
-    deviation). MBT's own, ``MBT_STATISTICS``, belong to features whose extraction, with its log
-    offset and mel scale, was never published: use them only with features that are known to match.
-
-    Args:
-        rgb: Frames, height and width of one window, or ``None`` for a model without video.
-        spectrogram: Time and mel size of one window, or ``None`` for a model without audio.
-        fps: Frames per second that ``stride`` counts in; the file may have any rate.
-        stride: Distance of frames, whole or not. ``None`` makes the video last as long as the
-            audio, or 8 seconds without audio: 25 for the paper's 8 frames. The released
-            checkpoints take 32 frames with stride 2.
-        min_side: Short side of a frame before the centre crop; ``None`` is 256/224 of the
-            crop's.
-        window: Analysis window of the spectrogram, ``"hamming"`` (MBT) or ``"hann"`` (AST).
-        mean: Subtracted from the log-mel spectrogram.
-        std: Divides it.
-
-    Raises:
-        ValueError: An option is out of range, or there is neither video nor audio.
-    """
-
-    rgb: tuple[int, ...] | None = (8, 224, 224)
-    spectrogram: tuple[int, ...] | None = (800, 128)
-    fps: float = 25.0
-    stride: float | None = None
-    min_side: int | None = None
-    window: str = "hamming"
-    mean: float = AST_STATISTICS[0]
-    std: float = AST_STATISTICS[1]
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        if self.rgb is None and self.spectrogram is None:
-            raise ValueError("rgb or spectrogram must have a size, got none of both")
-        for name, axes in (("rgb", 3), ("spectrogram", 2)):
-            size = getattr(self, name)
-            if size is not None and (len(size) != axes or min(size) < 1):
-                raise ValueError(f"{name} must have {axes} sizes of at least 1, got {size}")
-        for name in ("fps", "stride", "min_side", "std"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive, got {value}")
-        if not math.isfinite(self.mean):
-            raise ValueError(f"mean must be finite, got {self.mean}")
-        if self.window not in WINDOWS:
-            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {self.window!r}")
-
-    @classmethod
-    def from_config(cls, config: MBTConfig, **options: Any) -> "ClipTransform":
-        """What a model takes of a clip: its modalities ``rgb`` and ``spectrogram``.
-
-        Args:
-            config: The model's configuration.
-            **options: The other fields of ``ClipTransform``.
-
-        Raises:
-            ValueError: The model has neither modality, or an option is out of range.
-        """
-        rgb, spectrogram = (config.input_size.get(modality) for modality in KIND)
-        return cls(rgb, spectrogram, **options)
-
-    @property
-    def windows(self) -> dict[str, VideoWindow | AudioWindow]:
-        """What one view takes, per modality of the model."""
-        windows: dict[str, VideoWindow | AudioWindow] = {}
-        seconds = Fraction(8)
-        if self.spectrogram is not None:
-            seconds = Fraction(self.spectrogram[0], FRAMES_PER_SECOND)
-        if self.rgb is not None:
-            frames, height, width = self.rgb
-            distance = seconds / frames
-            if self.stride is not None:
-                distance = Fraction(self.stride) / Fraction(self.fps)
-            side = self.min_side or round(min(height, width) * 256 / 224)
-            windows["rgb"] = VideoWindow(frames, height, width, distance, side)
-        if self.spectrogram is not None:
-            time, mel = self.spectrogram
-            windows["spectrogram"] = AudioWindow(time, mel, self.window, self.mean, self.std)
-        return windows
+PIXELS = ("float32", "uint8")
+ERRORS = ("strict", "tolerate")
 
 
 @dataclass(frozen=True)
@@ -116,18 +29,28 @@ class Clip:
 
     Args:
         path: The file.
-        inputs: ``{"rgb": [V, 3, T, H, W], "spectrogram": [V, time, mel]}``, float32, ``V`` views;
-            only modalities that the file has.
-        duration: Length of the clip in seconds.
+        transform: What it was read with.
+        inputs: ``{"rgb": [V, 3, T, H, W], "spectrogram": [V, time, mel]}``, ``V`` views; only
+            modalities that the file has. Float32; ``rgb`` is uint8 if this was asked for.
+        duration: Length of the clip in seconds: of the segment, if one was asked for.
         formats: The stream behind each modality, in words.
-        starts: Start of each view in seconds from the start of the clip, per modality.
+        starts: Start of each view in seconds from the beginning of the file, per modality.
+        lengths: Per modality of ``inputs`` int32 ``[V]``: own tokens, CLS included, up to the end
+            of the clip; what follows is padding. 0 if all of a view is. Empty if the transform has
+            no ``patch_size``.
+        skipped: Damaged packets that were left out.
+        faults: What else was tolerated, such as a file that is cut off, in words.
     """
 
     path: str
+    transform: ClipTransform
     inputs: Mapping[str, Tensor]
     duration: float
     formats: Mapping[str, str]
     starts: Mapping[str, tuple[float, ...]]
+    lengths: Mapping[str, Tensor]
+    skipped: int = 0
+    faults: tuple[str, ...] = ()
 
     @property
     def n_views(self) -> int:
@@ -135,79 +58,208 @@ class Clip:
         return len(next(iter(self.starts.values())))
 
 
-def load_clip(path: str | os.PathLike[str], transform: ClipTransform, n_views: int = 4) -> Clip:
+def load_clip(
+    path: MediaFile,
+    transform: ClipTransform,
+    n_views: int = 4,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    pixels: str = "float32",
+    errors: str = "strict",
+) -> Clip:
     """Decode a file into views that are evenly spaced over it, as MBT is tested.
 
-    The last frame is repeated where the video ends early; missing audio is silence.
+    A clip that goes to the end of the file is checked: every packet is read, though not decoded,
+    and a file that is cut off is refused.
 
     >>> clip = load_clip("clip.mp4", ClipTransform.from_config(model.config))  # doctest: +SKIP
     >>> logits = model(clip.inputs).mean(0)  # doctest: +SKIP
 
     Args:
-        path: A media file: video, audio or both, in any container that FFmpeg reads.
+        path: A media file: video, audio or both, in any container that FFmpeg reads. A path, the
+            content as bytes, or a binary file object.
         transform: What the model takes.
         n_views: Number of views of a clip longer than a window; a shorter one has a single view.
+        start: Where the clip begins, in seconds from the beginning of the file.
+        end: Where it ends; ``None``, or a time behind it, is the end of the file.
+        pixels: ``"float32"`` in [-1, 1], or ``"uint8"`` as decoded.
+        errors: ``"strict"`` refuses damaged files and those that are cut off. ``"tolerate"`` skips
+            damaged packets and takes what is left.
 
     Returns:
         The clip, with the modalities that file and model share.
 
     Raises:
         ClipError: The file cannot be read or decoded, is cut off, or has no modality of the model.
-        ValueError: ``n_views`` is below 1.
+        ValueError: An option is out of range.
     """
-    windows = transform.windows
-    source = probe(path, [KIND[modality] for modality in windows])
-    windows = {m: window for m, window in windows.items() if KIND[m] in source.streams}
+    positions = view_positions(n_views)
+    _check_options(start, end, pixels, errors)
+    source = _probe(path, transform, whole=end is None, errors=errors)
+    segment = _segment(source, start, end)
+    windows = _windows(source, transform)
     lengths = {modality: window.seconds for modality, window in windows.items()}
-    starts = view_starts(source.duration, lengths, n_views)
+    starts = window_starts(segment.duration, lengths, positions)
+    return _read(source, transform, segment, starts, pixels=pixels, errors=errors)
 
-    collectors: dict[str, Any] = {  # each takes the frames of its own kind
-        KIND[modality]: window.collector([source.start + start for start in starts[modality]])
-        for modality, window in windows.items()
-    }
-    for kind, time, frame in decode(source):
-        collectors[kind].push(time, frame)
-    inputs = {modality: collectors[KIND[modality]].finish() for modality in windows}
-    empty = [KIND[modality] for modality, tensor in inputs.items() if tensor is None]
-    if empty:
-        raise ClipError(f"{source.path}: no {' and no '.join(empty)} could be decoded")
-    return Clip(
-        path=source.path,
-        inputs={modality: tensor for modality, tensor in inputs.items() if tensor is not None},
-        duration=float(source.duration),
-        formats={modality: source.formats[KIND[modality]] for modality in windows},
-        starts={modality: tuple(map(float, starts[modality])) for modality in windows},
+
+def read_window(
+    path: MediaFile,
+    transform: ClipTransform,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    position: float = 0.5,
+    crop: Crop | None = None,
+    pixels: str = "float32",
+    errors: str = "strict",
+) -> Clip:
+    """Decode one window of a file, and little more than that.
+
+    The file is opened, searched for the key frame before the window, decoded up to the window's
+    end, and closed. So the cost does not grow with the file, but for formats that do not tell how
+    long they last (MP3, raw streams): their packets are read, not decoded, if ``end`` is ``None``.
+    It also means that damage elsewhere stays unknown; ``load_clip`` sees the whole file.
+
+    >>> clip = read_window("clip.mp4", transform, position=random())  # doctest: +SKIP
+
+    Args:
+        path: As in ``load_clip``.
+        transform: What the model takes.
+        start: Where the clip begins, in seconds from the beginning of the file.
+        end: Where it ends; ``None``, or a time behind it, is the end of the file.
+        position: Where in the clip the window lies: the same proportion, from 0 to 1, of the range
+            of each modality. A random number gives a random window.
+        crop: What part of a frame is shown; ``None`` is the centre.
+        pixels: ``"float32"`` in [-1, 1], or ``"uint8"`` as decoded.
+        errors: As in ``load_clip``.
+
+    Returns:
+        The clip, with one view of the modalities that file and model share.
+
+    Raises:
+        ClipError: The window cannot be read or decoded, or the file has no modality of the model.
+        ValueError: An option is out of range.
+    """
+    if not 0 <= position <= 1:
+        raise ValueError(f"position must be in [0, 1], got {position}")
+    _check_options(start, end, pixels, errors)
+    source = _probe(path, transform, whole=False, errors=errors)
+    segment = _segment(source, start, end)
+    windows = _windows(source, transform)
+    lengths = {modality: window.seconds for modality, window in windows.items()}
+    starts = window_starts(segment.duration, lengths, [Fraction(position)])
+    circular = transform.circular_sound and len(starts) == len(KIND)
+    if circular:
+        starts["spectrogram"] = starts["rgb"]
+    return _read(
+        source,
+        transform,
+        segment,
+        starts,
+        circular=circular,
+        crop=crop,
+        pixels=pixels,
+        errors=errors,
     )
 
 
-def view_starts(
-    duration: Fraction, windows: dict[str, Fraction], n_views: int
-) -> dict[str, list[Fraction]]:
-    """Starts of ``n_views`` windows per modality, evenly spaced over the clip.
+def _check_options(start: float | None, end: float | None, pixels: str, errors: str) -> None:
+    for name, value in (("start", start), ("end", end)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    if end is not None and end <= (start or 0):
+        raise ValueError(f"end must be greater than start, got {start or 0} and {end}")
+    for option, given, known in (("pixels", pixels, PIXELS), ("errors", errors, ERRORS)):
+        if given not in known:
+            raise ValueError(f"{option} must be one of {', '.join(known)}, got {given!r}")
 
-    The first window starts with the clip and the last one ends with it; a single one lies in the
-    middle. Modalities whose windows differ in length stand at the same proportion of their own
-    range, as in the paper's synchronous sampling. A clip no longer than any window has one view.
 
-    Args:
-        duration: Length of the clip in seconds.
-        windows: Length of the window of each modality in seconds.
-        n_views: Number of views of a long clip, at least 1.
+def _probe(path: MediaFile, transform: ClipTransform, *, whole: bool, errors: str) -> Source:
+    kinds = [KIND[modality] for modality in transform.windows]
+    return probe(Media(path), kinds, whole=whole, tolerate=errors == "tolerate")
 
-    Returns:
-        For each modality the starts in seconds from the start of the clip, equally many.
 
-    Raises:
-        ValueError: ``n_views`` is below 1.
-    """
-    if n_views < 1:
-        raise ValueError(f"n_views must be at least 1, got {n_views}")
-    ranges = {modality: max(duration - window, Fraction(0)) for modality, window in windows.items()}
-    if not any(ranges.values()):
-        return {modality: [Fraction(0)] for modality in windows}
-    if n_views == 1:
-        return {modality: [reach / 2] for modality, reach in ranges.items()}
+def _segment(source: Source, start: float | None, end: float | None) -> Segment:
+    """The part of the file that is asked for, on its own clock."""
+    begin = Fraction(start or 0)
+    if begin >= source.duration:
+        raise ClipError(
+            f"{source.media.name}: start must lie before the end of the file, "
+            f"{float(source.duration):.2f} s, got {start or 0} s"
+        )
+    stop = source.duration if end is None else min(Fraction(end), source.duration)
+    return Segment(source.start + begin, source.start + stop)
+
+
+def _windows(source: Source, transform: ClipTransform) -> dict[str, VideoWindow | AudioWindow]:
+    return {m: w for m, w in transform.windows.items() if KIND[m] in source.streams}
+
+
+def _read(
+    source: Source,
+    transform: ClipTransform,
+    segment: Segment,
+    starts: Mapping[str, Sequence[Fraction]],
+    *,
+    circular: bool = False,
+    crop: Crop | None = None,
+    pixels: str,
+    errors: str,
+) -> Clip:
+    """Decode the windows that begin at ``starts``, counted from the start of the segment."""
+    name, tolerate = source.media.name, errors == "tolerate"
+    inputs: dict[str, Tensor] = {}
+    valid: dict[str, list[int]] = {}
+    with Decoder(source, tolerate=tolerate) as decoder:
+        for modality, window in _windows(source, transform).items():
+            begins = [segment.start + start for start in starts[modality]]
+            wrap = transform.short == "loop" and segment.duration < window.seconds
+            collector: VideoCollector | AudioCollector
+            if isinstance(window, VideoWindow):
+                collector = VideoCollector(window, begins, segment, wrap=wrap, crop=crop)
+            else:
+                collector = AudioCollector(window, begins, segment, wrap=wrap or circular)
+            with as_clip_error(name, f"its {KIND[modality]} cannot be read"):
+                _fill(collector, decoder, KIND[modality])
+                view = collector.finish()
+            if view is not None:
+                inputs[modality], valid[modality] = view, collector.valid()
+            elif not tolerate:
+                raise ClipError(f"{name}: no {KIND[modality]} could be decoded")
+    if not all(map(any, zip(*valid.values(), strict=True))) or not inputs:
+        raise ClipError(f"{name}: a window holds nothing that can be decoded")
+    if "rgb" in inputs and pixels == "float32":
+        inputs["rgb"] = inputs["rgb"].float() / 127.5 - 1
+    origin = segment.start - source.start
+    return Clip(
+        path=name,
+        transform=transform,
+        inputs=inputs,
+        duration=float(segment.duration),
+        formats={modality: source.formats[KIND[modality]] for modality in inputs},
+        starts={m: tuple(float(origin + start) for start in starts[m]) for m in inputs},
+        lengths=_lengths(transform, valid),
+        skipped=decoder.skipped,
+        faults=source.faults,
+    )
+
+
+def _fill(collector: Any, decoder: Decoder, kind: str) -> None:
+    for begin, end in collector.spans():
+        with closing(decoder.frames(kind, begin)) as frames:
+            for time, frame in frames:
+                collector.push(time, frame)
+                if collector.reached(end):
+                    break
+        collector.finish_span(end)
+
+
+def _lengths(transform: ClipTransform, valid: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    if transform.patch_size is None:
+        return {}
     return {
-        modality: [reach * view / (n_views - 1) for view in range(n_views)]
-        for modality, reach in ranges.items()
+        modality: torch.tensor([transform.n_tokens(modality, n) for n in counts], dtype=torch.int32)
+        for modality, counts in valid.items()
     }

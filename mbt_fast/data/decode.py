@@ -1,264 +1,182 @@
-"""Media files: choose and measure their streams, check that they are whole, and decode them.
+"""Decode a media file from given times on, with one thread, and no more of it than is asked for.
 
-Times are exact fractions of a second on the file's own clock.
+More threads would gain nothing where several workers decode, and FFmpeg's pools of threads are
+known to hang when a decoder is left before the end of its file (PyAV issues 1849, 1861, 1962).
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, TypeAlias, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeAlias
 
+from mbt_fast.data.measure import check_reached
+from mbt_fast.data.media import as_clip_error, packets, reason, to_seconds
+from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
 
 if TYPE_CHECKING:
-    from av import AudioFrame, AudioStream, Packet, VideoFrame, VideoStream
+    from av import AudioFrame, Packet, VideoFrame
     from av.container import InputContainer
 
-    Streams: TypeAlias = Mapping[str, VideoStream | AudioStream]
+    Frame: TypeAlias = VideoFrame | AudioFrame
 
-KINDS = ("video", "audio")
-Span: TypeAlias = tuple[Fraction, Fraction]
-
-# Formats that write down how long they last. Of others, FFmpeg guesses it from the file's size.
-_STATES_DURATION = frozenset(("mov", "matroska", "avi", "flv", "flac"))
-_MISSING_AT_LEAST = Fraction(1, 2)  # seconds; rounding and a codec's padding are far less
-_DRAWS_TEXT = "tty"  # FFmpeg "decodes" any text file into pictures of a terminal
-
-
-@dataclass(frozen=True)
-class Source:
-    """A media file whose streams have been chosen and measured.
-
-    Args:
-        path: The file.
-        streams: Index of the chosen stream per kind, ``"video"`` and ``"audio"``.
-        formats: What these streams are, in words.
-        start: When the first of them begins.
-        end: When the last of them ends.
-    """
-
-    path: str
-    streams: Mapping[str, int]
-    formats: Mapping[str, str]
-    start: Fraction
-    end: Fraction
-
-    @property
-    def duration(self) -> Fraction:
-        """Seconds from ``start`` to ``end``."""
-        return self.end - self.start
+# Seconds of sound that are decoded before those that are asked for: a decoder needs what came
+# before (Opus 80 ms, MP3 up to 0.25 s).
+WARM_UP = Fraction(1, 2)
+# Seconds that a second seek goes further back if the first one came too late.
+_FURTHER_BACK = Fraction(10)
+_MOST_FAILURES = 1000  # reads that fail one after the other; then nothing more will come
 
 
-def probe(path: str | os.PathLike[str], kinds: Sequence[str] = KINDS) -> Source:
-    """Choose the best stream of each kind and measure them, without decoding.
-
-    Every packet is read, because a header need not tell the length, nor the truth. Pictures
-    attached to the file (cover art) are not video.
-
-    Args:
-        path: A file in any container that FFmpeg reads.
-        kinds: The kinds of use; one that the file lacks is left out of the result.
-
-    Raises:
-        ClipError: The file cannot be read, holds none of these kinds, or is cut off.
-    """
-    path = os.fsdecode(path)
-    with _opened(path) as container:
-        found = _choose(container)
-        chosen = {kind: found[kind] for kind in kinds if kind in found}
-        if not chosen:
-            has = f"only {' and '.join(found)}" if found else "neither video nor audio"
-            raise ClipError(f"{path}: holds {has}, needed is {' or '.join(kinds)}")
-        for kind, stream in chosen.items():
-            if stream.codec_context is None:
-                raise ClipError(f"{path}: there is no decoder for its {kind}")
-        spans, whole = _measure(path, container)
-        for kind, stream in chosen.items():
-            if stream.index not in spans:
-                raise ClipError(f"{path}: its {kind} stream is empty")
-        _check_complete(path, container, chosen, spans, whole)
-        formats = {kind: _describe(stream) for kind, stream in chosen.items()}
-        streams = {kind: stream.index for kind, stream in chosen.items()}
-    used = [spans[index] for index in streams.values()]
-    start, end = min(start for start, _ in used), max(end for _, end in used)
-    return Source(path, streams, formats, start, end)
-
-
-def decode(source: Source) -> "Iterator[tuple[str, Fraction, VideoFrame | AudioFrame]]":
-    """Decode the chosen streams once, in the order of the file.
+class Decoder:
+    """Decodes the chosen streams of a file, one at a time, from any time on.
 
     Args:
         source: The file and its streams.
-
-    Yields:
-        The kind, the time and the frame; the times of one kind never decrease. A frame without a
-        timestamp follows the one before it.
-
-    Raises:
-        ClipError: The data is damaged.
+        tolerate: Skip packets that cannot be decoded, and count them.
     """
-    import av
 
-    kinds = {index: kind for kind, index in source.streams.items()}
-    times = dict.fromkeys(source.streams, source.start)
-    ends = dict(times)
-    with _opened(source.path) as container:
-        streams = [container.streams[index] for index in kinds]
-        for stream in streams:
-            stream.codec_context.thread_type = "AUTO"
+    def __init__(self, source: Source, *, tolerate: bool = False) -> None:
+        """Open nothing yet."""
+        self.skipped = 0
+        self._source = source
+        self._tolerate = tolerate
+        self._container: InputContainer | None = None
+
+    def __enter__(self) -> "Decoder":
+        """Be closed at the end of a block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self._close()
+
+    def frames(self, kind: str, begin: Fraction) -> "Generator[tuple[Fraction, Frame], None, None]":
+        """Decode one stream from the last frame on that starts no later than ``begin``, or before.
+
+        Where the file cannot seek so that this frame is met, it is read from its beginning.
+
+        Args:
+            kind: ``"video"`` or ``"audio"``.
+            begin: A time on the file's clock.
+
+        Yields:
+            Time and frame; the times never decrease. A frame without a timestamp follows the one
+            before it.
+
+        Raises:
+            ClipError: The data is damaged, or ends before the header says.
+        """
+        for target in self._targets(kind, begin):
+            skipped = self.skipped
+            frames = self._decode(kind, target)
+            try:
+                first = next(frames, None)
+            except ClipError:
+                if target is None:
+                    raise
+                first = None
+            if target is None or (first is not None and first[0] <= begin):
+                if first is not None:
+                    yield first
+                yield from frames
+                return
+            self.skipped = skipped  # what follows is read once more
+
+    def _targets(self, kind: str, begin: Fraction) -> Iterator[Fraction | None]:
+        """Times to try to seek to, one after the other; ``None`` is the beginning of the file."""
+        near = begin - WARM_UP if kind == "audio" else begin
+        for target in (near, near - _FURTHER_BACK):
+            if target > self._source.starts[kind]:
+                yield target
+        yield None
+
+    def _decode(self, kind: str, target: Fraction | None) -> "Iterator[tuple[Fraction, Frame]]":
+        """Decode to the end of the stream from where a seek to ``target`` lands."""
+        import av
+
+        name = self._source.media.name
+        # Behind a seek a frame without a timestamp could lie anywhere.
+        last = end = self._source.start if target is None else None
+        for packet in self._packets(kind, target):
+            for frame in self._frames_of(packet, end):
+                if not isinstance(frame, (av.VideoFrame, av.AudioFrame)):
+                    continue
+                with as_clip_error(name, "its timestamps are damaged"):
+                    stamp = to_seconds(frame.pts, frame.time_base)
+                    time = end if stamp is None else stamp
+                    if time is None:
+                        return
+                    last = time if last is None else max(last, time)
+                    end = last + duration(frame)
+                yield last, frame
+        stated = self._source.stated.get(kind)
+        if stated is not None:
+            zero = self._source.start
+            check_reached(name, kind, (end or zero) - zero, stated - zero)
+
+    def _packets(self, kind: str, target: Fraction | None) -> "Iterator[Packet]":
+        name = self._source.media.name
+        container = self._open_at(kind, target)
+        stream = container.streams[self._source.streams[kind]]
+        found = packets(container, stream)
+        failures = 0
+        while failures < _MOST_FAILURES:
+            try:
+                packet = next(found)
+            except StopIteration:
+                return
+            except Exception as error:
+                if not self._tolerate:
+                    raise ClipError(f"{name}: damaged ({reason(error)})") from error
+                self.skipped += failures == 0  # one place, however often it is tried
+                failures += 1
+                found = packets(container, stream)
+            else:
+                failures = 0
+                yield packet
+
+    def _frames_of(self, packet: "Packet", end: Fraction | None) -> "Sequence[Frame]":
         try:
-            for packet in container.demux(streams):
-                kind = kinds[packet.stream.index]
-                for frame in packet.decode():
-                    if not isinstance(frame, (av.VideoFrame, av.AudioFrame)):
-                        continue
-                    stamp = _to_seconds(frame.pts, frame.time_base)
-                    times[kind] = max(times[kind], ends[kind] if stamp is None else stamp)
-                    ends[kind] = times[kind] + _duration(frame)
-                    yield kind, times[kind], frame
-        except av.FFmpegError as error:
-            reached = float(max(ends.values()) - source.start)
+            return packet.decode()
+        except Exception as error:
+            if self._tolerate:
+                self.skipped += 1
+                return []
+            reached = "" if end is None else f" past {float(end - self._source.start):.2f} s"
             raise ClipError(
-                f"{source.path}: damaged, cannot be decoded past {reached:.2f} s ({error.strerror})"
+                f"{self._source.media.name}: damaged, cannot be decoded{reached} ({reason(error)})"
             ) from error
 
+    def _open_at(self, kind: str, target: Fraction | None) -> "InputContainer":
+        """The container where a seek to ``target`` lands, or at its beginning."""
+        if self._container is None or target is None:
+            self._close()
+            self._container = self._source.media.open()
+            for index in self._source.streams.values():
+                self._container.streams[index].codec_context.thread_count = 1
+        if target is not None:
+            stream = self._container.streams[self._source.streams[kind]]
+            with as_clip_error(self._source.media.name, "cannot seek"):
+                tick = to_seconds(1, stream.time_base) or Fraction(0)
+                self._container.seek(int(target / tick), stream=stream)
+        return self._container
 
-@contextmanager
-def _opened(path: str) -> "Iterator[InputContainer]":
-    """Open a local media file for reading.
-
-    Raises:
-        ClipError: It is missing or not a media file.
-    """
-    import av
-
-    _check_file(path)
-    try:
-        # The prefix keeps FFmpeg from taking a name with a colon for an address.
-        container = av.open(f"file:{path}", metadata_errors="replace")
-    except (av.FFmpegError, OSError) as error:
-        raise ClipError(f"{path}: not a readable media file ({error.strerror})") from error
-    with container:
-        if container.format.name == _DRAWS_TEXT:
-            raise ClipError(f"{path}: not a readable media file (it is text)")
-        yield container
+    def _close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
 
 
-def _to_seconds(stamp: int | None, base: Fraction | None) -> Fraction | None:
-    """A timestamp in seconds, or ``None`` where the file has none."""
-    return None if stamp is None or base is None else stamp * base
-
-
-def _check_file(path: str) -> None:
-    if not os.path.exists(path):
-        raise ClipError(f"{path}: no such file")
-    if not os.path.isfile(path):
-        raise ClipError(f"{path}: not a file{' but a directory' if os.path.isdir(path) else ''}")
-    if os.path.getsize(path) == 0:
-        raise ClipError(f"{path}: the file is empty")
-
-
-def _choose(container: "InputContainer") -> "Streams":
-    """The best stream of each kind; audio that belongs to the video is preferred."""
-    from av.stream import Disposition
-
-    streams = container.streams
-    chosen: dict[str, VideoStream | AudioStream] = {}
-    best_video = cast("VideoStream | None", streams.best("video"))
-    best_audio = cast("AudioStream | None", streams.best("audio", related=best_video))
-    for kind, ranked in (
-        ("video", (best_video, *streams.video)),
-        ("audio", (best_audio, *streams.audio)),
-    ):
-        for stream in ranked:
-            if stream is not None and not stream.disposition & Disposition.attached_pic:
-                chosen[kind] = stream
-                break
-    return chosen
-
-
-def _measure(path: str, container: "InputContainer") -> tuple[dict[int, Span], bool]:
-    """Start and end of every stream with packets, and whether the last packet is whole."""
-    import av
-
-    spans: dict[int, Span] = {}
-    whole = True
-    try:
-        for packet in container.demux():
-            if packet.size and not packet.is_discard:
-                index = packet.stream.index
-                spans[index] = _extend(spans.get(index), packet)
-                whole = not packet.is_corrupt
-    except av.FFmpegError as error:
-        raise ClipError(f"{path}: damaged ({error.strerror})") from error
-    return spans, whole
-
-
-def _extend(span: Span | None, packet: "Packet") -> Span:
-    """The span of a stream with one more packet, which follows the rest if it has no timestamp."""
-    stamp = _to_seconds(packet.dts if packet.pts is None else packet.pts, packet.time_base)
-    if span is None:
-        declared = _to_seconds(packet.stream.start_time, packet.stream.time_base)
-        start = (stamp if declared is None else declared) or Fraction(0)
-        span = (start, start)
-    begin = span[1] if stamp is None else stamp
-    return span[0], max(span[1], begin + (_to_seconds(packet.duration, packet.time_base) or 0))
-
-
-def _check_complete(
-    path: str,
-    container: "InputContainer",
-    chosen: "Streams",
-    spans: Mapping[int, Span],
-    whole: bool,
-) -> None:
-    """Compare the packets with the headers. A container may be silent, or silent on its streams."""
-    last = max(end for _, end in spans.values())
-    stated: list[tuple[str, Fraction, Fraction]] = []
-    if not _STATES_DURATION.isdisjoint(container.format.name.split(",")):
-        # Matroska and flv count from zero even if the first timestamp is later.
-        stated.append(("file", last, Fraction(container.duration or 0, 1_000_000)))
-        for kind, stream in chosen.items():
-            start, end = spans[stream.index]
-            length = _to_seconds(stream.duration, stream.time_base) or Fraction(0)
-            stated.append((kind, end, start + length))
-    elif container.format.name == "wav" and container.bit_rate:
-        missing = Fraction(8 * _missing_bytes(path), container.bit_rate)
-        stated.append(("file", last, last + missing))
-        whole = True  # FFmpeg calls the end of a file of unknown size corrupt
-    for what, end, should in stated:
-        if end < should - _MISSING_AT_LEAST:
-            times = f"{float(end):.2f} s of {float(should):.2f} s"
-            raise ClipError(f"{path}: cut off, the {what} ends at {times}")
-    if stated and not whole:
-        raise ClipError(f"{path}: cut off or damaged at {float(last):.2f} s")
-
-
-def _missing_bytes(path: str) -> int:
-    """How far a wav file falls short of the size in its header, which FFmpeg keeps to itself."""
-    with open(path, "rb") as file:
-        magic, size = file.read(4), int.from_bytes(file.read(4), "little")
-    if magic != b"RIFF" or size in (0, 0xFFFFFFFF):  # a size unknown while writing to a pipe
-        return 0
-    return max(size + 8 - os.path.getsize(path), 0)
-
-
-def _describe(stream: "VideoStream | AudioStream") -> str:
-    from av import AudioStream
-
-    name = stream.codec_context.name
-    if isinstance(stream, AudioStream):
-        channels = stream.layout.nb_channels
-        return f"{name}, {stream.sample_rate} Hz, {channels} channel{'s' * (channels > 1)}"
-    rate = f", {float(stream.average_rate):g} fps" if stream.average_rate else ""
-    return f"{name}, {stream.width}x{stream.height}{rate}"
-
-
-def _duration(frame: "VideoFrame | AudioFrame") -> Fraction:
+def duration(frame: "Frame") -> Fraction:
+    """Seconds that a frame lasts; 0 if the file does not say it of a picture."""
     from av import AudioFrame
 
     if isinstance(frame, AudioFrame):
         return Fraction(frame.samples, frame.sample_rate)
-    return _to_seconds(frame.duration, frame.time_base) or Fraction(0)
+    return to_seconds(frame.duration, frame.time_base) or Fraction(0)

@@ -10,7 +10,7 @@ from mbt_fast.errors import InputError
 _NAME_COLUMN = "display_name"
 
 
-def read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
+def read_labels(path: str | os.PathLike[str], num_classes: int | None = None) -> list[str]:
     """Read the names of the classes in order.
 
     A ``.csv`` file has a header; the names are its column ``display_name``, or else the last one,
@@ -19,7 +19,7 @@ def read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
 
     Args:
         path: The file, in UTF-8.
-        num_classes: How many names there must be.
+        num_classes: How many names there must be; ``None`` takes any number from 1 on.
 
     Raises:
         InputError: The file cannot be read, is not CSV as its suffix says, or its number of names
@@ -32,7 +32,9 @@ def read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"{path}: cannot read the labels ({reason})") from error
     labels = _from_csv(path, text) if path.suffix.lower() == ".csv" else _from_text(text)
-    if len(labels) != num_classes:
+    if num_classes is None and not labels:
+        raise InputError(f"{path}: labels must name the classes, got none")
+    if num_classes is not None and len(labels) != num_classes:
         raise InputError(
             f"{path}: labels must name the model's {num_classes} classes, got {len(labels)}"
         )

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mbt_fast.data.decode import duration
+from mbt_fast.data.pixels import Crop, to_pixels
+from mbt_fast.data.windows import Segment, spans
+
 if TYPE_CHECKING:
     from av import VideoFrame
+
+_INSTANT = Fraction(1, 1_000_000_000)  # seconds; no container counts time more finely
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class VideoWindow:
         height: Of a frame, in pixels.
         width: Of a frame, in pixels.
         distance: Seconds from one frame to the next.
-        min_side: Short side of a frame, in pixels, before the centre crop.
+        min_side: Short side of a frame, in pixels, before the crop.
     """
 
     frames: int
@@ -35,76 +41,89 @@ class VideoWindow:
         """Length of the window."""
         return self.frames * self.distance
 
-    def collector(self, starts: Sequence[Fraction]) -> "VideoCollector":
-        """An empty collector for windows with these starts, in seconds."""
-        return VideoCollector(self, starts)
-
 
 class VideoCollector:
-    """Samples frames at given times from frames that come in order of time.
+    """Samples frames at the times of windows.
 
     The sample at a time is the last frame that starts no later; before the first frame it is the
     first. Only sampled frames are converted and kept.
+
+    Args:
+        window: The video of one view.
+        starts: Start of each view, in seconds on the file's clock.
+        segment: The part of the file that is shown.
+        wrap: Show the segment again from its start where the window goes beyond its end. Without
+            it the last frame is repeated.
+        crop: What part of a frame is shown.
     """
 
-    def __init__(self, window: VideoWindow, starts: Sequence[Fraction]) -> None:
+    def __init__(
+        self,
+        window: VideoWindow,
+        starts: Sequence[Fraction],
+        segment: Segment,
+        *,
+        wrap: bool = False,
+        crop: Crop | None = None,
+    ) -> None:
         """Wait for the frames of ``window`` at each start."""
-        times = [start + k * window.distance for start in starts for k in range(window.frames)]
-        self._window = window
+        from av.video.reformatter import VideoReformatter
+
+        asked = [start + k * window.distance for start in starts for k in range(window.frames)]
+        last = segment.end - _INSTANT
+        times = [segment.wrapped(time) if wrap else min(time, last) for time in asked]
+        self._window, self._segment, self._wrap = window, segment, wrap
+        self._asked = asked
         self._order = sorted(range(len(times)), key=times.__getitem__)
         self._waiting = [times[i] for i in reversed(self._order)]  # the next one is last
+        self._crop = crop or Crop()
+        self._reformatter = VideoReformatter()
         self._pixels: list[Tensor] = []
         self._shown: VideoFrame | None = None
+        self._end: Fraction | None = None  # of all frames so far
+
+    def spans(self) -> list[tuple[Fraction, Fraction]]:
+        """The stretches of the file to push, in order."""
+        return spans([(time, time) for time in self._waiting])
 
     def push(self, time: Fraction, frame: "VideoFrame") -> None:
-        """Take the next frame, which starts at ``time``."""
-        count = sum(wanted < time for wanted in self._waiting)
+        """Take the next frame of a stretch, which starts at ``time``."""
+        count = 0
+        while count < len(self._waiting) and self._waiting[-1 - count] < time:
+            count += 1
         self._take(count, frame if self._shown is None else self._shown)
         self._shown = frame
+        end = time + duration(frame)
+        self._end = end if self._end is None else max(self._end, end)
+
+    def reached(self, end: Fraction) -> bool:
+        """Whether a stretch that ends there needs no further frame."""
+        return not self._waiting or self._waiting[-1] > end
+
+    def finish_span(self, end: Fraction) -> None:
+        """Nothing more comes of the stretch that ends there."""
+        if self._shown is not None:
+            self._take(sum(wanted <= end for wanted in self._waiting), self._shown)
 
     def finish(self) -> Tensor | None:
-        """The samples, float32 ``[V, 3, T, H, W]`` in [-1, 1], or ``None`` if no frame came."""
+        """The samples, uint8 ``[V, 3, T, H, W]``, or ``None`` if no frame came."""
         if self._shown is None:
             return None
-        self._take(len(self._waiting), self._shown)
         ranks = sorted(range(len(self._order)), key=self._order.__getitem__)
         pixels = torch.stack([self._pixels[rank] for rank in ranks])
-        views = pixels.unflatten(0, (-1, self._window.frames)).permute(0, 4, 1, 2, 3)
-        return views.contiguous().float() / 127.5 - 1
+        views = pixels.unflatten(0, (-1, self._window.frames))
+        return views.permute(0, 4, 1, 2, 3).contiguous()
+
+    def valid(self) -> list[int]:
+        """How many frames of each view are not padding behind the end of the video."""
+        size = self._window.frames
+        end = min(self._end or self._segment.start, self._segment.end)
+        views = (self._asked[i : i + size] for i in range(0, len(self._asked), size))
+        return [size if self._wrap else sum(time < end for time in view) for view in views]
 
     def _take(self, count: int, frame: "VideoFrame") -> None:
         if count:
             del self._waiting[-count:]
             size = (self._window.height, self._window.width)
-            self._pixels += [to_pixels(frame, size, self._window.min_side)] * count
-
-
-def to_pixels(frame: "VideoFrame", size: tuple[int, int], min_side: int) -> Tensor:
-    """Scale a frame, turn it upright and crop its centre.
-
-    Pixels are taken to be square.
-
-    Args:
-        frame: A decoded frame.
-        size: Height and width of the result.
-        min_side: Short side after scaling; longer where the crop would not fit.
-
-    Returns:
-        Red, green and blue, uint8 ``[height, width, 3]``.
-    """
-    turns = round(frame.rotation / 90) % 4  # counterclockwise, as rot90 counts
-    height, width = (size[1], size[0]) if turns % 2 else size
-    scale = max(
-        Fraction(min_side, min(frame.height, frame.width)),
-        Fraction(height, frame.height),
-        Fraction(width, frame.width),
-    )
-    scaled = frame.reformat(
-        width=round(frame.width * scale),
-        height=round(frame.height * scale),
-        format="rgb24",
-        interpolation="BILINEAR",
-    )
-    pixels = torch.from_numpy(scaled.to_ndarray())
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width].rot90(turns).clone()
+            pixels = to_pixels(frame, self._reformatter, size, self._window.min_side, self._crop)
+            self._pixels += [pixels] * count

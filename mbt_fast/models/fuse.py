@@ -33,7 +33,7 @@ def fuse(
             slots of every x_m = mean over the present m of the slots of x_m
 
     The towers are not copied: training the fused model trains them. They are recognised by their
-    attributes: timm's ``VisionTransformer``, the ViT, DeiT and AST of Hugging Face, and
+    attributes: timm's ``VisionTransformer``, the ViT, DeiT, AST and VideoMAE of Hugging Face, and
     ``torch.nn.TransformerEncoder(norm_first=True)``. From the fusion layer on the parts of a layer
     are called around our attention: activation, eps, biases, layer scale, dropout and stochastic
     depth are the tower's own. Hooks on the layer itself, wrappers around it, and activation
@@ -135,6 +135,31 @@ class FusedTowers(nn.Module):
         """
         streams = self._embed(inputs)
         check_left_out(streams, {m: [tower] for m, tower in self.towers.items()})
+        return self.encode(streams, lengths)
+
+    def embed(self, modality: str, x: Tensor) -> Tensor:
+        """The tokens ``[B, N, C]`` that the first layer of a tower takes, for its input ``x``.
+
+        Raises:
+            TypeError: The input is no tensor.
+            ValueError: The tower embeds it as something else than tokens.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs[{modality!r}] must be a tensor, got {type(x).__name__}")
+        family = self._families[modality]
+        embed = family.embed_resized if self.interpolate_pos_encoding else family.embed
+        tokens = embed(self.towers[modality], x)
+        if not isinstance(tokens, Tensor) or tokens.ndim != 3:
+            got = list(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(
+                f"towers[{modality!r}] must embed its input as tokens [B, N, C], got {got}"
+            )
+        return tokens
+
+    def encode(
+        self, streams: Streams, lengths: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Encode tokens ``[B, N, C]`` that are embedded already; otherwise as ``forward``."""
         lengths = _checked_lengths(lengths, streams)
         streams = {m: _drop_padding(x, lengths.get(m)) for m, x in streams.items()}
         first = self.fusion_layer if self.n_slots else self.num_layers
@@ -192,7 +217,7 @@ class FusedTowers(nn.Module):
                 f"inputs must name some of {', '.join(self.towers)}, "
                 f"got {', '.join(map(repr, unknown)) or 'none'}"
             )
-        streams = {m: self._embed_one(m, inputs[m]) for m in self.towers if m in inputs}
+        streams = {m: self.embed(m, inputs[m]) for m in self.towers if m in inputs}
         first = next(iter(streams))
         batch = streams[first].shape[0]  # not len, which an exported program would hold fixed
         for modality, x in streams.items():
@@ -202,19 +227,6 @@ class FusedTowers(nn.Module):
                     f"inputs[{first!r}], got {x.shape[0]}"
                 )
         return streams
-
-    def _embed_one(self, modality: str, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"inputs[{modality!r}] must be a tensor, got {type(x).__name__}")
-        family = self._families[modality]
-        embed = family.embed_resized if self.interpolate_pos_encoding else family.embed
-        tokens = embed(self.towers[modality], x)
-        if not isinstance(tokens, Tensor) or tokens.ndim != 3:
-            got = list(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(
-                f"towers[{modality!r}] must embed its input as tokens [B, N, C], got {got}"
-            )
-        return tokens
 
     def _layer_alone(self, index: int, modality: str, x: Tensor, lengths: Lengths) -> Tensor:
         """A layer of one tower; taken apart for padding only, which its own forward cannot mask."""

@@ -19,11 +19,11 @@ from mbt_fast.layers.fusion_layer import SHARED, Streams, enter_fusion
 from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT, run_modalities
+from mbt_fast.models.head import mean_of_present, pooled
 from mbt_fast.models.left_out import check_left_out
 from mbt_fast.ops.autocast import autocast_dtype
 from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
-from mbt_fast.ops.streams import expand
 
 Inputs = Mapping[str, Tensor]
 _MEMORY = {"full": "none", "reduced": "norms", "minimal": "mlp"}  # of set_savings: recompute
@@ -59,8 +59,8 @@ class MBT(nn.Module):
             inputs: Per modality ``[B, 3, frames, height, width]`` or ``[B, time, mel]``, in the
                 dtype of the weights (any float type under autocast). A modality that is left out is
                 absent for every example; in distributed training give zeros and ``lengths`` of 0.
-            lengths: Per modality int32 or int64 ``[B]``: valid own tokens, CLS included; 0 means
-                absent for this example. A modality without an entry, or with ``None``, has no
+            lengths: Per modality int32 or int64 ``[B]``: valid own tokens, any CLS included; 0
+                means absent for this example. A modality without an entry, or with ``None``, has no
                 padding.
 
         Returns:
@@ -72,13 +72,7 @@ class MBT(nn.Module):
             ValueError: A name, shape, device or value does not fit the configuration.
         """
         logits = self.forward_modalities(inputs, lengths)
-        lengths = _without_none(lengths)
-        if not lengths:
-            return torch.stack(list(logits.values())).mean(dim=0)
-        present = _presence(logits, lengths)
-        total = torch.stack([torch.where(present[m], logits[m], 0) for m in logits]).sum(dim=0)
-        count = torch.stack(list(present.values())).sum(dim=0)
-        return total / count.clamp(min=1)
+        return mean_of_present(logits, list(inputs), _without_none(lengths))
 
     def forward_modalities(
         self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
@@ -86,6 +80,7 @@ class MBT(nn.Module):
         """Logits ``[B, num_classes]`` per modality: what the training loss is made of.
 
         The official loss is the mean of the modalities' losses, not the loss of the mean logits.
+        With ``classifier="gap"`` there is one entry, ``"shared"``, for all modalities.
         Arguments as in ``forward``; logits of examples for which the modality is absent mean
         nothing, and no gradient should be sent through them.
         """
@@ -96,14 +91,19 @@ class MBT(nn.Module):
     def forward_features(
         self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The CLS token ``[B, C]`` of each modality after the final LayerNorm, before the head."""
+        """What the head reads, ``[B, C]`` per modality: the CLS token after the final LayerNorm.
+
+        With ``classifier="gap_per_modality"`` it is the mean over the modality's valid own tokens
+        after that norm; with ``"gap"`` the mean over those of all modalities, named ``"shared"``.
+        """
         lengths = self.check_inputs(inputs, lengths)
         check_left_out(inputs, {m: self._parts_of(m) for m in self.config.modalities})
         given = [m for m in self.config.modalities if m in inputs]
         streams = run_modalities(partial(self._below_fusion, inputs, lengths), given)
         tokens = self._fuse(streams, lengths)
         with named_range("norm"):
-            return {modality: apply_norm(self.norm, cls) for modality, cls in tokens.items()}
+            features = {modality: apply_norm(self.norm, rows) for modality, rows in tokens.items()}
+        return pooled(features, lengths, self.config.classifier)
 
     def capture(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> CapturedMBT:
         """Record the forward as a CUDA graph, for inference that does not wait for the host.
@@ -185,9 +185,15 @@ class MBT(nn.Module):
 
         Raises:
             TypeError: No such field, or a value of the wrong type.
-            ValueError: ``recompute`` is unknown.
+            ValueError: ``recompute`` is unknown, or ``cls_only`` is asked of a head that reads
+                all tokens.
         """
-        self._execution = replace(self._execution, **changes)
+        execution = replace(self._execution, **changes)
+        if execution.cls_only and not self.config.n_cls:
+            raise ValueError(
+                f"cls_only must be False for classifier={self.config.classifier!r}, got True"
+            )
+        self._execution = execution
         for layer in self.layers:
             layer.set_execution(self._execution)
         return self
@@ -291,8 +297,12 @@ class MBT(nn.Module):
         return streams
 
     def _fuse(self, streams: Streams, lengths: dict[str, Tensor]) -> Streams:
-        """Pass the streams through the fused layers; return the CLS token ``[B, C]`` of each."""
+        """Pass the streams through the fused layers; return what the head reads of each.
+
+        That is the CLS token ``[B, C]`` or, where the head pools, all own tokens ``[B, N, C]``.
+        """
         config = self.config
+        own = {modality: x.shape[1] for modality, x in streams.items()}
         fused = self.layers[self._first_fused_layer() :]
         vanilla = config.fusion == "vanilla" and len(config.modalities) > 1
         if fused and vanilla and config.share_encoder:
@@ -302,6 +312,8 @@ class MBT(nn.Module):
         for layer in fused:
             rows = self._rows_of(layer, [0])
             streams = layer(streams, lengths, n_slots=config.n_slots, pairwise=vanilla, rows=rows)
+        if not config.n_cls:
+            return {modality: x[:, : own[modality]] for modality, x in streams.items()}
         return {modality: x[:, 0] for modality, x in streams.items()}
 
     def _rows_of(self, layer: FusionLayer, cls: list[int]) -> list[int] | None:
@@ -327,11 +339,14 @@ class MBT(nn.Module):
     ) -> Streams:
         """Vanilla fusion with one set of weights: the streams are joined once and stay joined."""
         valid = joint_valid(streams, lengths)
-        cls = [own.start for own in row_ranges(streams).values()]
+        ranges = row_ranges(streams)
+        cls = [own.start for own in ranges.values()]
         joined = {SHARED: torch.cat(list(streams.values()), dim=1)}
         for layer in fused:
             rows = self._rows_of(layer, cls)
             joined = layer(joined, {}, valid=valid, rows=rows)
+        if not self.config.n_cls:
+            return {modality: joined[SHARED][:, own] for modality, own in ranges.items()}
         tokens = joined[SHARED] if rows else take_rows(joined[SHARED], cls)
         return dict(zip(streams, tokens.unbind(1), strict=True))
 
@@ -366,21 +381,14 @@ def _without_none(lengths: Mapping[str, Tensor | None] | None) -> dict[str, Tens
     return {m: length for m, length in (lengths or {}).items() if length is not None}
 
 
-def _presence(logits: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whether each modality is present, bool ``[B, 1]``."""
-    present = {}
-    for modality, value in logits.items():
-        given = value.new_ones(value.shape[0], dtype=torch.bool)
-        present[modality] = expand(lengths[modality] > 0 if modality in lengths else given, value)
-    return present
-
-
 def _embedding(config: MBTConfig, modality: str) -> StreamEmbedding:
     return StreamEmbedding(
         config.input_size[modality],
         config.patch_size[modality],
         config.n_tokens(modality),
         config.hidden_size,
+        n_cls=config.n_cls,
+        frames=config.sampled_frames(modality),
     )
 
 

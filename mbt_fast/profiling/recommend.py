@@ -222,7 +222,7 @@ def _timed(outs: Callable[[], Sequence[Tensor]], leaves: Sequence[Tensor], setti
 def compare_layers(found: Comparisons, model: MBT, deadline: Deadline) -> None:
     """The last layer by backend, and by what it computes and keeps; stock PyTorch first."""
     setting = found.setting
-    variants = _variants(setting, _named(found))
+    variants = _readable(_variants(setting, _named(found)), model)
     streams, options, cls_rows = _layer_inputs(model, setting)
     layer = model.layers[-1]
     parameters = list(layer.parameters())
@@ -324,6 +324,7 @@ def compare_models(
     if any_dtype:
         more += [Variant("auto", dtype) for dtype in DTYPES if dtype != setting.dtype]
     variants |= {variant.name(setting): variant for variant in more}
+    variants = _readable(variants, models.of(setting.dtype))
     size = setting.batch_size
     rows = [models.row(VARIANTS, name, variant, size) for name, variant in variants.items()]
     found.add(rows, deadline)
@@ -358,6 +359,12 @@ def _named(found: Comparisons) -> list[str]:
     """Backends that can run the attention of the model when they are named."""
     rows = found.of("op", "bottleneck_attention")
     return [row.variant for row in rows if not row.note.startswith("no")]
+
+
+def _readable(variants: dict[str, Variant], model: MBT) -> dict[str, Variant]:
+    """The variants with what the head of a model reads: CLS rows alone only where it has them."""
+    has_cls = model.config.n_cls > 0
+    return {name: v for name, v in variants.items() if has_cls or not v.cls_only}
 
 
 def _variants(setting: Setting, named: Iterable[str]) -> dict[str, Variant]:

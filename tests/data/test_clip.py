@@ -2,92 +2,26 @@
 
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
 
 from mbt_fast import MBTConfig
 from mbt_fast.data import ClipTransform, load_clip
-from mbt_fast.data.audio import FLOOR, SAMPLE_RATE
-from mbt_fast.data.clip import MBT_STATISTICS, view_starts
-from mbt_fast.data.decode import decode, probe
+from mbt_fast.data.audio import FLOOR
+from mbt_fast.data.decode import Decoder
+from mbt_fast.data.media import Media
+from mbt_fast.data.probe import probe
+from mbt_fast.data.sound import SAMPLE_RATE
+from mbt_fast.data.transform import MBT_STATISTICS
+from mbt_fast.data.windows import view_positions, window_starts
 from mbt_fast.errors import ClipError
 
 av = pytest.importorskip("av")
 np = pytest.importorskip("numpy")
+from media_files import NASA, bands, grey, onset, shifted, sine, write  # noqa: E402
 
-NASA = Path(__file__).parents[1] / "golden" / "nasa.mp4"
 SILENCE = math.log(FLOOR)
-
-
-def sine(hertz, seconds, rate=SAMPLE_RATE, *, start=0.0, channels=1, level=0.5):
-    """[channels, samples] of a tone that begins at ``start``."""
-    time = np.arange(int(seconds * rate)) / rate
-    tone = level * np.sin(2 * np.pi * hertz * time) * (time >= start)
-    return np.tile(tone, (channels, 1)).astype(np.float32)
-
-
-def write(path, *, levels=None, fps=10, size=(32, 32), rotation=None, sound=None, rate=SAMPLE_RATE):
-    """A file with lossless video of the grey ``levels`` or whole pictures, and lossless sound."""
-    with av.open(str(path), "w") as out:
-        video = audio = None
-        if levels is not None:
-            video = out.add_stream("ffv1", rate=fps, pix_fmt="bgr0", width=size[1], height=size[0])
-            if rotation is not None:
-                video.set_display_rotation(rotation)
-        if sound is not None:
-            layout = {1: "mono", 2: "stereo"}[len(sound)]
-            codec = "flac" if path.suffix == ".flac" else "pcm_s16le"
-            audio = out.add_stream(codec, rate=rate, layout=layout, format="s16")
-        for index, level in enumerate(levels if levels is not None else ()):
-            pixels = np.broadcast_to(np.uint8(level), (*size, 3))
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, fps)
-            out.mux(video.encode(frame.reformat(format="bgr0")))
-        for start in range(0, 0 if sound is None else sound.shape[1], 1024):
-            block = np.round(32767 * sound[:, start : start + 1024]).astype(np.int16)
-            frame = av.AudioFrame.from_ndarray(
-                np.ascontiguousarray(block.T.reshape(1, -1)), format="s16", layout=layout
-            )
-            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-            out.mux(audio.encode(frame))
-        for stream in (video, audio):
-            if stream is not None:
-                out.mux(stream.encode(None))
-    return path
-
-
-def shifted(source, path, **milliseconds):
-    """A copy of a Matroska file whose streams, ``video`` or ``audio``, begin later."""
-    with av.open(str(source)) as given, av.open(str(path), "w") as out:
-        streams = [out.add_stream_from_template(stream) for stream in given.streams]
-        for packet in given.demux():
-            if packet.size:
-                packet.pts += milliseconds.get(packet.stream.type, 0)
-                packet.dts = packet.pts
-                packet.stream = streams[packet.stream.index]
-                out.mux(packet)
-    return path
-
-
-def grey(clip):
-    """The grey level of each frame, [views, frames]; every pixel must have it."""
-    pixels = clip.inputs["rgb"]
-    level = pixels[:, :1, :, :1, :1]
-    assert torch.equal(pixels, level.expand_as(pixels))
-    return ((level[:, 0, :, 0, 0] + 1) * 127.5).round().int().tolist()
-
-
-def bands(clip, transform):
-    """Log-mel energies before normalisation, [views, time, mel]."""
-    return clip.inputs["spectrogram"] * transform.std + transform.mean
-
-
-def onset(energy):
-    """First spectrogram frame whose energy is within a factor of 2 of the loudest."""
-    loudness = energy.exp().sum(-1)
-    return int((loudness > loudness.max() / 2).int().argmax())
 
 
 # The real clip.
@@ -119,7 +53,8 @@ def test_frames_of_a_codec_that_reorders_them():
         assert stamps != sorted(stamps)
     with av.open(str(NASA)) as container:
         frames = sorted(container.decode(video=0), key=lambda frame: frame.pts)
-        expected = [frames[i].to_ndarray(format="rgb24") for i in range(0, 125, 25)]
+        exact = {"format": "rgb24", "interpolation": 0x2 | 0x2000 | 0x40000}
+        expected = [frames[i].to_ndarray(**exact) for i in range(0, 125, 25)]
     # Frames that need no scaling are untouched.
     transform = ClipTransform(rgb=(5, 144, 256), spectrogram=None, stride=25, min_side=144)
     actual = load_clip(NASA, transform).inputs["rgb"]
@@ -316,7 +251,7 @@ def test_a_clock_that_does_not_start_at_zero(tmp_path):
 )
 def test_view_starts(duration, windows, n_views, expected):
     lengths = {modality: Fraction(seconds) for modality, seconds in windows.items()}
-    assert view_starts(Fraction(duration), lengths, n_views) == expected
+    assert window_starts(Fraction(duration), lengths, view_positions(n_views)) == expected
 
 
 def test_at_least_one_view():
@@ -461,9 +396,8 @@ def test_a_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
 
 
 def test_decoding_yields_ordered_times():
-    times = {"video": [], "audio": []}
-    for kind, time, _ in decode(probe(NASA)):
-        times[kind].append(time)
+    with Decoder(probe(Media(NASA))) as decoder:
+        times = {k: [t for t, _ in decoder.frames(k, Fraction(0))] for k in ("video", "audio")}
     assert times["video"] == [Fraction(i, 25) for i in range(125)]
     assert times["audio"] == sorted(times["audio"])
 

@@ -24,6 +24,15 @@ def test_text_labels(tmp_path):
     assert read_labels(path, 2) == ["Geräusch, laut", "Musik"]
 
 
+def test_number_of_names_may_be_unknown(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_text("rain\nwind\n")
+    assert read_labels(path) == ["rain", "wind"]
+    path.write_text("\n")
+    with pytest.raises(InputError, match="must name the classes, got none"):
+        read_labels(path)
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.csv"])
 def test_only_newlines_end_a_name(tmp_path, name):
     names = ["rain\x0bin\x1cthe", "wood\u2028and", "a\x85 field"]

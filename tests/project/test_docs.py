@@ -76,10 +76,16 @@ def exists(tool, name, arguments):
         return re.search(rf"^{name}:", text_of("Makefile"), re.M)
     if tool == "python -m":
         return importlib.util.find_spec(name)
-    (subcommands,) = build_parser()._subparsers._group_actions
     options = re.findall(r"--[a-z0-9-]+", arguments.partition("#")[0])
-    known = subcommands.choices.get(name)
+    known = command(build_parser(), name)
+    if known and known._subparsers:  # such as mbt-fast data check
+        known = command(known, arguments.split()[0])
     return known and set(options) <= set(known._option_string_actions)
+
+
+def command(parser, name):
+    (subcommands,) = parser._subparsers._group_actions
+    return subcommands.choices.get(name)
 
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "CHANGELOG.md"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mbt_fast.functional import bottleneck_attention
 from mbt_fast.models.encoders.family import Family, Layer, Need, Tower, look_up
-from mbt_fast.models.encoders.hf_vit import HuggingFaceViT4, HuggingFaceViT5
+from mbt_fast.models.encoders.hf_vit import HuggingFaceVideoMAE, HuggingFaceViT4, HuggingFaceViT5
 from mbt_fast.models.encoders.timm_vit import TimmViT, TimmViT05
 from mbt_fast.models.encoders.torch_encoder import TorchEncoder
 from mbt_fast.ops.checks import MAX_HEAD_DIM, MIN_HEAD_DIM
@@ -21,6 +21,7 @@ from mbt_fast.ops.checks import MAX_HEAD_DIM, MIN_HEAD_DIM
 FAMILIES: tuple[Family, ...] = (
     TimmViT(),
     TimmViT05(),
+    HuggingFaceVideoMAE(),
     HuggingFaceViT4(),
     HuggingFaceViT5(),
     TorchEncoder(),

@@ -1,14 +1,14 @@
-"""Towers with the attributes of Hugging Face's ViT, DeiT and AST, before and since version 5."""
+"""Towers with the attributes of Hugging Face's ViT, DeiT, AST (before and since 5) and VideoMAE."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear
 
 from mbt_fast.layers.hooks import are_unmodified, is_everything_watched
-from mbt_fast.models.encoders.family import NO_DROPOUT, Family, Layer, Need, Tower
+from mbt_fast.models.encoders.family import NO_DROPOUT, Family, Layer, Need, Tower, apply_part
 
 
 class _HuggingFace(Family):
@@ -40,7 +40,7 @@ class HuggingFaceViT4(_HuggingFace):
     """Transformers up to version 4."""
 
     title = "a Hugging Face ViT or AST"
-    signs = ("embeddings", "encoder.layer", "layernorm")
+    signs: ClassVar[tuple[str, ...]] = ("embeddings", "encoder.layer", "layernorm")
     stack = "encoder.layer"
     parts = (
         "layernorm_before",
@@ -70,6 +70,21 @@ class HuggingFaceViT4(_HuggingFace):
         """The layer's ``output`` adds its residual, that of its attention does not."""
         y = layer.attention.output(heads.flatten(2), x) + x
         return layer.output(layer.intermediate(layer.layernorm_after(y)), y)
+
+
+class HuggingFaceVideoMAE(HuggingFaceViT4):
+    """VideoMAE: patches of video, no CLS token, and no last norm where the head pools and norms."""
+
+    title = "a Hugging Face VideoMAE"
+    signs = ("embeddings.patch_embeddings.tubelet_size", "encoder.layer")
+
+    def embed(self, tower: Tower, x: Tensor) -> Tensor:
+        """Patches of video ``[B, T, 3, H, W]``, none of them masked, and positions."""
+        return self.body(tower).embeddings(x, None)
+
+    def norm(self, tower: Tower, x: Tensor) -> Tensor:
+        """The result is the ``last_hidden_state``."""
+        return apply_part(self.body(tower), "layernorm", x)
 
 
 class HuggingFaceViT5(_HuggingFace):

@@ -1,0 +1,53 @@
+"""``mbt-fast train``: train a model by a recipe, or say what that would take."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mbt_fast.errors import InputError
+from mbt_fast.layers.execution import RECOMPUTE
+from mbt_fast.train import TrainConfig, train
+from mbt_fast.train.config import recipe_names
+from mbt_fast.train.plan import parts_of
+
+HELP = "Train a model; the same command goes on with a run that was stopped or killed."
+_SHORTHANDS = ("backend", "recompute")  # of the section [train]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``mbt-fast train``."""
+    parser.epilog = f"Recipes: {', '.join(recipe_names())}."
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a recipe")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="SECTION.KEY=VALUE",
+        help="change a value, such as data.train=train.csv or train.lr=0.1",
+    )
+    parser.add_argument("--out", type=Path, metavar="RUN", help="the folder of the run")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train nothing: show the configuration, the data, the cost and what will wait",
+    )
+    parser.add_argument("--backend", metavar="NAME", help="train.backend; see mbt-fast info")
+    parser.add_argument("--recompute", choices=RECOMPUTE, help="train.recompute")
+    parser.set_defaults(more_of="overrides")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and print how the run ended, or print the plan."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise InputError(f"WORLD_SIZE must be 1: training takes one process, got {world}")
+    shorthands = {name: getattr(args, name) for name in _SHORTHANDS}
+    overrides = [f"train.{name}={value}" for name, value in shorthands.items() if value]
+    config = TrainConfig.from_toml(args.recipe, [*args.overrides, *overrides])
+    if args.dry_run:
+        for part in parts_of(config):
+            print(part, end="\n\n", flush=True)
+        return 0
+    if args.out is None:
+        raise InputError("--out must name the folder of the run, or --dry-run be given")
+    print(train(config, args.out))
+    return 0

@@ -1,0 +1,231 @@
+"""Sound: from decoded frames to the spectrogram of a view."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, gcd
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mbt_fast.data.audio import frame_samples, log_mel
+from mbt_fast.data.windows import Segment, spans
+
+if TYPE_CHECKING:
+    from av import AudioFrame, AudioResampler
+
+SAMPLE_RATE = 16000
+FRAMES_PER_SECOND = 100  # of a spectrogram
+_JITTER = Fraction(1, 100)  # seconds
+
+
+@dataclass(frozen=True)
+class AudioWindow:
+    """The audio of one view.
+
+    Args:
+        time: Frames of the spectrogram, 10 ms apart.
+        mel: Bands of the spectrogram.
+        taper: Name of the analysis window, see ``log_mel``.
+        mean: Subtracted from the logarithms.
+        std: Divides the difference.
+    """
+
+    time: int
+    mel: int
+    taper: str
+    mean: float
+    std: float
+
+    @property
+    def seconds(self) -> Fraction:
+        """Length of the window."""
+        return Fraction(self.time, FRAMES_PER_SECOND)
+
+    @property
+    def samples(self) -> int:
+        """Samples that give exactly ``time`` frames; the last frame reaches past ``seconds``."""
+        length, hop = frame_samples(SAMPLE_RATE)
+        return (self.time - 1) * hop + length
+
+    def spectrogram(self, waveform: Tensor) -> Tensor:
+        """From float32 ``[V, samples]`` to the normalised log-mel ``[V, time, mel]``."""
+        bands = log_mel(waveform, sample_rate=SAMPLE_RATE, n_mels=self.mel, window=self.taper)
+        return (bands - self.mean) / self.std
+
+
+@dataclass
+class _Piece:
+    """Samples of one view that follow one another in the file.
+
+    Args:
+        row: Where they go.
+        start: The first one, counted from zero on the file's clock.
+        heard: How many of them lie before the end of the sound so far.
+    """
+
+    row: Tensor
+    start: int
+    heard: int = 0
+
+    @property
+    def end(self) -> int:
+        """Behind the last sample."""
+        return self.start + len(self.row)
+
+    def copy(self, samples: Tensor, begin: int) -> None:
+        """Take what falls into the piece of samples that start at ``begin``."""
+        low, high = max(begin, self.start), min(begin + len(samples), self.end)
+        if low < high:
+            self.row[low - self.start : high - self.start] = samples[low - begin : high - begin]
+            self.heard = max(self.heard, high - self.start)
+
+
+class AudioCollector:
+    """Collects windows, at 16 kHz and mono, of audio whose frames come in order of time.
+
+    The channels are averaged. Time without audio is zero. Containers round timestamps, so one that
+    is off by up to 10 ms does not interrupt the audio; a larger difference is a gap or a jump.
+
+    Args:
+        window: The audio of one view.
+        starts: Start of each view, in seconds on the file's clock.
+        segment: The part of the file that is heard.
+        wrap: Begin the segment again where the window goes beyond its end. Without it silence
+            follows.
+    """
+
+    def __init__(
+        self,
+        window: AudioWindow,
+        starts: Sequence[Fraction],
+        segment: Segment,
+        *,
+        wrap: bool = False,
+    ) -> None:
+        """Wait for the samples of ``window`` at each start."""
+        self._window, self._wrap = window, wrap
+        self._waveform = torch.zeros(len(starts), window.samples)
+        first, last = (round(time * SAMPLE_RATE) for time in (segment.start, segment.end))
+        self._lap = max(last - first, 1)  # samples until the segment comes again
+        self._pieces: list[list[_Piece]] = []
+        for row, start in zip(self._waveform, starts, strict=True):
+            begin = round(start * SAMPLE_RATE)
+            before = min(max(last - begin, 0), window.samples)
+            pieces = [_Piece(row[:before], begin)]
+            if wrap:
+                pieces.append(_Piece(row[before : self._lap], first))
+            self._pieces.append(pieces)
+        self._sound = MonoSound()
+
+    def spans(self) -> list[tuple[Fraction, Fraction]]:
+        """The stretches of the file to push, in order."""
+        pieces = (piece for pieces in self._pieces for piece in pieces if len(piece.row))
+        rate = SAMPLE_RATE
+        return spans([(Fraction(p.start, rate), Fraction(p.end, rate)) for p in pieces])
+
+    def push(self, time: Fraction, frame: "AudioFrame") -> None:
+        """Take the next frame of a stretch, which starts at ``time``."""
+        self._copy(self._sound.push(time, frame))
+
+    def reached(self, end: Fraction) -> bool:
+        """Whether a stretch that ends there needs no further frame."""
+        return self._sound.position >= end * SAMPLE_RATE
+
+    def finish_span(self, end: Fraction) -> None:
+        """Nothing more comes of the stretch that ends there."""
+        self._copy(self._sound.flush())
+
+    def finish(self) -> Tensor | None:
+        """The spectrograms, float32 ``[V, time, mel]``, or ``None`` if no frame came."""
+        if not self._sound.came:
+            return None
+        waveform = self._waveform
+        if self._wrap and self._lap < waveform.shape[1]:
+            waveform = waveform[:, torch.arange(waveform.shape[1]) % self._lap]
+        return self._window.spectrogram(waveform)
+
+    def valid(self) -> list[int]:
+        """How many frames of each view do not lie behind the end of the sound."""
+        if self._wrap:
+            return [self._window.time] * len(self._pieces)
+        _, hop = frame_samples(SAMPLE_RATE)
+        return [min(ceil(piece.heard / hop), self._window.time) for (piece,) in self._pieces]
+
+    def _copy(self, sound: Iterable[tuple[int, Tensor]]) -> None:
+        for begin, samples in sound:
+            for pieces in self._pieces:
+                for piece in pieces:
+                    piece.copy(samples, begin)
+
+
+class MonoSound:
+    """Turns frames of any format into samples of one channel at 16 kHz.
+
+    Frames that follow one another are a run. A run begins at a time that both rates meet, with
+    silence in front of its first frame: so samples are the same wherever reading began.
+    """
+
+    def __init__(self) -> None:
+        """Wait for the first frame."""
+        self.came = False
+        self.position = 0  # behind the last sample that was given out
+        self._form: tuple[str, str, int] | None = None  # of the current run
+        self._next = Fraction(0)  # when the current run goes on
+        self._packer: AudioResampler | None = None
+        self._resampler: AudioResampler | None = None
+
+    def push(self, time: Fraction, frame: "AudioFrame") -> "Iterator[tuple[int, Tensor]]":
+        """Take a frame that starts at ``time``; give samples with the index of the first one."""
+        self.came = True
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        silence = 0
+        if form != self._form or abs(time - self._next) > _JITTER:
+            yield from self.flush()
+            silence = self._begin(time, form)
+        samples = torch.cat((torch.zeros(silence), self._mean(frame)))
+        self._next += Fraction(frame.samples, frame.sample_rate)
+        yield from self._place(self._resampled(samples))
+
+    def flush(self) -> "Iterator[tuple[int, Tensor]]":
+        """End the run; give what is held back."""
+        if self._resampler is not None:
+            yield from self._place(self._resampler.resample(None))
+        self._form = None
+
+    def _begin(self, time: Fraction, form: tuple[str, str, int]) -> int:
+        """Begin a run; the samples of silence before its first frame."""
+        from av import AudioResampler
+
+        rate = form[2]
+        first = round(time * rate)
+        silence = first % (rate // gcd(rate, SAMPLE_RATE))
+        self.position = (first - silence) * SAMPLE_RATE // rate
+        self._form, self._next = form, time
+        # Packed, because PyAV reads beyond the pointers of eight or more planes.
+        self._packer = AudioResampler("flt")
+        self._resampler = AudioResampler("fltp", layout="mono", rate=SAMPLE_RATE)
+        return silence
+
+    def _mean(self, frame: "AudioFrame") -> Tensor:
+        """The mean of the channels; FFmpeg's downmix of equal channels is sqrt(2) too loud."""
+        if self._packer is None:
+            raise RuntimeError("a run must have begun")
+        frame.pts = None
+        packed = [torch.from_numpy(f.to_ndarray()) for f in self._packer.resample(frame)]
+        return torch.cat(packed, 1).view(-1, frame.layout.nb_channels).mean(1)
+
+    def _resampled(self, samples: Tensor) -> "list[AudioFrame]":
+        from av import AudioFrame
+
+        if self._resampler is None or self._form is None:
+            raise RuntimeError("a run must have begun")
+        mono = AudioFrame.from_ndarray(samples.numpy()[None], "fltp", "mono")
+        mono.sample_rate = self._form[2]
+        return self._resampler.resample(mono)
+
+    def _place(self, frames: "list[AudioFrame]") -> "Iterator[tuple[int, Tensor]]":
+        for frame in frames:
+            yield self.position, torch.from_numpy(frame.to_ndarray()[0])
+            self.position += frame.samples

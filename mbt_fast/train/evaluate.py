@@ -1,0 +1,151 @@
+"""Scores of a model on the clips of a manifest."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mbt_fast.data import ClipTransform
+from mbt_fast.data.classes import ClassIndex
+from mbt_fast.data.manifest import Manifest
+from mbt_fast.train.metrics import (
+    mean_average_precision,
+    per_class_accuracy,
+    top_k_accuracy,
+    verb_noun_accuracy,
+)
+from mbt_fast.train.predictions import Predictions, predict
+
+Record = dict[str, Any]
+
+
+def evaluate(
+    model: nn.Module,
+    manifest: Manifest,
+    transform: ClipTransform,
+    *,
+    task: str,
+    names: Sequence[str],
+    views: int = 4,
+    modalities: Sequence[str] | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    mask_padding: bool = False,
+    errors: str = "strict",
+    stop: Callable[[], bool] = lambda: False,
+) -> Record | None:
+    """Score every clip once.
+
+    Args:
+        model: See ``predict``, and so for what is not listed here.
+        manifest: The clips with their labels.
+        transform: What the model takes.
+        task: See ``losses.TASKS``.
+        names: The classes, in the order of the outputs.
+        views: Windows of a clip that is longer than one.
+        modalities: What the model is given of a clip; ``None`` for all that it takes.
+        batch_size: Windows at a time.
+        workers: Processes that read clips.
+        device: Where the model is.
+        dtype: Of autocast.
+        mask_padding: Whether tokens of padding are masked.
+        errors: As for ``load_clip``.
+        stop: Asked before each batch; ``True`` ends the work.
+
+    Returns:
+        What ``summary`` says, or ``None`` if it was stopped.
+
+    Raises:
+        InputError: A label is no class.
+        RunError: A logit is NaN.
+    """
+    targets = manifest.targets(names, task)  # first: it may refuse
+    found = predict(
+        model,
+        manifest,
+        transform,
+        subsets=[tuple(modalities or transform.windows)],
+        views=views,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        dtype=dtype,
+        mask_padding=mask_padding,
+        errors=errors,
+        stop=stop,
+    )
+    if found is None:
+        return None
+    return summary(found[0], manifest, views) | score(found[0], targets, task, names)
+
+
+def summary(predictions: Predictions, manifest: Manifest, views: int) -> Record:
+    """What was predicted and what was not, as JSON knows it.
+
+    ``n`` clips are scored, from at most ``views`` windows each. ``absent`` counts those of them
+    that lack a modality, ``without`` the clips that have none of ``modalities``; ``broken`` lists
+    those that cannot be read. ``constant`` is an alarm: all clips got the same logits.
+    """
+    return {
+        "modalities": list(predictions.modalities),
+        "n": len(predictions.rows),
+        "views": views,
+        "absent": predictions.absent,
+        "without": len(predictions.without),
+        "broken": [
+            {"id": manifest[row].id, "error": error} for row, error in predictions.broken.items()
+        ],
+        "constant": predictions.constant,
+    }
+
+
+def score(predictions: Predictions, targets: Tensor, task: str, names: Sequence[str]) -> Record:
+    """Scores as JSON knows them; ``None`` is one that does not exist.
+
+    Args:
+        predictions: Of some clips.
+        targets: Of all clips of the manifest, see ``Manifest.targets``.
+        task: ``"multilabel"`` gives ``mAP`` and ``skipped``, the number of classes without a clip;
+            ``"single"`` ``top1`` and ``top5``; ``"verb_noun"`` ``verb``, ``noun``, ``action`` and
+            the same with ``_top5``.
+        names: The classes.
+    """
+    logits, targets = predictions.logits.view(-1, len(names)), targets[predictions.rows]
+    scores: Mapping[str, float]
+    if task == "multilabel":
+        result = mean_average_precision(logits, targets)
+        scores = {"mAP": result.mean, "skipped": result.skipped}
+    elif task == "single":
+        scores = {f"top{k}": top_k_accuracy(logits, targets, k) for k in (1, 5)}
+    else:
+        n_verbs = ClassIndex(names).n_verbs
+        scores = verb_noun_accuracy(logits[:, :n_verbs], logits[:, n_verbs:], targets)
+    return {name: _number(value) for name, value in scores.items()}
+
+
+def per_class(
+    predictions: Predictions, targets: Tensor, task: str, names: Sequence[str]
+) -> dict[str, float | None]:
+    """Average precision of each class (``"multilabel"``), or accuracy among its clips.
+
+    ``None`` is a class without clips. Arguments as in ``score``.
+    """
+    logits, targets = predictions.logits.view(-1, len(names)), targets[predictions.rows]
+    if task == "multilabel":
+        values = mean_average_precision(logits, targets).per_class
+    elif task == "single":
+        values = per_class_accuracy(logits, targets)
+    else:
+        n_verbs = ClassIndex(names).n_verbs
+        parts = logits[:, :n_verbs], logits[:, n_verbs:]
+        pairs = zip(parts, targets.unbind(1), strict=True)
+        values = torch.cat([per_class_accuracy(part, labels) for part, labels in pairs])
+    return dict(zip(names, map(_number, values.tolist()), strict=True))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,138 @@
+"""Batches from worker processes, and how long the model waits for them.
+
+Workers are started by ``forkserver``. A ``fork`` of this process would copy torch's threads' locks
+and a GPU's context. ``spawn`` imports torch in every worker, about a second each and at each
+evaluation; the fork server imports it once, after which a worker starts in 0.02 seconds.
+"""
+
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mbt_fast.errors import RunError
+from mbt_fast.train.order import generator
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # which this process alone answers
+_PRELOADED = ["mbt_fast.train.dataset", "av", "numpy"]
+
+
+class Loader:
+    """Batches in the order of a sampler, read ahead by workers.
+
+    Attributes:
+        waited: Seconds that the last ``next`` took.
+
+    Args:
+        dataset: Its items are picklable, and it too.
+        batches: The keys of every batch.
+        collate: From items to a batch.
+        workers: Number of processes; 0 reads in this one.
+        pinned: Batches are copied to pinned memory, for a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batches: Sampler[list[Any]],
+        collate: Callable[[list[Any]], Any],
+        *,
+        workers: int,
+        pinned: bool = False,
+    ) -> None:
+        """Start the workers; they begin to read."""
+        self.waited = 0.0
+        with _one_line_about_workers():
+            self._batches: Iterator[Any] | None = iter(
+                DataLoader(
+                    dataset,
+                    batch_sampler=batches,
+                    collate_fn=collate,
+                    num_workers=workers,
+                    worker_init_fn=init_worker,
+                    multiprocessing_context=workers_context() if workers else None,
+                    pin_memory=pinned,
+                    generator=generator(0, "loader"),  # or it would draw from torch's own
+                )
+            )
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return the loader itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch.
+
+        Raises:
+            RunError: A worker died.
+        """
+        if self._batches is None:
+            raise StopIteration
+        start = time.perf_counter()
+        with _one_line_about_workers():
+            batch = next(self._batches)
+        self.waited = time.perf_counter() - start
+        return batch
+
+    def close(self) -> None:
+        """End the workers."""
+        self._batches = None  # torch ends them when its iterator goes
+
+
+def init_worker(_: int) -> None:
+    """Make a worker use one thread, and leave signals to the process of the model.
+
+    A cluster sends its signals to all processes of a job, and a terminal its interrupts.
+    """
+    torch.set_num_threads(1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def workers_context() -> BaseContext:
+    """How workers are started.
+
+    The fork server ignores the signals too: it would take the workers with it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    with _ignored_signals():
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _ignored_signals() -> Iterator[None]:
+    """What is started meanwhile ignores them for ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _one_line_about_workers() -> Iterator[None]:
+    """Say in one line that a worker died, which torch says in a traceback."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        if not lines or not lines[0].startswith("DataLoader worker"):
+            raise
+        raise RunError(
+            f"a process that reads clips died: {lines[0]}; often for want of memory, "
+            "then data.workers must be lower"
+        ) from error

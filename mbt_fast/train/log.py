@@ -1,0 +1,114 @@
+"""Records of a run, one JSON object in a line, and TensorBoard where it is installed.
+
+A resumed run repeats the steps after its checkpoint. So the lines of these steps are removed before
+it starts, and each step stands in the file once.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mbt_fast.checkpoint.files import replacing
+
+Record = dict[str, Any]  # "step" is in every one
+
+
+class Log:
+    """A file of records that is only appended to.
+
+    Args:
+        path: The file. It is made if need be.
+        step: Where the run starts: records of later steps are removed, and so is a last line that
+            a killed process wrote in part.
+
+    Attributes:
+        records: All that is in the file.
+
+    Raises:
+        OSError: The file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Read what is there and open the file for more."""
+        self.path = path
+        self.records = [record for record in read(path) if record["step"] <= step]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write a record.
+
+        Raises:
+            OSError: The disk is full, or the file is gone; the error names it.
+        """
+        plain = {key: _finite(value) for key, value in record.items()}
+        try:
+            self._file.write(_line(plain))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self.records.append(plain)
+
+    def sync(self) -> None:
+        """Wait until the records are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file, without a last line that is not whole.
+
+    Raises:
+        OSError: The file cannot be read; one that does not exist has no records.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # after the last line break stands a torn line
+    return [json.loads(line) for line in lines]
+
+
+class TensorBoard:
+    """Scalars of the records, for TensorBoard; nothing where it is not installed.
+
+    Args:
+        folder: Of its files.
+        step: Where the run starts; later scalars of an earlier process are hidden.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Open a file of events."""
+        self._writer = None
+        if find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Write the numbers of a record, named after its kind."""
+        if self._writer is None:
+            return
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and key not in ("step", "epoch"):
+                self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: a score that does not exist is ``null``."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,196 @@
+"""The training loop. Its state is one integer, the step, and what a checkpoint holds.
+
+Everything drawn is a function of the seed and the step. So a run that was killed at any moment and
+started again gives the same weights, bit for bit on a CPU, as one that never was.
+"""
+
+import math
+from contextlib import ExitStack
+from functools import partial
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from mbt_fast.errors import InputError, RunError
+from mbt_fast.train import optimizer
+from mbt_fast.train.averaging import Ema
+from mbt_fast.train.config import TrainConfig
+from mbt_fast.train.dataset import Batch, TrainingClips, collate_items, rows
+from mbt_fast.train.folder import check_same_config, locked, write_config
+from mbt_fast.train.gradients import MeanGradient, clip
+from mbt_fast.train.loader import Loader
+from mbt_fast.train.log import Record
+from mbt_fast.train.losses import loss
+from mbt_fast.train.means import MeanLosses, Meter
+from mbt_fast.train.order import BatchKeys, generator, seed_of
+from mbt_fast.train.parts import Parts, build_parts, read_data
+from mbt_fast.train.run import Outcome, Run
+from mbt_fast.train.state import TrainingState
+from mbt_fast.train.stopping import Stopping
+
+
+def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
+    """Train a model, or go on with a run that was stopped or killed.
+
+    SIGTERM, SIGUSR1 and Ctrl-C end the run after the step, or in the score, that they meet; it is
+    saved then. Torch's random numbers are as before when it returns.
+
+    Args:
+        config: What to train, on what and how.
+        out: Folder of the run. With the configuration that it holds, its run goes on.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        InputError: A file, the configuration or the folder cannot be used.
+        RunError: The run cannot go on: a loss is not finite, or too many clips cannot be read.
+        CheckpointError: A checkpoint cannot be written; the last one is whole.
+        OSError: The folder cannot be written.
+    """
+    folder = Path(out)
+    data = read_data(config)
+    config = config.with_num_classes(len(data.names))
+    check_same_config(folder, config)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
+        parts = build_parts(config, data)
+        stack.enter_context(locked(folder))
+        write_config(folder, config, data.names)
+        stop = stack.enter_context(Stopping())
+        return stack.enter_context(Loop(parts, folder, stop)).run()
+
+
+class Loop(ExitStack):
+    """The steps of a run, from its last checkpoint to its end.
+
+    Args:
+        parts: The model and the clips.
+        folder: Of the run.
+        stop: Asked after each step, and while the model is scored.
+    """
+
+    def __init__(self, parts: Parts, folder: Path, stop: Stopping) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        super().__init__()
+        self.parts, self.stop, self.settings = parts, stop, parts.config.train
+        warmup = self.settings.total_warmup_steps(len(parts.data.train))
+        self.optimizer, self.schedule = optimizer.build(
+            parts.model, self.settings, parts.total_steps, warmup
+        )
+        self.augment = parts.augment()
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        half = parts.dtype is torch.float16
+        if half and self.settings.virtual_devices > 1:
+            raise InputError("train.virtual_devices must be 0 with float16: it clips unscaled")
+        self.scaler = torch.amp.GradScaler(parts.device.type, enabled=half)
+        self.ema = Ema(parts.model, self.settings.ema) if self.settings.ema else None
+        state = TrainingState(parts.model, self.optimizer, self.scaler, self.ema)
+        self.logged = self.enter_context(Run(parts, state, folder))
+
+    def run(self) -> Outcome:
+        """Train until the end, or until it is to stop."""
+        from tqdm import tqdm
+
+        run, total, meter = self.logged, self.parts.total_steps, Meter(self.settings.batch_size)
+        run.score_if_due(self.stop)
+        batches = self._batches(run.step)
+        with tqdm(total=total, initial=run.step, unit="step", disable=None) as bar:
+            while run.step < total and not self.stop():
+                meter.start()
+                batch = next(batches)
+                run.note_broken(batch.broken)
+                record = self._step(run.step, batch)
+                meter.stop(batches.waited)
+                run.advance(record, meter)
+                bar.update()
+                bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
+                run.score_if_due(self.stop)
+        return run.finish(self.stop.signal)
+
+    def _batches(self, start: int) -> Loader:
+        """The batches of all steps from ``start`` on."""
+        data, train = self.parts.data, self.settings
+        config = self.parts.config
+        weights = data.weights(config.data.sampling)
+        clips = TrainingClips(
+            data.train,
+            self.parts.transform,
+            data.names,
+            train.task,
+            config.augment,
+            seed=train.seed,
+            weights=weights,
+            errors=config.data.errors,
+        )
+        total = self.parts.total_steps
+        keys = BatchKeys(len(clips), train.batch_size, train.seed, start, total, weights)
+        pinned = self.parts.device.type == "cuda"
+        collate = partial(collate_items, mask_padding=config.data.mask_padding)
+        loader = Loader(clips, keys, collate, workers=config.data.workers, pinned=pinned)
+        self.callback(loader.close)
+        return loader
+
+    def _step(self, step: int, batch: Batch) -> Record:
+        """One step of the optimizer. Each virtual device mixes and clips by itself."""
+        optimizer.set_lr(self.optimizer, self.schedule(step))
+        groups = batch.to(self.parts.device).split(self.settings.virtual_devices or 1)
+        losses, gradient = MeanLosses(), MeanGradient(self.parameters, len(groups))
+        norms = []
+        for number, group in enumerate(groups):
+            self.optimizer.zero_grad()
+            self._backward(step, number, group, losses)
+            self.scaler.unscale_(self.optimizer)
+            norms.append(clip(self.parameters, self.settings.clip_norm))
+            gradient.add()
+        gradient.put()
+        record = losses.read() | {"grad_norm": float(torch.stack(norms).mean())}
+        self._check_finite(step, record, batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.parts.model)
+        return record | {"lr": self.settings.lr * self.schedule(step)}
+
+    def _backward(self, step: int, number: int, group: Batch, losses: MeanLosses) -> None:
+        """Gradients of the mean loss over some clips, a micro-batch at a time."""
+        train, model = self.settings, self.parts.model
+        size = train.micro_batch or len(group)
+        draws = generator(train.seed, "augment", step, number)
+        augmented = self.augment(group.inputs, group.targets, group.lengths, draws)
+        model.train()
+        for first in range(0, len(group), size):
+            inputs = rows(augmented.inputs, first, size)
+            targets = rows(augmented.targets, first, size)
+            lengths = rows(augmented.lengths or {}, first, size)
+            torch.manual_seed(seed_of(train.seed, "layers", step, number, first))
+            with self.parts.autocast():
+                logits = model.forward_modalities(inputs, lengths)
+            present = {m: length > 0 for m, length in lengths.items()}
+            total, by_modality = loss(
+                logits,
+                targets,
+                task=train.task,
+                smoothing=self.parts.config.augment.label_smoothing,
+                present=present,
+                n_verbs=self.parts.data.n_verbs,
+            )
+            self.scaler.scale(total * size / len(group)).backward()
+            losses.add(total, by_modality, present, size)
+
+    def _check_finite(self, step: int, record: Record, batch: Batch) -> None:
+        """Stop before a step that would make the weights meaningless.
+
+        Raises:
+            RunError: The loss is not finite, or, unless the scaler then skips the step, its
+                gradient; names the clips.
+        """
+        watched = ["loss"] if self.scaler.is_enabled() else ["loss", "grad_norm"]
+        for name in watched:
+            if not math.isfinite(record[name]):
+                ids = ", ".join(self.parts.data.train[index].id for index in batch.indices)
+                raise RunError(
+                    f"{name} must be finite, got {record[name]} at step {step + 1} from the clips "
+                    f"{ids}"
+                )

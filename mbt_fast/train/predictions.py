@@ -1,0 +1,203 @@
+"""What a model says of the clips of a manifest."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler
+
+from mbt_fast.data import ClipTransform
+from mbt_fast.data.manifest import Manifest
+from mbt_fast.errors import RunError
+from mbt_fast.train.augment import to_float
+from mbt_fast.train.loader import Loader
+from mbt_fast.train.views import ClipViews, ViewBatch, collate_views
+
+NEARLY_EQUAL = 1e-3  # share of the greatest logit: constant predictions differ by rounding
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of clips, each the mean over its windows.
+
+    Args:
+        modalities: What the model was given.
+        rows: Those of the clips in their manifest, ascending, int64 ``[n]``.
+        logits: Float32 ``[n, K]``.
+        absent: For each modality the number of these clips that lack it.
+        without: Rows of clips that have none of the modalities.
+        broken: Row and reason of clips that cannot be read.
+    """
+
+    modalities: tuple[str, ...]
+    rows: Tensor
+    logits: Tensor
+    absent: dict[str, int]
+    without: tuple[int, ...]
+    broken: dict[int, str]
+
+    @property
+    def constant(self) -> bool:
+        """Whether all clips, of several, get the same logits: the model has learned nothing."""
+        if len(self.logits) < 2:
+            return False
+        low, high = self.logits.aminmax(dim=0)
+        return bool((high - low).max() <= NEARLY_EQUAL * self.logits.abs().max())
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    manifest: Manifest,
+    transform: ClipTransform,
+    *,
+    subsets: Sequence[tuple[str, ...]],
+    views: int = 4,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    mask_padding: bool = False,
+    errors: str = "strict",
+    rank: int = 0,
+    world: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Predictions] | None:
+    """Read every clip once, and predict it from each subset of the modalities.
+
+    Logits are averaged over the windows, before any sigmoid or softmax, as in the paper. A clip
+    that lacks some modalities is predicted from the others.
+
+    Args:
+        model: On ``device``; it is in training mode afterwards if it was before.
+        manifest: The clips.
+        transform: What the model takes.
+        subsets: Modalities that the model is given, at least one each.
+        views: Windows of a clip that is longer than one.
+        batch_size: Windows at a time, about: at least one clip.
+        workers: Processes that read clips; 0 reads in this one.
+        device: Where the model is.
+        dtype: Of autocast; float32 for none.
+        mask_padding: Whether tokens of padding are masked; see ``collate``.
+        errors: As for ``load_clip``.
+        rank: Of this process, which reads every ``world``-th clip from this one on.
+        world: Number of processes.
+        stop: Asked before each batch; ``True`` ends the work.
+
+    Returns:
+        For each subset its predictions; ``None`` if it was stopped.
+
+    Raises:
+        RunError: A logit is NaN; names the clips.
+    """
+    from tqdm import tqdm
+
+    device = torch.device(device)
+    rows = range(rank, len(manifest), world)
+    loader = Loader(
+        ClipViews(manifest, transform, views, errors),
+        BatchSampler(rows, max(1, batch_size // views), drop_last=False),
+        partial(collate_views, mask_padding=mask_padding),
+        workers=workers,
+        pinned=device.type == "cuda",
+    )
+    tallies = [_Tally(subset) for subset in subsets]
+    training = model.training
+    model.eval()
+    try:
+        with tqdm(total=len(rows), unit="clip", desc="scored", leave=False, disable=None) as bar:
+            for batch in loader:
+                if stop():
+                    return None
+                inputs = {m: x.to(device, non_blocking=True) for m, x in batch.inputs.items()}
+                batch.inputs = {m: to_float(x) for m, x in inputs.items()}
+                for tally in tallies:
+                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                        tally.add(model, batch)
+                bar.update(batch.size)
+    finally:
+        loader.close()
+        model.train(training)
+    return [tally.finish(manifest, rows) for tally in tallies]
+
+
+@dataclass
+class _Tally:
+    """Logits of one subset of the modalities, while they come in."""
+
+    modalities: tuple[str, ...]
+    seen: list[int] = field(default_factory=list)  # rows, in the order in which they came
+    means: dict[int, Tensor] = field(default_factory=dict)  # by row
+    absent: dict[str, int] = field(default_factory=dict)
+    without: list[int] = field(default_factory=list)
+    broken: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin to count."""
+        self.absent = dict.fromkeys(self.modalities, 0)
+
+    def add(self, model: nn.Module, batch: ViewBatch) -> None:
+        """Predict the clips of a batch, which holds all windows of each."""
+        self.broken |= batch.broken
+        clips, clip_of = batch.owners.unique(return_inverse=True)
+        self.seen += [*clips.tolist(), *batch.broken]
+        present = {m: _present(batch, m) for m in self.modalities}
+        usable = torch.stack(list(present.values())).any(0)
+        views = _sums(usable, clip_of, len(clips))
+        scored = views > 0
+        self.without += clips[~scored].tolist()
+        for modality, here in present.items():
+            self.absent[modality] += int((scored & (_sums(here, clip_of, len(clips)) == 0)).sum())
+        if scored.any():
+            logits = self._forward(model, batch)[usable]
+            means = _sums(logits, clip_of[usable], len(clips))[scored] / views[scored, None]
+            self.means |= dict(zip(clips[scored].tolist(), means, strict=True))
+
+    def finish(self, manifest: Manifest, rows: range) -> Predictions:
+        """Put the clips in order, and check that none is missing or twice."""
+        if sorted(self.seen) != list(rows):
+            raise RuntimeError(
+                f"each of {len(rows)} clips must be read once, got {len(self.seen)} readings of "
+                f"{len(set(self.seen))} clips"
+            )
+        scored = sorted(self.means)
+        wrong = [manifest[row].id for row in scored if self.means[row].isnan().any()]
+        if wrong:
+            raise RunError(
+                f"logits must not be NaN, got NaN for {len(wrong)} clips: {', '.join(wrong)}"
+            )
+        means = [self.means[row] for row in scored]
+        return Predictions(
+            self.modalities,
+            torch.tensor(scored, dtype=torch.int64),
+            torch.stack(means) if means else torch.empty(0, 0),
+            self.absent,
+            tuple(sorted(self.without)),
+            dict(sorted(self.broken.items())),
+        )
+
+    def _forward(self, model: nn.Module, batch: ViewBatch) -> Tensor:
+        """Logits of the windows, float32 on the CPU."""
+        inputs = {m: x for m, x in batch.inputs.items() if m in self.modalities}
+        device = next(iter(inputs.values())).device
+        lengths = {
+            m: length.to(device) for m, length in (batch.lengths or {}).items() if m in inputs
+        }
+        return model(inputs, lengths or None).float().cpu()
+
+
+def _sums(values: Tensor, clip_of: Tensor, n_clips: int) -> Tensor:
+    """For each clip the sum over its windows, float32 ``[n_clips, ...]``."""
+    sums = torch.zeros(n_clips, *values.shape[1:])
+    return sums.index_add_(0, clip_of, values.float())
+
+
+def _present(batch: ViewBatch, modality: str) -> Tensor:
+    """Which windows have a modality, bool ``[n]``."""
+    if modality not in batch.inputs:
+        return torch.zeros(len(batch.owners), dtype=torch.bool)
+    if batch.lengths is None:
+        return torch.ones(len(batch.owners), dtype=torch.bool)
+    return batch.lengths[modality] > 0

@@ -1,0 +1,258 @@
+"""What a run leaves in its folder: records, checkpoints, scores and a report."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from mbt_fast.checkpoint.files import read_safetensors
+from mbt_fast.data.manifest import Manifest
+from mbt_fast.train import checkpoints, report
+from mbt_fast.train.averaging import average
+from mbt_fast.train.broken import BrokenClips
+from mbt_fast.train.dataset import Broken
+from mbt_fast.train.evaluate import evaluate
+from mbt_fast.train.log import Log, Record, TensorBoard
+from mbt_fast.train.means import Meter
+from mbt_fast.train.parts import Parts
+from mbt_fast.train.state import MODEL_FILE, TrainingState, read_record
+
+_ALARM = (
+    "warning: the model predicts the same for every clip; often the learning rate is too high, or "
+    "labels and clips do not belong together"
+)
+BEST_SCORE = {"multilabel": "mAP", "single": "top1", "verb_noun": "action"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        step: Steps made.
+        total: Steps of the whole run.
+        stopped_by: Name of the signal that ended it early, or ``None``.
+        scores: The last record of scores; empty without any.
+    """
+
+    step: int
+    total: int
+    stopped_by: str | None = None
+    scores: Record = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line."""
+        done = f"step {self.step} of {self.total}"
+        if self.stopped_by:
+            return f"stopped by {self.stopped_by} at {done}; the same command resumes"
+        return report.line(done, self.scores)
+
+
+class Evaluation(NamedTuple):
+    """A score that is due.
+
+    Args:
+        split: ``"val"`` or ``"test"``, for the record.
+        manifest: Its clips.
+        views: Windows of a clip.
+    """
+
+    split: str
+    manifest: Manifest
+    views: int
+
+
+class Run(ExitStack):
+    """A run in its folder.
+
+    Args:
+        parts: The model and the clips.
+        state: What checkpoints hold.
+        folder: Of the run.
+
+    Attributes:
+        step: Steps made.
+        log: Records of training and of scores.
+
+    Raises:
+        CheckpointError: The last checkpoint cannot be read.
+        InputError: It is of other clips or classes.
+    """
+
+    def __init__(self, parts: Parts, state: TrainingState, folder: Path) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        super().__init__()
+        self.parts, self.state, self.folder, self.config = parts, state, folder, parts.config
+        checkpoints.remove_leftovers(folder)
+        last = checkpoints.find(folder)
+        if last is not None:
+            parts.check_same_data(read_record(last), folder)
+            state.read(last)
+        self.step = 0 if last is None else checkpoints.step_of(last)
+        limit = self.config.data.broken_limit
+        self.log = Log(folder / "log.jsonl", self.step)
+        self.broken = BrokenClips(folder / "broken.jsonl", self.step, parts.data.train, limit)
+        self.tensorboard = TensorBoard(folder / "tensorboard", self.step)
+        for part in (self.log, self.broken, self.tensorboard):
+            self.callback(part.close)
+        self._saved = self.step
+
+    def note_broken(self, broken: Sequence[Broken]) -> None:
+        """Take down the clips that the coming step could not have.
+
+        Raises:
+            RunError: They are too many.
+        """
+        self.broken.note(broken, self.step + 1)
+
+    def advance(self, record: Record, meter: Meter) -> None:
+        """Take down a step that was made, and save if it is time."""
+        self.step += 1
+        if self.step % self.config.train.log_every == 0:
+            self._write({"kind": "train", **self._place(), **record, **meter.read()})
+        if self.step == self.parts.total_steps:
+            self._average_last()
+        every = self.config.checkpoint.every_steps
+        if self.step % every == 0 or self.step in self._averaged_steps():
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one.
+
+        Raises:
+            CheckpointError: It cannot be written; the one before is whole.
+        """
+        if self.step == self._saved:
+            return
+        self.log.sync()
+        self.broken.sync()
+        record = {**self._place(), **self.parts.record()}
+        checkpoints.save(self.folder, self.step, lambda to: self.state.write(to, record))
+        self._saved = self.step
+        self._prune()
+
+    def score_if_due(self, stop: Callable[[], bool]) -> None:
+        """Score the weights of this step, if it is time and the log does not say that it is done.
+
+        A score that is cut short leaves no record: it is made again when the run goes on.
+        """
+        from tqdm import tqdm
+
+        for evaluation in self._due():
+            self.save()
+            record = self._score(evaluation, stop)
+            if record is None:
+                return
+            self._write(record)
+            tqdm.write(report.line(f"step {self.step}", record))
+            if record["constant"]:
+                tqdm.write(_ALARM)
+            self._point_to_best()
+            if self.step < self.parts.total_steps:  # at the end ``finish`` writes it
+                self.write_report()
+
+    def finish(self, stopped_by: str | None) -> Outcome:
+        """Save what is not saved, and say how the run ended."""
+        self.save()
+        self.write_report()
+        scores = [record for record in self.log.records if record["kind"] == "eval"]
+        done = self.step == self.parts.total_steps and not list(self._due())
+        last = scores[-1] if scores else {}
+        return Outcome(self.step, self.parts.total_steps, None if done else stopped_by, last)
+
+    def write_report(self) -> None:
+        """Write the page with curves, from the records."""
+        report.write(
+            self.folder / "report.html", self.config, self.log.records, self.broken.records
+        )
+
+    def _due(self) -> Iterator[Evaluation]:
+        """The scores of this step that the log does not have."""
+        have = {(r["step"], r["split"], r["views"]) for r in self.log.records if _is_score(r)}
+        data, options = self.parts.data, self.config.eval
+        last = self.step == self.parts.total_steps
+        every = options.every_epochs * self.parts.steps_per_epoch
+        wanted = []
+        if every and self.step and (last or self.step % every == 0) and data.val:
+            wanted.append(Evaluation("val", data.val, options.epoch_views))
+        final = data.test or data.val
+        if last and final:
+            wanted.append(Evaluation("test" if data.test else "val", final, options.views))
+        for evaluation in wanted:
+            if (self.step, evaluation.split, evaluation.views) not in have:
+                yield evaluation
+
+    def _score(self, evaluation: Evaluation, stop: Callable[[], bool]) -> Record | None:
+        parts, options = self.parts, self.config
+        with self.state.scored():
+            result = evaluate(
+                parts.model,
+                evaluation.manifest,
+                parts.transform,
+                task=options.train.task,
+                names=parts.data.names,
+                views=evaluation.views,
+                batch_size=options.eval.batch_size or options.train.batch_size,
+                workers=options.data.workers,
+                device=parts.device,
+                dtype=parts.dtype,
+                mask_padding=options.data.mask_padding,
+                errors=options.data.errors,
+                stop=stop,
+            )
+        if result is None:
+            return None
+        return {"kind": "eval", **self._place(), "split": evaluation.split, **result}
+
+    def _write(self, record: Record) -> None:
+        self.log.append(record)
+        self.tensorboard.add(record)
+
+    def _place(self) -> Record:
+        """Where the run is; an epoch is counted from 1."""
+        return {"step": self.step, "epoch": -(-self.step // self.parts.steps_per_epoch)}
+
+    def _averaged_steps(self) -> list[int]:
+        """The steps whose weights are averaged at the end: each ends an epoch, the last the run."""
+        n_epochs, every = self.config.train.average_last, self.parts.steps_per_epoch
+        last = self.parts.total_steps
+        return list(range(last, 0, -every))[:n_epochs]
+
+    def _average_last(self) -> None:
+        """Give the model the mean of the weights after each of the last epochs."""
+        before = sorted(self._averaged_steps())[:-1]
+        if not before:
+            return
+        with self.state.scored():
+            own = {name: tensor.clone() for name, tensor in self.parts.model.state_dict().items()}
+        folders = [checkpoints.folder_of(self.folder, step) for step in before]
+        states = chain((read_safetensors(folder / MODEL_FILE) for folder in folders), [own])
+        self.parts.model.load_state_dict(average(states))
+        self.state.ema = None
+
+    def _prune(self) -> None:
+        averaged = [] if self.step == self.parts.total_steps else self._averaged_steps()
+        checkpoints.prune(self.folder, self.config.checkpoint.keep, averaged)
+
+    def _point_to_best(self) -> None:
+        """Let ``best`` name the checkpoint with the best score of all that were made alike."""
+        options, name = self.config.eval, BEST_SCORE[self.config.train.task]
+        alike = ("val", options.epoch_views)
+        scores = [
+            (record[name], -record["step"])
+            for record in self.log.records
+            if _is_score(record)
+            and (record["split"], record["views"]) == alike
+            and record[name] is not None
+        ]
+        if scores and self.config.checkpoint.best:
+            step = -max(scores)[1]
+            if checkpoints.folder_of(self.folder, step).is_dir():
+                checkpoints.point(self.folder, checkpoints.BEST, step)
+            self._prune()
+
+
+def _is_score(record: Record) -> bool:
+    return bool(record["kind"] == "eval")

@@ -1,0 +1,148 @@
+"""``mbt-fast train`` from the command line, and its run as a checkpoint for other commands."""
+
+import json
+
+import pytest
+import torch
+
+from mbt_fast import MBT
+from mbt_fast.checkpoint import load_pretrained
+from mbt_fast.checkpoint.runs import read_state, resolve_run
+from mbt_fast.cli.main import main
+from mbt_fast.data.synthetic import SyntheticSet, write_synthetic
+from mbt_fast.errors import CheckpointError
+
+RECIPE = """
+[model]
+name = "mbt_tiny"
+[data]
+train = "train.csv"
+labels = "labels.txt"
+workers = 0
+mean = -3.0
+[train]
+task = "single"
+steps = 2
+batch_size = 4
+lr = 0.05
+device = "cpu"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    list(write_synthetic(folder, SyntheticSet(clips=6, classes=2, seconds=1.0, val=0.0)))
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """A finished run; overrides stand before and after an option."""
+    recipe, out = str(folder / "recipe.toml"), folder / "run"
+    changes = ("train.seed=3", "--out", str(out), "train.lr=0.1", "data.workers=0")
+    assert main(["train", recipe, *changes]) == 0
+    return out
+
+
+def refused(capsys, *arguments):
+    """The one line that a command prints when it refuses its arguments."""
+    assert main([*map(str, arguments)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_run_has_the_configuration_with_all_overrides(run):
+    config = json.loads((resolve_run(run) / "state.json").read_text())["config"]
+    assert (config["train.seed"], config["train.lr"]) == (3, 0.1)
+
+
+def test_shorthands_are_values_of_the_section_train(folder, capsys):
+    recipe = folder / "recipe.toml"
+    options = ("--backend", "reference", "--recompute", "mlp")
+    assert main(["train", str(recipe), "--dry-run", *options]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["backend", "=", '"reference"', "#", "override"] in shown
+    assert ["recompute", "=", '"mlp"', "#", "override"] in shown
+
+
+def test_dry_run_writes_nothing(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(folder / "recipe.toml"), "--dry-run", "--out", "run"]) == 0
+    assert "waits:" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_is_one_line(folder, capsys, monkeypatch):
+    recipe = folder / "recipe.toml"
+    assert "--out must name the folder of the run" in refused(capsys, "train", recipe)
+    assert "did you mean train.lr?" in refused(capsys, "train", recipe, "train.lrr=1", "--out", "x")
+    assert "recipe 'audioset' is unknown" in refused(capsys, "train", "audioset", "--out", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE must be 1" in refused(capsys, "train", recipe, "--out", "x")
+
+
+def test_unknown_option_is_still_refused(folder, capsys):
+    for arguments in (["train", "vggsound", "--ot", "x"], ["info", "train.lr=1"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_run_is_a_checkpoint_for_predict_with_its_own_labels_and_front_end(
+    run, folder, tmp_path, capsys
+):
+    clip = str(next((folder / "clips").iterdir()))
+    out = tmp_path / "out.json"
+    assert main(["predict", clip, "--checkpoint", str(run), "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    classes = report["clips"][0]["classes"]
+    assert {entry["label"] for entry in classes} == {"tone-0", "tone-1"}
+    assert sum(entry["probability"] for entry in classes) == pytest.approx(1)
+    assert report["activation"] == "softmax"
+    assert report["notes"] == []
+
+
+def test_front_end_of_the_run_is_used_unless_it_is_given(run, folder, tmp_path):
+    clip = str(next((folder / "clips").iterdir()))
+
+    def probabilities(*options):
+        out = tmp_path / "out.json"
+        command = ["predict", clip, "--checkpoint", str(run), "--json", str(out), *options]
+        assert main(command) == 0
+        classes = json.loads(out.read_text())["clips"][0]["classes"]
+        return {entry["label"]: entry["probability"] for entry in classes}
+
+    assert probabilities() == probabilities("--spec-mean", "-3.0")
+    assert probabilities() != probabilities("--spec-mean", "4.0")
+
+
+def test_run_is_a_checkpoint_for_convert_and_from_pretrained(run, tmp_path, capsys):
+    assert main(["convert", str(run), str(tmp_path / "model")]) == 0
+    weights, converted = (MBT.from_pretrained(path) for path in (run, tmp_path / "model"))
+    assert weights.config == converted.config
+    expected = converted.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.state_dict().items())
+
+
+def test_best_and_latest_of_a_run_are_checkpoints_too(run, tmp_path):
+    (tmp_path / "best").write_text(f"{resolve_run(run)}\n")
+    for path in (run / "latest", tmp_path / "best"):
+        assert load_pretrained(path)[0] == load_pretrained(run)[0]
+        assert read_state(path)["labels"] == ["tone-0", "tone-1"]
+    assert main(["convert", str(tmp_path / "best"), str(tmp_path / "model")]) == 0
+
+
+def test_run_without_a_checkpoint_is_named_as_such(tmp_path):
+    (tmp_path / "config.toml").write_text("")
+    with pytest.raises(CheckpointError, match="the run has no checkpoint yet"):
+        MBT.from_pretrained(tmp_path)
+    (tmp_path / "latest").write_text("checkpoints/step-00000004\n")
+    with pytest.raises(CheckpointError, match=r"must name a checkpoint, got .*step-00000004"):
+        MBT.from_pretrained(tmp_path)
+
+
+def test_weights_that_no_run_wrote_have_no_state(run, tmp_path):
+    MBT.from_pretrained(run).save_pretrained(tmp_path)
+    assert read_state(tmp_path) == {}

@@ -1,0 +1,65 @@
+"""Records of a run: each step once, whatever killed it."""
+
+import errno
+import json
+import math
+import os
+from contextlib import closing
+
+import pytest
+
+from mbt_fast.train.log import Log, read
+
+
+def write(path, *records):
+    with closing(Log(path, step=100)) as log:
+        for record in records:
+            log.append(record)
+
+
+def test_records_are_one_json_object_in_a_line(tmp_path):
+    write(tmp_path / "log.jsonl", {"step": 1, "loss": 0.5}, {"step": 2, "loss": math.nan})
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": None},
+    ]
+
+
+def test_a_resumed_run_has_no_step_twice(tmp_path):
+    path = tmp_path / "log.jsonl"
+    write(path, *({"step": step} for step in range(1, 6)))
+    with closing(Log(path, step=3)) as log:
+        assert [record["step"] for record in log.records] == [1, 2, 3]
+        log.append({"step": 4})
+    assert [record["step"] for record in read(path)] == [1, 2, 3, 4]
+
+
+def test_a_line_that_was_written_in_part_is_dropped(tmp_path):
+    path = tmp_path / "log.jsonl"
+    write(path, {"step": 1})
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    with closing(Log(path, step=5)) as log:
+        log.append({"step": 2})
+    assert [record["step"] for record in read(path)] == [1, 2]
+
+
+def test_records_are_there_at_once_for_who_follows_the_file(tmp_path):
+    with closing(Log(tmp_path / "log.jsonl", step=0)) as log:
+        log.append({"step": 1})
+        assert read(tmp_path / "log.jsonl") == [{"step": 1}]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with closing(Log(tmp_path / "log.jsonl", step=0)) as log:
+
+        class Full:
+            def write(self, text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        log._file.close()
+        log._file = Full()
+        log._file.close = lambda: None
+        with pytest.raises(OSError, match=r"No space left on device.*log\.jsonl"):
+            log.append({"step": 1})
