@@ -19,7 +19,14 @@ _PER_MODALITY = ("input_size", "patch_size")
 _MAY_BE_ZERO = ("fusion_layer", "n_bottlenecks", "n_sampled_frames")
 _KINDS = {int: "an integer", bool: "a bool", float: "a number"}
 # Names of a FusionLayer.
-_RESERVED = ("shared", "backend", "block_of", "reset_parameters", "set_backend", "set_execution")
+_RESERVED = (
+    "shared",
+    "block_of",
+    "chosen_backend",
+    "reset_parameters",
+    "set_backend",
+    "set_execution",
+)
 
 
 class Sizes(dict[str, tuple[int, ...]]):

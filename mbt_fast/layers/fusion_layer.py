@@ -61,7 +61,7 @@ class FusionLayer(nn.ModuleDict):
         self._backend = self._layer_backend = "auto"
 
     @property
-    def backend(self) -> str:
+    def chosen_backend(self) -> str:
         """Who runs the ops."""
         return self._backend
 

@@ -172,7 +172,7 @@ class FusedTowers(nn.Module):
         return {m: self._leave(m, x, lengths.get(m)) for m, x in streams.items()}
 
     @property
-    def backend(self) -> str:
+    def chosen_backend(self) -> str:
         """Who runs our attention."""
         return self._backend
 

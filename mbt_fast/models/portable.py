@@ -62,7 +62,7 @@ def _two_examples(x: Tensor) -> Tensor:
 def _on_stock_pytorch(model: nn.Module) -> Iterator[None]:
     """Within it no kernel of ours runs."""
     units = [m for m in model.modules() if isinstance(m, FusionLayer | FusedTowers)]
-    before = [unit.backend for unit in units]
+    before = [unit.chosen_backend for unit in units]
     try:
         for unit in units:
             unit.set_backend(STOCK.name)

@@ -72,7 +72,7 @@ def test_a_program_of_fused_towers():
 def test_exporting_leaves_the_backend_and_refuses_training():
     model = small().set_backend("reference")
     export(model, inputs_of(2))
-    assert {layer.backend for layer in model.layers} == {"reference"}
+    assert {layer.chosen_backend for layer in model.layers} == {"reference"}
     with pytest.raises(RuntimeError, match="must be in evaluation mode"):
         export(model.train(), inputs_of(2))
     with pytest.raises(ValueError, match=r"inputs\['rgb'\] must have shape"):
