@@ -19,14 +19,16 @@ from mbt_fast.layers.execution import RECOMPUTE
 from mbt_fast.models import MBT, MBTConfig
 from mbt_fast.profiling import runs
 from mbt_fast.profiling.comparison import Comparisons, Row, fastest, times_as_fast, verdicts_in
-from mbt_fast.profiling.machine import dtype_name, free_bytes
-from mbt_fast.profiling.runs import NO_MEMORY, Setting
+from mbt_fast.profiling.machine import dtype_name, free_bytes, is_out_of_memory
+from mbt_fast.profiling.measurement import NO_MEMORY
+from mbt_fast.profiling.runs import Setting
 from mbt_fast.profiling.timing import Deadline, Run, peak_memory, saved_bytes
 
 DTYPES = (torch.bfloat16, torch.float32)
 STOCK = ("sdpa", "reference")  # the first that has an op is its baseline
 SHARES = {"op": 0.15, "layer": 0.2, "model": 0.7}  # of what is left; batch sizes get the rest
 LAYER, VARIANTS, BATCH_SIZE = "fusion layer", "variants", "batch size"
+INTERRUPTED, OUT_OF_MEMORY = "interrupted", "out of memory"
 DOUBLINGS = 8
 ROOM = 0.8  # of the free memory
 INTERPRETED = "not run: Triton's interpreter says nothing about the kernel's speed"
@@ -95,10 +97,13 @@ def run(
 
     Returns:
         The variant of the model to take; ``None`` if the models were not compared.
+
+    Raises:
+        RuntimeError: The memory does not suffice for anything at all.
     """
-    peak_memory(lambda: None, found.setting.device)  # a profiler's first start takes seconds
     chosen, deadline = None, Deadline(seconds)
     try:
+        peak_memory(lambda: None, found.setting.device)  # a profiler's first start takes seconds
         compare_ops(found, config, deadline.share(SHARES["op"]))
         models = Models(config, found.setting)
         compare_layers(found, models.of(found.setting.dtype), deadline.share(SHARES["layer"]))
@@ -107,7 +112,11 @@ def run(
         if chosen:
             compare_batch_sizes(found, models, chosen, sizes, deadline)
     except KeyboardInterrupt:
-        found.interrupted = True
+        found.cut_short = INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or not found.rows:
+            raise
+        found.cut_short = OUT_OF_MEMORY
     return chosen
 
 
