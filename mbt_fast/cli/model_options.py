@@ -102,10 +102,10 @@ class Clock:
 
     def expect(self, seconds: float, what: str = "") -> None:
         """Say how long all of it takes, from its start, and what that is."""
-        self._bar.total = seconds
-        self._bar.bar_format = "{desc} {percentage:3.0f}%|{bar}|"
         said = f"mbt-fast {self._command}: {what}about {seconds:.0f} s"
         self._bar.write(said, file=sys.stderr)
+        self._bar.total = seconds
+        self._bar.bar_format = "{desc} {percentage:3.0f}%|{bar}|"
         self.tick()
 
     def tick(self) -> None:
