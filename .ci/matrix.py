@@ -6,8 +6,9 @@ A stack is an environment with torch (``--python``), a compiler (``--cxx``, ``no
 compiler) and the packages of the environment. Every value of ``--package`` is a stack of its own,
 with the first compiler: that version lies in front of the environment's, which is not changed.
 
-The sources of HEAD are copied and built for each stack. Rows go to ``docs/tested.json``, in place
-of a row of the same stack; the page "Tested stacks" of the documentation shows them.
+HEAD is installed for each stack, into a folder of its own, and its tests run there. Rows go to
+``docs/tested.json``, in place of a row of the same stack; the page "Tested stacks" of the
+documentation shows them.
 """
 
 import argparse
@@ -44,6 +45,9 @@ print(json.dumps({
 """
 
 
+CAPTURED: dict[str, Any] = {"stdout": subprocess.PIPE}
+
+
 class Stack(NamedTuple):
     """An environment, a compiler, and packages that stand in front of those it has."""
 
@@ -62,62 +66,72 @@ def stacks(pythons: list[str], cxx: list[str], packages: list[str]) -> Iterator[
                 yield Stack(python, cxx[0], (f"{name}=={version}",))
 
 
-def run_stack(stack: Stack, tests: list[str], interpreted: list[str]) -> dict[str, Any]:
-    """Build and test in a folder that is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
-        source, front = Path(folder, "source"), Path(folder, "packages")
-        source.mkdir()
-        archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, **OUTPUT)
-        subprocess.run(["tar", "x"], cwd=source, input=archive.stdout, check=True)
-        environment = _environment(stack, source, front)
+class Place:
+    """A folder with the tests of HEAD, and with HEAD itself installed for a stack."""
 
-        def python(*arguments: str, **more: str) -> str:
-            done = subprocess.run(
-                [os.path.abspath(stack.python), *arguments],
-                cwd=source,
-                env=environment | more,
-                text=True,
-                check=False,
-                **OUTPUT,
-            )
-            return done.stdout
-
+    def __init__(self, stack: Stack, folder: str) -> None:
+        """Install; what this says is printed if it leaves the C++ kernels out."""
+        self._python, self._source = os.path.abspath(stack.python), Path(folder, "source")
+        front = Path(folder, "packages")
+        self._environment = _environment(stack, front)
+        self._source.mkdir()
+        archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, **CAPTURED)
+        subprocess.run(["tar", "x"], cwd=self._source, input=archive.stdout, check=True)
+        install = ("-m", "pip", "install", "--no-deps", "--target", str(front))
         if stack.packages:
-            install = ("-m", "pip", "install", "-q", "--no-deps", "--target", str(front))
-            print(python(*install, *stack.packages))
-        built = python("setup.py", "build_ext", "--inplace")
-        facts = python("-c", FACTS).strip().splitlines()[-1]
+            print(self.run(*install, "-q", *stack.packages))
+        said = self.run(*install, "-v", "--no-build-isolation", ".")
+        for part in ("mbt_fast", "kernels"):  # what is installed is tested, not the sources
+            shutil.rmtree(self._source / part)
+        self.facts: dict[str, str] = json.loads(self.run("-c", FACTS).strip().splitlines()[-1])
+        if stack.cxx != "none" and self.facts["kernels"].startswith("mbt_fast._C"):
+            print(said[-2000:])
+
+    def run(self, *arguments: str, **more: str) -> str:
+        """The output of Python among the tests."""
+        done = subprocess.run(
+            [self._python, *arguments],
+            cwd=self._source,
+            env=self._environment | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return done.stdout
+
+    def test(self, *arguments: str, **more: str) -> dict[str, Any]:
+        """Counts of outcomes, and the names of what failed."""
         quick = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--tb=line")
-        row = {
+        return _outcome(self.run(*quick, *arguments, **more))
+
+
+def run_stack(stack: Stack, tests: list[str], interpreted: list[str]) -> dict[str, Any]:
+    """Install and test in a folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
+        place = Place(stack, folder)
+        has_triton = place.facts["triton"] != "none"
+        return {
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
             "commit": _commit(),
             "compiler": _compiler(stack),
-            **json.loads(facts),
+            **place.facts,
             "areas": tests,
-            "tests": _outcome(python(*quick, *tests)) if tests else {},
-            "interpreted": {},
+            "tests": place.test(*tests) if tests else {},
+            "interpreted": place.test("-k", "triton", *interpreted, TRITON_INTERPRET="1")
+            if interpreted and has_triton
+            else {},
         }
-        if interpreted and row["triton"] != "none":
-            row["interpreted"] = _outcome(
-                python(*quick, "-k", "triton", *interpreted, TRITON_INTERPRET="1")
-            )
-        if stack.cxx != "none" and row["kernels"].startswith("mbt_fast._C"):
-            print(built[-2000:])
-        return row
 
 
-OUTPUT: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-
-
-def _environment(stack: Stack, source: Path, front: Path) -> dict[str, str]:
-    """The copy first, then the packages of the stack; one thread; the compiler or none."""
+def _environment(stack: Stack, front: Path) -> dict[str, str]:
+    """The packages of the stack first; one thread; the compiler or none."""
     compiler = (
         {"MBT_FAST_NATIVE": "0", "CXX": "no-such-compiler"}
         if stack.cxx == "none"
         else {"MBT_FAST_NATIVE": "auto", "CXX": stack.cxx}
     )
-    paths = os.pathsep.join(map(str, (source, front)))
-    fixed = {"MBT_FAST_CUDA": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    fixed = {"MBT_FAST_CUDA": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(front)}
     return {**os.environ, **fixed, **compiler}
 
 
@@ -125,14 +139,14 @@ def _compiler(stack: Stack) -> str:
     """Such as ``clang++ 14.0.6``."""
     if stack.cxx == "none":
         return "none"
-    said = subprocess.run([stack.cxx, "--version"], text=True, check=True, **OUTPUT).stdout
+    said = subprocess.run([stack.cxx, "--version"], text=True, check=True, **CAPTURED).stdout
     version = re.search(r"\d+\.\d+\.\d+", said)
     return f"{Path(stack.cxx).name} {version[0] if version else '?'}"
 
 
 def _commit() -> str:
     command = ["git", "rev-parse", "--short=10", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, text=True, check=True, **OUTPUT).stdout.strip()
+    return subprocess.run(command, cwd=ROOT, text=True, check=True, **CAPTURED).stdout.strip()
 
 
 def _outcome(output: str) -> dict[str, Any]:
