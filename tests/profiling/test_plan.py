@@ -7,7 +7,7 @@ import torch
 
 from mbt_fast.models.registry import config_for
 from mbt_fast.profiling import machine, plan, runs, sweep, timing
-from mbt_fast.profiling.measurement import NO_TIME
+from mbt_fast.profiling.measurement import NO_MEMORY, NO_TIME
 from mbt_fast.profiling.sweep_table import notes, table
 
 LAYERS = (0, 1, 2, 3, 4)
@@ -108,6 +108,25 @@ def test_one_call_that_takes_all_the_time_is_still_shown(profile):
     assert [r["fusion_layer"] for r in records if r["rounds"]] == [2]
     (said,) = [line for line in notes(records) if NO_TIME in line]
     assert said.startswith("bottleneck (B = 4) at L_f 0, 1, 3, 4; vanilla (own weights) at L_f 0, ")
+
+
+def test_models_that_do_not_fit_into_memory_are_left_out_and_the_rest_is_measured(
+    profile, monkeypatch
+):
+    build = runs.build_models
+
+    def build_small(configs, setting, weights):
+        if configs[0].fusion == "vanilla":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return build(configs, setting, weights)
+
+    monkeypatch.setattr(runs, "build_models", build_small)
+    records, _ = profile(Machine(0.3))
+    for record in records:
+        late = record["fusion_layer"] == max(LAYERS) and not record["share_encoder"]
+        fits = record["fusion"] == "bottleneck" or late
+        assert bool(record["rounds"]) == fits
+        assert record["why_not"] == ("" if fits else NO_MEMORY)
 
 
 def test_layers_are_given_up_from_the_middle():
