@@ -45,6 +45,11 @@ print(json.dumps({
 """
 
 
+# The environment may have an editable install of this package, which would fill what is left out.
+NOT_EDITABLE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ditable" not in str(finder)]
+"""
 CAPTURED: dict[str, Any] = {"stdout": subprocess.PIPE}
 
 
@@ -75,11 +80,13 @@ class Place:
         front = Path(folder, "packages")
         self._environment = _environment(stack, front)
         self._source.mkdir()
+        front.mkdir()
         archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, **CAPTURED)
         subprocess.run(["tar", "x"], cwd=self._source, input=archive.stdout, check=True)
         install = ("-m", "pip", "install", "--no-deps", "--target", str(front))
         if stack.packages:
             print(self.run(*install, "-q", *stack.packages))
+        (front / "sitecustomize.py").write_text(NOT_EDITABLE)
         said = self.run(*install, "-v", "--no-build-isolation", ".")
         for part in ("mbt_fast", "kernels"):  # what is installed is tested, not the sources
             shutil.rmtree(self._source / part)
@@ -108,12 +115,13 @@ class Place:
 
 def run_stack(stack: Stack, tests: list[str], interpreted: list[str]) -> dict[str, Any]:
     """Install and test in a folder that is removed afterwards."""
+    commit = _commit()
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
         place = Place(stack, folder)
         has_triton = place.facts["triton"] != "none"
         return {
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-            "commit": _commit(),
+            "commit": commit,
             "compiler": _compiler(stack),
             **place.facts,
             "areas": tests,
