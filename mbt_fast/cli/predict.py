@@ -91,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
     trained = {} if random else read_state(args.checkpoint)
     transform = _transform(model.config, args, trained.get("front_end", {}))
     labels = _labels(args.labels, model.config.num_classes, trained.get("labels"))
-    activation = args.activation or _activation(trained.get("config", {}))
+    settings = trained.get("config", {})
+    activation = args.activation or _activation(settings)
+    masks = settings.get("data.mask_padding", False)
     model.eval().to(device)
     notes = notes_on(model, transform, of_run=bool(trained))
     if random:
@@ -101,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
 
     def predict(path: str) -> dict[str, Any]:
         clip = load_clip(path, transform, n_views=args.views, errors=args.errors)
-        return predict_clip(model, clip, labels, top=args.top, activation=activation)
+        return predict_clip(
+            model, clip, labels, top=args.top, activation=activation, mask_padding=masks
+        )
 
     report: dict[str, Any] = {
         "weights": "random" if random else args.checkpoint,
@@ -154,9 +158,9 @@ def _labels(path: str | None, num_classes: int, trained: list[str] | None) -> li
     return trained or [str(index) for index in range(num_classes)]
 
 
-def _activation(trained: Mapping[str, Any]) -> str:
+def _activation(settings: Mapping[str, Any]) -> str:
     """Classes of a clip exclude one another, but for those of a task with many labels."""
-    return "sigmoid" if trained.get("train.task", "multilabel") == "multilabel" else "softmax"
+    return "sigmoid" if settings.get("train.task", "multilabel") == "multilabel" else "softmax"
 
 
 def _positive(text: str) -> int:

@@ -5,6 +5,7 @@ Times are exact fractions of a second on the file's own clock.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -76,16 +77,20 @@ def probe(
     Raises:
         ClipError: The file cannot be read, holds none of these kinds, or is cut off.
     """
-    with media.open() as container, as_clip_error(media.name, "cannot be read"):
+    stated: dict[str, Fraction] = {}
+    faults: list[str] = []
+    with ExitStack() as closing, as_clip_error(media.name, "cannot be read"):
+        container = closing.enter_context(media.open())
         chosen = _choose(media.name, container, kinds)
         times = None if whole else _stated_times(container, chosen)
-        stated: dict[str, Fraction] = {}
-        faults: list[str] = []
         if times is None:
             chosen, times = measure(media, container, chosen, faults if tolerate else None)
-        elif not tolerate and is_one_of(container, STATES_DURATION):
-            ends = {kind: _stated_end(stream) for kind, stream in chosen.items()}
-            stated = {kind: end for kind, end in ends.items() if end is not None}
+        else:
+            closing.pop_all()
+            media.keep(container)
+            if not tolerate and is_one_of(container, STATES_DURATION):
+                ends = {kind: _stated_end(stream) for kind, stream in chosen.items()}
+                stated = {kind: end for kind, end in ends.items() if end is not None}
         return Source(
             media=media,
             streams={kind: stream.index for kind, stream in chosen.items()},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 16000
 FRAMES_PER_SECOND = 100  # of a spectrogram
 _JITTER = Fraction(1, 100)  # seconds
+_PLANES = 8  # PyAV reads beyond the pointers of so many planes; packed samples have one
 
 
 @dataclass(frozen=True)
@@ -184,15 +185,22 @@ class MonoSound:
         if form != self._form or abs(time - self._next) > _JITTER:
             yield from self.flush()
             silence = self._begin(time, form)
-        samples = torch.cat((torch.zeros(silence), self._mean(frame)))
+        samples = self._mean(frame)
+        if silence:
+            samples = torch.cat((torch.zeros(silence), samples))
         self._next += Fraction(frame.samples, frame.sample_rate)
-        yield from self._place(self._resampled(samples))
+        if frame.sample_rate != SAMPLE_RATE:
+            samples = self._resampled(samples, frame.sample_rate)
+        yield self.position, samples
+        self.position += len(samples)
 
     def flush(self) -> "Iterator[tuple[int, Tensor]]":
         """End the run; give what is held back."""
         if self._resampler is not None:
-            yield from self._place(self._resampler.resample(None))
-        self._form = None
+            held = _samples(self._resampler.resample(None))
+            yield self.position, held
+            self.position += len(held)
+        self._form = self._resampler = None
 
     def _begin(self, time: Fraction, form: tuple[str, str, int]) -> int:
         """Begin a run; the samples of silence before its first frame."""
@@ -203,29 +211,31 @@ class MonoSound:
         silence = first % (rate // gcd(rate, SAMPLE_RATE))
         self.position = (first - silence) * SAMPLE_RATE // rate
         self._form, self._next = form, time
-        # Packed, because PyAV reads beyond the pointers of eight or more planes.
         self._packer = AudioResampler("flt")
-        self._resampler = AudioResampler("fltp", layout="mono", rate=SAMPLE_RATE)
+        if rate != SAMPLE_RATE:
+            self._resampler = AudioResampler("fltp", layout="mono", rate=SAMPLE_RATE)
         return silence
 
     def _mean(self, frame: "AudioFrame") -> Tensor:
         """The mean of the channels; FFmpeg's downmix of equal channels is sqrt(2) too loud."""
+        channels = frame.layout.nb_channels
+        if frame.format.name == "fltp" and channels < _PLANES:
+            return torch.from_numpy(frame.to_ndarray()).mean(0)
         if self._packer is None:
             raise RuntimeError("a run must have begun")
         frame.pts = None
-        packed = [torch.from_numpy(f.to_ndarray()) for f in self._packer.resample(frame)]
-        return torch.cat(packed, 1).view(-1, frame.layout.nb_channels).mean(1)
+        packed = [torch.from_numpy(part.to_ndarray()) for part in self._packer.resample(frame)]
+        return torch.cat(packed, 1).view(-1, channels).mean(1)
 
-    def _resampled(self, samples: Tensor) -> "list[AudioFrame]":
+    def _resampled(self, samples: Tensor, rate: int) -> Tensor:
         from av import AudioFrame
 
-        if self._resampler is None or self._form is None:
+        if self._resampler is None:
             raise RuntimeError("a run must have begun")
         mono = AudioFrame.from_ndarray(samples.numpy()[None], "fltp", "mono")
-        mono.sample_rate = self._form[2]
-        return self._resampler.resample(mono)
+        mono.sample_rate = rate
+        return _samples(self._resampler.resample(mono))
 
-    def _place(self, frames: "list[AudioFrame]") -> "Iterator[tuple[int, Tensor]]":
-        for frame in frames:
-            yield self.position, torch.from_numpy(frame.to_ndarray()[0])
-            self.position += frame.samples
+
+def _samples(frames: "list[AudioFrame]") -> Tensor:
+    return torch.cat([torch.zeros(0), *(torch.from_numpy(f.to_ndarray()[0]) for f in frames)])

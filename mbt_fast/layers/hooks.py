@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.utils.module_tracker import ModuleTracker
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -40,5 +39,7 @@ def is_everything_watched() -> bool:
     """
     if not torch_module._has_any_global_hook():
         return False
+    from torch.utils.module_tracker import ModuleTracker  # not loaded by torch itself
+
     hooks = (hook for name in _HOOKS for hook in getattr(torch_module, f"_global{name}").values())
     return any(not isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in hooks)

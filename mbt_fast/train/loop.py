@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from mbt_fast.errors import InputError, RunError
-from mbt_fast.train import optimizer
+from mbt_fast.train import checkpoints, optimizer
 from mbt_fast.train.averaging import Ema
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import Batch, TrainingClips, collate_items, rows
@@ -55,7 +55,7 @@ def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
     check_same_config(folder, config)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
-        parts = build_parts(config, data)
+        parts = build_parts(config, data, checkpoints.find(folder))
         stack.enter_context(locked(folder))
         write_config(folder, config, data.names)
         stop = stack.enter_context(Stopping())

@@ -24,7 +24,7 @@ _NORM = ("norm.weight", "norm.bias")
 _TRANSFORM = ("fps", "stride", "min_side", "window", "mean", "std", "short", "circular_sound")
 
 
-def build(config: TrainConfig, num_classes: int) -> Model:
+def build(config: TrainConfig, num_classes: int, saved: Path | None = None) -> Model:
     """The model of a run with its first weights, on the CPU and in float32.
 
     Random weights are those of the seed, and the global generator stays as it was.
@@ -33,6 +33,8 @@ def build(config: TrainConfig, num_classes: int) -> Model:
         config: The run.
         num_classes: Outputs of the classifier; with ``task = "verb_noun"`` those of the verbs and
             then those of the nouns.
+        saved: A checkpoint of this run, whose weights the model gets. The files with which the run
+            began are then not needed any more.
 
     Returns:
         A model whose ``forward_modalities(inputs, lengths)`` gives logits per modality and whose
@@ -45,7 +47,14 @@ def build(config: TrainConfig, num_classes: int) -> Model:
     config = config.with_num_classes(num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        model = _fused(config, num_classes) if config.model.fuse else _mbt(config, num_classes)
+        if saved is not None:
+            model = load_model(saved)
+        elif config.model.fuse:
+            model = _fused(config, num_classes)
+        else:
+            model = _mbt(config, num_classes)
+    if isinstance(model, MBT):
+        model.set_execution(recompute=config.train.recompute)
     return model.set_backend(config.train.backend)
 
 
@@ -70,7 +79,7 @@ def clip_transform(config: TrainConfig, model_config: MBTConfig | FusedConfig) -
 
 
 def _mbt(config: TrainConfig, num_classes: int) -> MBT:
-    model = MBT(config.model.mbt(num_classes)).set_execution(recompute=config.train.recompute)
+    model = MBT(config.model.mbt(num_classes))
     init = config.init
     if init.checkpoint:
         _load(model, *_checkpoint(Path(init.checkpoint)))

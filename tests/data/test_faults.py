@@ -143,7 +143,7 @@ def test_any_exception_is_one_clip_error(monkeypatch, error, place):
     if place == "open":
         monkeypatch.setattr("av.open", fail)
     else:
-        monkeypatch.setattr("mbt_fast.data.video.to_pixels", fail)
+        monkeypatch.setattr("mbt_fast.data.video.planes", fail)
     with pytest.raises(ClipError, match=r"nasa\.mp4: ") as raised:
         load_clip(NASA, BOTH)
     assert "\n" not in str(raised.value)
@@ -271,7 +271,7 @@ def test_a_file_is_closed_however_reading_ends(monkeypatch):
 
     monkeypatch.setattr(Media, "open", remember)
     read_window(NASA, BOTH, position=0)
-    monkeypatch.setattr("mbt_fast.data.video.to_pixels", None)
+    monkeypatch.setattr("mbt_fast.data.video.planes", None)
     with pytest.raises(ClipError):
         read_window(NASA, BOTH)
     assert len(opened) > 2

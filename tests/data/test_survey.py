@@ -24,7 +24,7 @@ pytest.importorskip("tqdm")
 def folder(tmp_path_factory):
     """16 training clips of 1 s: two broken, four silent; 4 classes."""
     folder = tmp_path_factory.mktemp("survey")
-    made = SyntheticSet(clips=16, seconds=1.0, val=0.0, broken=0.125, silent=0.25)
+    made = SyntheticSet(16, classes=4, seconds=1.0, val=0.0, broken=0.125, silent=0.25)
     list(write_synthetic(folder, made))
     return folder
 

@@ -106,9 +106,9 @@ def test_a_seek_changes_nothing(tmp_path, monkeypatch, name, video, audio):
     # The clocks of mkv, webm and flv count milliseconds: there sound may be shifted by less.
     rate = 48000 if audio == "libopus" else 44100
     path = encode(tmp_path / name, video=video, audio=audio, rate=rate)
-    windows = [read_window(path, BOTH, position=p) for p in (0.3, 0.61, 1.0)]
+    windows = [read_window(path, BOTH, position=p) for p in (0.0, 0.3, 0.61, 1.0)]
     monkeypatch.setattr(Decoder, "_targets", lambda *_: iter([None]))
-    for position, window in zip((0.3, 0.61, 1.0), windows, strict=True):
+    for position, window in zip((0.0, 0.3, 0.61, 1.0), windows, strict=True):
         same(window, read_window(path, BOTH, position=position))
 
 

@@ -43,7 +43,7 @@ every_steps = 3
 def clips(tmp_path_factory):
     """20 clips of 4 classes, 16 of them for training; 2 cannot be read, 3 are without sound."""
     folder = tmp_path_factory.mktemp("clips")
-    made = SyntheticSet(clips=20, seconds=0.6, broken=0.1, silent=0.15)
+    made = SyntheticSet(20, classes=4, seconds=0.6, broken=0.1, silent=0.15)
     list(write_synthetic(folder, made))
     (folder / "recipe.toml").write_text(RECIPE)
     return folder

@@ -329,9 +329,19 @@ def test_library_that_is_not_installed_is_named(config, monkeypatch):
 
 
 def test_input_that_does_not_fit_its_encoder_is_named(config, encoders):
-    size = "model.input_size.rgb=[2, 48, 48]"
+    size, text = "model.input_size.rgb=[2, 48, 48]", FUSED.replace("hf:image", "hf:video")
     with pytest.raises(InputError, match=r"model\.fuse: input_size\.rgb must fit its encoder"):
-        start.build(config(size, text=FUSED), CLASSES)
+        start.build(config(size, text=text), CLASSES)
+
+
+def test_positions_are_interpolated_to_the_size_of_the_input(config, encoders):
+    sizes = ("model.input_size.rgb=[1, 48, 48]", "model.input_size.spectrogram=[96, 32]")
+    model = start.build(config("model.fusion_layer=2", *sizes, text=FUSED), CLASSES).eval()
+    nn.init.normal_(model.head["rgb"].weight)
+    clip = inputs(frames=1, size=48, time=96)
+    hidden = encoders["image"].eval()(clip["rgb"][:, :, 0], interpolate_pos_encoding=True)
+    logits = model.forward_modalities(clip)
+    assert torch.equal(logits["rgb"], model.head["rgb"](hidden.last_hidden_state[:, 0]))
 
 
 def test_encoder_that_cannot_be_loaded_is_named(config, encoders, tmp_path):

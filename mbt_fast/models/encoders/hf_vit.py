@@ -77,10 +77,15 @@ class HuggingFaceVideoMAE(HuggingFaceViT4):
 
     title = "a Hugging Face VideoMAE"
     signs = ("embeddings.patch_embeddings.tubelet_size", "encoder.layer")
+    interpolates = False
 
     def embed(self, tower: Tower, x: Tensor) -> Tensor:
         """Patches of video ``[B, T, 3, H, W]``, none of them masked, and positions."""
         return self.body(tower).embeddings(x, None)
+
+    def embed_resized(self, tower: Tower, x: Tensor) -> Tensor:
+        """Its positions are computed for one size."""
+        return self.embed(tower, x)
 
     def norm(self, tower: Tower, x: Tensor) -> Tensor:
         """The result is the ``last_hidden_state``."""
