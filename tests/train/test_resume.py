@@ -1,5 +1,6 @@
 """A run that was killed, at any moment and several times, ends as one that never was."""
 
+import os
 import random
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def start(clips, tmp_path):
         command = [sys.executable, SCRIPT, clips / "recipe.toml", tmp_path / name, moment]
         return subprocess.Popen(
             [*map(str, command), f"data.workers={workers}", "checkpoint.keep=1"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
