@@ -31,7 +31,7 @@ TABLE: dict[tuple[str, int, int], tuple[Tiles, Tiles, Tiles]] = {
     ("fwd",      HALF,   128): (Tiles(64, 64, 8, 2),  Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
     ("fwd",      SINGLE, 64):  (Tiles(32, 32, 8, 2),  Tiles(32, 32, 8, 2),  Tiles(32, 32, 8, 2)),
     ("fwd",      SINGLE, 128): (Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1)),
-    ("fwd_mean", HALF,   64):  (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3)),
+    ("fwd_mean", HALF,   64):  (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
     ("fwd_mean", HALF,   128): (Tiles(32, 64, 8, 2),  Tiles(64, 64, 8, 2),  Tiles(64, 64, 8, 2)),
     ("fwd_mean", SINGLE, 64):  (Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1)),
     ("fwd_mean", SINGLE, 128): (Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1)),
