@@ -9,7 +9,7 @@ from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from mbt_fast.data.measure import check_reached
+from mbt_fast.data.measure import check_reached, is_one_of
 from mbt_fast.data.media import packets, reason, to_seconds
 from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
@@ -175,13 +175,20 @@ class Decoder:
                 self._container.streams[index].codec_context.thread_count = 1
         self._untouched = False
         if target is not None:
-            stream = self._container.streams[self._source.streams[kind]]
             try:
-                tick = to_seconds(1, stream.time_base) or Fraction(0)
-                self._container.seek(int(target / tick), stream=stream)
+                self._seek(self._container, kind, target)
             except Exception as error:
                 raise _CannotSeekError from error
         return self._container
+
+    def _seek(self, container: "InputContainer", kind: str, target: Fraction) -> None:
+        if kind == "audio" and is_one_of(container, ("matroska",)):
+            # Its index lists the video only: by the sound, all that comes before would be read.
+            container.seek(int(target * 1_000_000))
+            return
+        stream = container.streams[self._source.streams[kind]]
+        tick = to_seconds(1, stream.time_base) or Fraction(0)
+        container.seek(int(target / tick), stream=stream)
 
     def _close(self) -> None:
         if self._container is not None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16000
 FRAMES_PER_SECOND = 100  # of a spectrogram
-_JITTER = Fraction(1, 100)  # seconds
+_JITTER = 0.01  # seconds
+_HIGHEST_RATE = 4_000_000  # a damaged file may state any
 _PLANES = 8  # PyAV reads beyond the pointers of so many planes; packed samples have one
 
 
@@ -172,24 +173,26 @@ class _MonoSound:
         self.came = False
         self.position = 0  # behind the last sample that was given out
         self._form: tuple[str, str, int] | None = None  # of the current run
-        self._next = Fraction(0)  # when the current run goes on
+        self._next = 0  # the sample, at the rate of the file, that would go on with the run
         self._packer: AudioResampler | None = None
         self._resampler: AudioResampler | None = None
 
     def push(self, time: Fraction, frame: "AudioFrame") -> "Iterator[tuple[int, Tensor]]":
         """Take a frame that starts at ``time``; give samples with the index of the first one."""
         self.came = True
-        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        rate = frame.sample_rate
+        form = (frame.format.name, frame.layout.name, rate)
+        first = round(time * rate)
         silence = 0
-        if form != self._form or abs(time - self._next) > _JITTER:
+        if form != self._form or abs(first - self._next) > rate * _JITTER:
             yield from self.flush()
-            silence = self._begin(time, form)
+            silence = self._begin(first, form)
         samples = self._mean(frame)
         if silence:
             samples = torch.cat((torch.zeros(silence), samples))
-        self._next += Fraction(frame.samples, frame.sample_rate)
-        if frame.sample_rate != SAMPLE_RATE:
-            samples = self._resampled(samples, frame.sample_rate)
+        self._next += frame.samples
+        if rate != SAMPLE_RATE:
+            samples = self._resampled(samples, rate)
         yield self.position, samples
         self.position += len(samples)
 
@@ -201,15 +204,16 @@ class _MonoSound:
             self.position += len(held)
         self._form = self._resampler = None
 
-    def _begin(self, time: Fraction, form: tuple[str, str, int]) -> int:
-        """Begin a run; the samples of silence before its first frame."""
+    def _begin(self, first: int, form: tuple[str, str, int]) -> int:
+        """Begin a run with a sample; how many of silence come before it."""
         from av import AudioResampler
 
         rate = form[2]
-        first = round(time * rate)
+        if not 0 < rate <= _HIGHEST_RATE:
+            raise ValueError(f"sample rate must be in [1, {_HIGHEST_RATE}], got {rate}")
         silence = first % (rate // gcd(rate, SAMPLE_RATE))
         self.position = (first - silence) * SAMPLE_RATE // rate
-        self._form, self._next = form, time
+        self._form, self._next = form, first
         self._packer = AudioResampler("flt")
         if rate != SAMPLE_RATE:
             self._resampler = AudioResampler("fltp", layout="mono", rate=SAMPLE_RATE)
