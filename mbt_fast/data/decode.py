@@ -127,11 +127,19 @@ class Decoder:
                     return  # behind a seek it could lie anywhere
                 time, before = stamp if time is None else max(time, stamp), frame
                 yield time, frame
+        reached = target if time is None or before is None else time + duration(before)
+        self._check_end(kind, reached or self._source.start)
+
+    def _check_end(self, kind: str, reached: Fraction) -> None:
+        """Refuse a stream whose frames end long before the header says: at ``reached``, or before.
+
+        Raises:
+            ClipError: It does.
+        """
         stated = self._source.stated.get(kind)
         if stated is not None:
             zero = self._source.start
-            end = zero if time is None or before is None else time + duration(before)
-            check_reached(self._source.media.name, kind, end - zero, stated - zero)
+            check_reached(self._source.media.name, kind, reached - zero, stated - zero)
 
     def _packets(self, kind: str, target: Fraction | None) -> "Iterator[Packet]":
         name = self._source.media.name
