@@ -221,22 +221,22 @@ def _read(
     windows = _windows(source, transform)
     with Decoder(source, tolerate=tolerate) as decoder:
         # Sound first: its beginning can be read of a file just opened only.
-        for modality in sorted(windows, key=lambda modality: KIND[modality]):
-            window = windows[modality]
+        for modality in sorted(windows, key=KIND.__getitem__):
+            window, kind = windows[modality], KIND[modality]
             begins = [segment.start + start for start in starts[modality]]
             wrap = transform.short == "loop" and segment.duration < window.seconds
-            collector: VideoCollector | AudioCollector
-            if isinstance(window, VideoWindow):
-                collector = VideoCollector(window, begins, segment, wrap=wrap, crop=crop)
-            else:
-                collector = AudioCollector(window, begins, segment, wrap=wrap or circular)
-            with as_clip_error(name, f"its {KIND[modality]} cannot be read"):
-                _fill(collector, decoder, KIND[modality])
-                view = collector.finish()
-            if view is not None:
-                inputs[modality], valid[modality] = view, collector.valid()
+            with as_clip_error(name, f"its {kind} cannot be read"):
+                collector: VideoCollector | AudioCollector
+                if isinstance(window, VideoWindow):
+                    collector = VideoCollector(window, begins, segment, wrap=wrap, crop=crop)
+                else:
+                    collector = AudioCollector(window, begins, segment, wrap=wrap or circular)
+                _fill(collector, decoder, kind)
+                views = collector.finish()
+            if views is not None:
+                inputs[modality], valid[modality] = views, collector.valid()
             elif not tolerate:
-                raise ClipError(f"{name}: no {KIND[modality]} could be decoded")
+                raise ClipError(f"{name}: no {kind} could be decoded")
     if not all(map(any, zip(*valid.values(), strict=True))) or not inputs:
         raise ClipError(f"{name}: a window holds nothing that can be decoded")
     if "rgb" in inputs and pixels == "float32":

@@ -9,7 +9,7 @@ from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from mbt_fast.data.measure import check_reached
+from mbt_fast.data.measure import check_reached, is_one_of
 from mbt_fast.data.media import packets, reason, to_seconds
 from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
@@ -127,11 +127,19 @@ class Decoder:
                     return  # behind a seek it could lie anywhere
                 time, before = stamp if time is None else max(time, stamp), frame
                 yield time, frame
+        reached = target if time is None or before is None else time + duration(before)
+        self._check_end(kind, reached or self._source.start)
+
+    def _check_end(self, kind: str, reached: Fraction) -> None:
+        """Refuse a stream whose frames end long before the header says: at ``reached``, or before.
+
+        Raises:
+            ClipError: It does.
+        """
         stated = self._source.stated.get(kind)
         if stated is not None:
             zero = self._source.start
-            end = zero if time is None or before is None else time + duration(before)
-            check_reached(self._source.media.name, kind, end - zero, stated - zero)
+            check_reached(self._source.media.name, kind, reached - zero, stated - zero)
 
     def _packets(self, kind: str, target: Fraction | None) -> "Iterator[Packet]":
         name = self._source.media.name
@@ -175,13 +183,20 @@ class Decoder:
                 self._container.streams[index].codec_context.thread_count = 1
         self._untouched = False
         if target is not None:
-            stream = self._container.streams[self._source.streams[kind]]
             try:
-                tick = to_seconds(1, stream.time_base) or Fraction(0)
-                self._container.seek(int(target / tick), stream=stream)
+                self._seek(self._container, kind, target)
             except Exception as error:
                 raise _CannotSeekError from error
         return self._container
+
+    def _seek(self, container: "InputContainer", kind: str, target: Fraction) -> None:
+        if kind == "audio" and is_one_of(container, ("matroska",)):
+            # Its index lists the video only: by the sound, all that comes before would be read.
+            container.seek(int(target * 1_000_000))
+            return
+        stream = container.streams[self._source.streams[kind]]
+        tick = to_seconds(1, stream.time_base) or Fraction(0)
+        container.seek(int(target / tick), stream=stream)
 
     def _close(self) -> None:
         if self._container is not None:

@@ -12,7 +12,8 @@ from mbt_fast.data import ClipTransform, load_clip, read_window
 from mbt_fast.data.audio import log_mel
 from mbt_fast.data.decode import Decoder
 from mbt_fast.data.media import Media
-from mbt_fast.data.sound import SAMPLE_RATE, AudioWindow
+from mbt_fast.data.sound import SAMPLE_RATE, AudioCollector, AudioWindow
+from mbt_fast.data.windows import Segment
 from mbt_fast.errors import ClipError
 
 av = pytest.importorskip("av")
@@ -98,6 +99,16 @@ def test_surround_sound_of_eight_channels(tmp_path, monkeypatch, name, codec, fo
     # Eight channels, then at most 128 taps of the resampler, are added in another order.
     bound = (8 + 128) * torch.finfo(torch.float32).eps * waveform.abs().max()
     assert (waveform - expected).abs().max() <= bound
+
+
+def test_an_absurd_sample_rate_takes_no_memory():
+    # Up to a second of silence is put in front of a run of sound: here 8 GB.
+    window = SOUND.windows["spectrogram"]
+    collector = AudioCollector(window, [Fraction(0)], Segment(Fraction(0), Fraction(1)))
+    frame = av.AudioFrame("s16", "mono", 16)
+    frame.sample_rate = 2_000_000_011
+    with pytest.raises(ValueError, match=r"sample rate must be in \[1, 4000000\], got 2000000011"):
+        collector.push(Fraction(1, 3), frame)
 
 
 # Errors that are none of FFmpeg's.
