@@ -37,7 +37,7 @@ def start(clips, tmp_path):
 
 def finish(process, *, killed=False):
     _, error = process.communicate(timeout=120)
-    assert process.returncode == (-9 if killed else 0), error
+    assert process.returncode == (-9 if killed else 0), f"{process.args}: {error}"
 
 
 def assert_same_run(run, whole):
