@@ -101,6 +101,7 @@ class Run(ExitStack):
             self.callback(part.close)
         self._saved = self.step
         self._next_report = 0.0
+        self._point_to_best()  # of a run that was killed right after the score
 
     def note_broken(self, broken: Sequence[Broken]) -> None:
         """Take down the clips that the coming step could not have.

@@ -313,6 +313,21 @@ def test_log_every_gives_the_rates_of_all_steps_since(configure, tmp_path):
     assert [(line["step"], line["views"]) for line in records(tmp_path, "eval")] == [(4, 2)]
 
 
+def test_verbs_and_nouns_train(clips, configure, tmp_path):
+    for name in ("train", "val"):
+        rows = (clips / f"{name}.csv").read_text().splitlines()[1:]
+        lines = ["path,id,verb,noun"]
+        for path, id_, label in (row.split(",") for row in rows):
+            lines.append(f"{clips / path},{id_},{label[-1]},{int(label[-1]) // 2}")
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    files = [f"data.{name}={tmp_path / name}.csv" for name in ("train", "val")]
+    options = ["train.task=verb_noun", 'data.labels=""', "train.steps=2", "eval.views=1"]
+    outcome = train(configure(*files, *options), tmp_path / "run")
+    assert {"verb", "noun", "action"} <= outcome.scores.keys()
+    names = (tmp_path / "run" / "labels.txt").read_text().split()
+    assert names == ["verb:0", "verb:1", "verb:2", "verb:3", "noun:0", "noun:1"]
+
+
 @pytest.mark.parametrize("task", ["multilabel", "single"])
 @pytest.mark.parametrize("sampling", ["uniform", "balanced"])
 def test_every_task_and_sampling_trains(configure, tmp_path, task, sampling):
