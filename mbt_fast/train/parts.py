@@ -29,12 +29,14 @@ class Data:
         val: What is scored during the run, or ``None``.
         test: What is scored at the end if it is another manifest than ``val``, or ``None``.
         names: The classes, in the order of the outputs.
+        task: Which labels of the clips count.
     """
 
     train: Manifest
     val: Manifest | None
     test: Manifest | None
     names: tuple[str, ...]
+    task: str
 
     @property
     def n_verbs(self) -> int | None:
@@ -43,7 +45,9 @@ class Data:
 
     def weights(self, sampling: str) -> Tensor | None:
         """Weights of the training clips, for ``data.sampling``: none for ``"uniform"``."""
-        return self.train.balanced_weights(self.names) if sampling == "balanced" else None
+        if sampling != "balanced":
+            return None
+        return self.train.balanced_weights(self.names, self.task)
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,10 @@ def read_data(config: TrainConfig) -> Data:
     names = read_labels(files.labels) if files.labels else train.label_names(task)
     for manifest in filter(None, (train, val, test)):
         if task == "multilabel":  # the targets of two million rows would take a gigabyte
-            manifest.class_counts(names)
+            manifest.class_counts(names, task)
         else:
             manifest.targets(names, task)
-    return Data(train, val, test, tuple(names))
+    return Data(train, val, test, tuple(names), task)
 
 
 def build_parts(config: TrainConfig, data: Data, saved: Path | None = None) -> Parts:
