@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from mbt_fast.errors import InputError, RunError
+from mbt_fast.models.head import presence
 from mbt_fast.train import checkpoints, optimizer
 from mbt_fast.train.averaging import Ema
 from mbt_fast.train.config import TrainConfig
@@ -167,7 +168,7 @@ class Loop(ExitStack):
             torch.manual_seed(seed_of(train.seed, "layers", step, number, first))
             with self.parts.autocast():
                 logits = model.forward_modalities(inputs, lengths)
-            present = {m: length > 0 for m, length in lengths.items()}
+            present = {m: p[:, 0] for m, p in presence(logits, list(inputs), lengths).items()}
             total, by_modality = loss(
                 logits,
                 targets,

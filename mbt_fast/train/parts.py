@@ -87,7 +87,8 @@ class Parts:
             self.config.train.task,
             len(self.data.names),
             n_verbs=self.data.n_verbs,
-            n_tokens=_n_tokens(self.model),
+            n_tokens={m: self.transform.n_tokens(m) for m in self.transform.windows},
+            joint=isinstance(self.model, MBT) and self.model.config.classifier == "gap",
         )
 
     def autocast(self) -> torch.autocast:
@@ -157,10 +158,3 @@ def build_parts(config: TrainConfig, data: Data, saved: Path | None = None) -> P
     model = start.build(config, len(data.names), saved).to(device)
     transform = start.clip_transform(config, model.config)
     return Parts(config, data, model, transform, device, dtype)
-
-
-def _n_tokens(model: Model) -> dict[str, int]:
-    """Own tokens of each stream."""
-    if isinstance(model, MBT):
-        return {m: model.config.n_tokens(m) for m in model.config.modalities}
-    return model.n_tokens

@@ -334,3 +334,13 @@ def test_every_task_and_sampling_trains(configure, tmp_path, task, sampling):
     options = [f"train.task={task}", f"data.sampling={sampling}", "train.steps=2"]
     outcome = train(configure(*options, "eval.views=1"), tmp_path)
     assert {"multilabel": "mAP", "single": "top1"}[task] in outcome.scores
+
+
+@pytest.mark.parametrize("classifier", ["gap", "gap_per_modality"])
+def test_a_mean_over_tokens_trains_on_clips_without_sound(configure, tmp_path, classifier):
+    options = [f"model.classifier={classifier}", "train.epochs=1", "augment.modality_dropout=0.3"]
+    train(configure(*options, "augment.mixup=0.3", "eval.views=1"), tmp_path)
+    names = {"gap": ["shared"], "gap_per_modality": ["rgb", "spectrogram"]}[classifier]
+    for line in records(tmp_path, "train"):
+        assert [name[5:] for name in line if name.startswith("loss/")] == names
+        assert line["loss"] > 0
