@@ -78,7 +78,8 @@ class TrainingState:
         tensors = read_safetensors(folder / OPTIMIZER_FILE)
         if self.ema is not None:
             self.ema.load_state_dict(weights)
-            weights = _without_prefix("weights", tensors)
+            # At the end of a run with train.average_last none are trained any more.
+            weights = _without_prefix("weights", tensors) or weights
         self.model.load_state_dict(weights)
         momentum = _without_prefix("optimizer", tensors)
         _load_optimizer_tensors(self.model, self.optimizer, momentum)

@@ -299,6 +299,23 @@ def test_the_last_epochs_are_averaged_at_the_end(whole, configure, tmp_path, mon
     assert records(tmp_path, "eval")[-1]["step"] == STEPS
 
 
+def test_a_finished_run_with_both_averages_resumes(configure, tmp_path, monkeypatch):
+    config = configure("train.average_last=2", "train.ema=0.5", "train.epochs=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_score", stopping_in_the_last_score)
+        assert train(config, tmp_path).stopped_by == "SIGTERM"
+    expected = weights(tmp_path, 8)
+    assert [train(config, tmp_path).step for _ in range(2)] == [8, 8]
+    assert same(weights(tmp_path, 8), expected)
+    assert [line["step"] for line in records(tmp_path, "eval")] == [8, 8]
+
+
+def stopping_in_the_last_score(self, evaluation, stop):
+    """In place of scores: none of those before, and a signal in the last."""
+    if self.step == 8:
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_a_run_without_validation_clips_has_no_scores(configure, tmp_path):
     outcome = train(configure('data.val=""', "train.steps=2"), tmp_path)
     assert outcome.scores == {}
