@@ -19,6 +19,13 @@ from mbt_fast.train import start
 from mbt_fast.train.augment import Augment
 from mbt_fast.train.config import TrainConfig
 
+_COMPARED = {
+    "labels": "class names",
+    "manifest": "training clips and labels",
+    "val": "clips and labels of data.val",
+    "test": "clips and labels of data.test",
+}
+
 
 @dataclass(frozen=True)
 class Data:
@@ -103,6 +110,8 @@ class Parts:
             "front_end": asdict(self.transform),
             "labels": list(self.data.names),
             "manifest": self.data.train.hash,
+            "val": self.data.val and self.data.val.hash,
+            "test": self.data.test and self.data.test.hash,
         }
 
     def check_same_data(self, saved: Mapping[str, Any], folder: Path) -> None:
@@ -112,8 +121,8 @@ class Parts:
             InputError: They differ.
         """
         now = self.record()
-        for key, words in (("labels", "class names"), ("manifest", "training clips and labels")):
-            if saved[key] != now[key]:
+        for key, words in _COMPARED.items():
+            if saved.get(key) != now[key]:
                 raise InputError(
                     f"{words} must be those that {folder} was trained with, got others; "
                     "choose another folder"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mbt_fast.checkpoint.files import read_safetensors
 from mbt_fast.data.manifest import Manifest
+from mbt_fast.errors import RunError
 from mbt_fast.train import checkpoints, report
 from mbt_fast.train.averaging import average
 from mbt_fast.train.broken import BrokenClips
@@ -107,9 +108,13 @@ class Run(ExitStack):
         """Take down the clips that the coming step could not have.
 
         Raises:
-            RunError: They are too many.
+            RunError: They are too many; what was done is saved.
         """
-        self.broken.note(broken, self.step + 1)
+        try:
+            self.broken.note(broken, self.step + 1)
+        except RunError:
+            self.save()
+            raise
 
     def advance(self, record: Record, meter: Meter) -> None:
         """Take down a step that was made, and save if it is time."""

@@ -203,11 +203,19 @@ def test_other_clips_in_the_folder_are_refused(clips, configure, tmp_path):
     train(configure("train.epochs=1"), run)
     fewer = clips / "fewer.csv"
     fewer.write_text("".join((clips / "train.csv").read_text().splitlines(True)[:-1]))
-    (run / "config.toml").write_text(
-        (run / "config.toml").read_text().replace("train.csv", "fewer.csv")
-    )
     with pytest.raises(InputError, match="training clips and labels must be those"):
         train(configure("train.epochs=1", f"data.train={fewer}"), run)
+    with pytest.raises(InputError, match=r"clips and labels of data\.val must be those"):
+        train(configure("train.epochs=1", f"data.val={fewer}"), run)
+
+
+def test_a_run_goes_on_when_its_clips_were_moved(clips, configure, tmp_path):
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    train(configure("train.epochs=1"), run)
+    moved.symlink_to(clips)
+    files = [f"data.{name}={moved / name}.csv" for name in ("train", "val")]
+    files.append(f"data.labels={moved / 'labels.txt'}")
+    assert train(configure("train.epochs=1", *files), run).step == PER_EPOCH
 
 
 def test_two_processes_in_one_folder_are_refused(configure, tmp_path):
@@ -226,6 +234,15 @@ def test_too_many_broken_clips_end_the_run_with_the_list(configure, tmp_path):
         train(configure("data.broken_limit=0.05"), tmp_path)
     assert "\n" not in str(raised.value)
     assert len(read(tmp_path / "broken.jsonl")) == 1
+
+
+def test_a_run_with_too_many_broken_clips_goes_on_with_another_limit(whole, configure, tmp_path):
+    with pytest.raises(RunError, match="cannot be read"):
+        train(configure("data.broken_limit=0.1", "checkpoint.every_steps=100"), tmp_path)
+    step = records(tmp_path, "train")[-1]["step"]
+    assert checkpoints.step_of(checkpoints.find(tmp_path)) == step, "nothing is done again"
+    train(configure("data.broken_limit=0.2"), tmp_path)
+    assert same(weights(tmp_path), weights(whole))
 
 
 def test_a_folder_that_holds_no_clips_ends_the_run_soon(clips, configure, tmp_path):
