@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from mbt_fast.checkpoint.runs import find_checkpoint
 from mbt_fast.errors import InputError, RunError
 from mbt_fast.models.head import presence
-from mbt_fast.train import checkpoints, optimizer
+from mbt_fast.train import optimizer
 from mbt_fast.train.averaging import Ema
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import Batch, TrainingClips, collate_items, rows
@@ -56,7 +57,7 @@ def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
     check_same_config(folder, config)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
-        parts = build_parts(config, data, checkpoints.find(folder))
+        parts = build_parts(config, data, find_checkpoint(folder))
         stack.enter_context(locked(folder))
         write_config(folder, config, data.names)
         stop = stack.enter_context(Stopping())

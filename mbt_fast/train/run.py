@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mbt_fast.checkpoint.files import read_safetensors
+from mbt_fast.checkpoint.pretrained import WEIGHTS_FILE
+from mbt_fast.checkpoint.runs import BEST, find_checkpoint, read_record
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import RunError
 from mbt_fast.train import checkpoints, report
@@ -19,7 +21,7 @@ from mbt_fast.train.evaluate import evaluate
 from mbt_fast.train.log import Log, Record, TensorBoard
 from mbt_fast.train.means import Meter
 from mbt_fast.train.parts import Parts
-from mbt_fast.train.state import MODEL_FILE, TrainingState, read_record
+from mbt_fast.train.state import TrainingState
 
 _ALARM = (
     "warning: the model predicts the same for every clip; often the learning rate is too high, or "
@@ -89,7 +91,7 @@ class Run(ExitStack):
         super().__init__()
         self.parts, self.state, self.folder, self.config = parts, state, folder, parts.config
         checkpoints.remove_leftovers(folder)
-        last = checkpoints.find(folder)
+        last = find_checkpoint(folder)
         if last is not None:
             parts.check_same_data(read_record(last), folder)
             state.read(last)
@@ -239,7 +241,7 @@ class Run(ExitStack):
         with self.state.scored():
             own = {name: tensor.clone() for name, tensor in self.parts.model.state_dict().items()}
         folders = [checkpoints.folder_of(self.folder, step) for step in before]
-        states = chain((read_safetensors(folder / MODEL_FILE) for folder in folders), [own])
+        states = chain((read_safetensors(folder / WEIGHTS_FILE) for folder in folders), [own])
         self.parts.model.load_state_dict(average(states))
         self.state.ema = None
 
@@ -261,7 +263,7 @@ class Run(ExitStack):
         if scores and self.config.checkpoint.best:
             step = -max(scores)[1]
             if checkpoints.folder_of(self.folder, step).is_dir():
-                checkpoints.point(self.folder, checkpoints.BEST, step)
+                checkpoints.point(self.folder, BEST, step)
             self._prune()
 
 

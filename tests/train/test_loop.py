@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mbt_fast import MBT
+from mbt_fast.checkpoint.runs import BEST, find_checkpoint
 from mbt_fast.errors import CheckpointError, InputError, RunError
 from mbt_fast.train import checkpoints, train
 from mbt_fast.train.averaging import average
@@ -55,8 +56,8 @@ def test_a_run_leaves_what_its_folder_is_said_to_hold(whole):
         path.name for path in whole.iterdir() if not path.name.startswith(".")
     }
     assert (whole / "labels.txt").read_text().split() == [f"tone-{index}" for index in range(4)]
-    assert checkpoints.step_of(checkpoints.find(whole)) == STEPS
-    state = json.loads((checkpoints.find(whole) / "state.json").read_text())
+    assert checkpoints.step_of(find_checkpoint(whole)) == STEPS
+    state = json.loads((find_checkpoint(whole) / "state.json").read_text())
     assert (state["step"], state["epoch"]) == (STEPS, 3)
     assert state["front_end"]["window"] == "hamming"
     assert state["labels"] == [f"tone-{index}" for index in range(4)]
@@ -87,7 +88,7 @@ def test_scores_come_after_each_epoch_and_at_the_end(whole):
 
 def test_best_names_the_checkpoint_of_the_best_score(whole):
     scores = {line["step"]: line["top1"] for line in records(whole, "eval")[:3]}
-    best = checkpoints.find(whole, checkpoints.BEST)
+    best = find_checkpoint(whole, BEST)
     assert checkpoints.step_of(best) == max(scores, key=lambda step: (scores[step], -step))
 
 
@@ -99,7 +100,7 @@ def test_broken_clips_are_listed_once_with_their_reason(whole):
 
 
 def test_a_checkpoint_is_a_model(whole):
-    model = MBT.from_pretrained(checkpoints.find(whole))
+    model = MBT.from_pretrained(find_checkpoint(whole))
     assert model.config.num_classes == 4
     assert same(model.state_dict(), weights(whole))
     assert same(MBT.from_pretrained(whole).state_dict(), weights(whole))
@@ -151,7 +152,7 @@ def test_a_signal_saves_at_the_next_step_and_the_run_resumes(
         outcome = train(configure(), tmp_path)
     assert (outcome.step, outcome.stopped_by) == (5, name)
     assert str(outcome) == f"stopped by {name} at step 5 of 12; the same command resumes"
-    assert checkpoints.step_of(checkpoints.find(tmp_path)) == 5
+    assert checkpoints.step_of(find_checkpoint(tmp_path)) == 5
     assert signal.getsignal(getattr(signal, name)) == before
     assert train(configure(), tmp_path).stopped_by is None
     assert same(weights(tmp_path), weights(whole))
@@ -240,7 +241,7 @@ def test_a_run_with_too_many_broken_clips_goes_on_with_another_limit(whole, conf
     with pytest.raises(RunError, match="cannot be read"):
         train(configure("data.broken_limit=0.1", "checkpoint.every_steps=100"), tmp_path)
     step = records(tmp_path, "train")[-1]["step"]
-    assert checkpoints.step_of(checkpoints.find(tmp_path)) == step, "nothing is done again"
+    assert checkpoints.step_of(find_checkpoint(tmp_path)) == step, "nothing is done again"
     train(configure("data.broken_limit=0.2"), tmp_path)
     assert same(weights(tmp_path), weights(whole))
 
@@ -259,7 +260,7 @@ def test_a_loss_that_is_not_finite_names_the_clips_and_spares_the_weights(config
     named = str(raised.value).partition("clips ")[2].split(", ")
     assert len(named) == 4
     assert all(name.isdecimal() for name in named)
-    last = checkpoints.step_of(checkpoints.find(tmp_path))
+    last = checkpoints.step_of(find_checkpoint(tmp_path))
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path, last).values())
 
 
@@ -267,7 +268,7 @@ def test_the_moving_average_is_what_is_saved_and_scored(configure, tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     options = ["train.ema=0.5", "train.epochs=1", "augment.mixup=0.0"]
     train(configure(*options), run)
-    tensors = load_file(checkpoints.find(run) / "optimizer.safetensors")
+    tensors = load_file(find_checkpoint(run) / "optimizer.safetensors")
     trained = {name[8:]: x for name, x in tensors.items() if name.startswith("weights/")}
     assert trained.keys() == weights(run, 4).keys()
     assert not same(trained, weights(run, 4))
