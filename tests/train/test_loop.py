@@ -15,7 +15,7 @@ from mbt_fast.errors import CheckpointError, InputError, RunError
 from mbt_fast.train import checkpoints, train
 from mbt_fast.train.averaging import average
 from mbt_fast.train.folder import locked
-from mbt_fast.train.log import read
+from mbt_fast.train.log import Log, read
 from mbt_fast.train.loop import Loop
 from mbt_fast.train.run import Run
 from mbt_fast.train.state import TrainingState
@@ -332,6 +332,22 @@ def stopping_in_the_last_score(self, evaluation, stop):
     """In place of scores: none of those before, and a signal in the last."""
     if self.step == 8:
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_the_last_score_is_made_once_if_it_is_like_that_of_an_epoch(configure, tmp_path):
+    train(configure("train.epochs=1", "eval.views=1"), tmp_path)
+    assert [(line["step"], line["views"]) for line in records(tmp_path, "eval")] == [(4, 1)]
+
+
+def test_a_step_does_not_look_at_the_log(configure, tmp_path, monkeypatch):
+    """It has a record of each step before: the time of a step would grow."""
+    readings, steps = [], []
+    monkeypatch.setattr(Log, "records", lambda log: readings.append(log) or read(log.path))
+    step = Loop._step
+    monkeypatch.setattr(Loop, "_step", lambda *args: steps.append(readings[:]) or step(*args))
+    train(configure("data.val=", "train.epochs=2"), tmp_path)
+    assert len(steps) == 8
+    assert steps[0] == steps[-1]
 
 
 def test_a_run_without_validation_clips_has_no_scores(configure, tmp_path):
