@@ -22,7 +22,6 @@ from mbt_fast.errors import ClipError, as_input_error
 from mbt_fast.models.saved import Model
 from mbt_fast.profiling.machine import choose_device
 
-_SIZES = ("rgb", "spectrogram", "patch_size")  # of a front end, which the model has too
 HELP = "Show the most probable classes of clips (video, sound or both)."
 
 
@@ -147,9 +146,8 @@ def _transform(
     """What the model takes: the front end of its run, but for what the options say."""
     options = {"stride": args.stride, "mean": args.spec_mean, "std": args.spec_std}
     given = {name: value for name, value in options.items() if value is not None}
-    trained = {name: value for name, value in front_end.items() if name not in _SIZES}
     with as_input_error():
-        return ClipTransform.from_config(config, **{**trained, **given})
+        return ClipTransform.from_run(config, {**front_end, **given})
 
 
 def _labels(path: str | None, num_classes: int, trained: list[str] | None) -> list[str]:

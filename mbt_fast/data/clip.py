@@ -35,9 +35,9 @@ class Clip:
         duration: Length of the clip in seconds: of the segment, if one was asked for.
         formats: The stream behind each modality, in words.
         starts: Start of each view in seconds from the beginning of the file, per modality.
-        lengths: Per modality of ``inputs`` int32 ``[V]``: own tokens, CLS included, up to the end
-            of the clip; what follows is padding. 0 if all of a view is. Empty if the transform has
-            no ``patch_size``.
+        lengths: Per modality of ``inputs`` int32 ``[V]``: own tokens up to the end of the clip, as
+            ``ClipTransform.n_tokens`` counts them; what follows is padding. 0 if all of a view is.
+            Empty if the transform has no ``patch_size``.
         skipped: Damaged packets that were left out.
         faults: What else was tolerated, such as a file that is cut off, in words.
     """

@@ -50,6 +50,14 @@ class FusedConfig:
         """The whole input: a clip has a modality or lacks it, and no padding is masked."""
         return self.input_size
 
+    @property
+    def n_cls(self) -> int:
+        """CLS tokens of a stream, as ``ClipTransform`` counts them beside the one patch."""
+        return 1
+
+    def sampled_frames(self, modality: str) -> None:
+        """Every frame of a video is read."""
+
 
 class FusedClassifier(nn.Module):
     """Encoders fused through bottleneck tokens, and a linear classifier on top of each.
