@@ -92,6 +92,7 @@ def load_clip(
 
     Raises:
         ClipError: The file cannot be read or decoded, is cut off, or has no modality of the model.
+        MemoryError, OSError: Memory or descriptors ran out, or a disk failed.
         ValueError: An option is out of range.
     """
     positions = view_positions(n_views)
@@ -139,6 +140,7 @@ def read_window(
 
     Raises:
         ClipError: The window cannot be read or decoded, or the file has no modality of the model.
+        MemoryError, OSError: Memory or descriptors ran out, or a disk failed.
         ValueError: An option is out of range.
     """
     if not 0 <= position <= 1:

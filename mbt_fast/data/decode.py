@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 from mbt_fast.data.measure import check_reached, is_one_of
-from mbt_fast.data.media import packets, reason, to_seconds
+from mbt_fast.data.media import is_of_machine, packets, reason, to_seconds
 from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
 
@@ -153,6 +153,8 @@ class Decoder:
             except StopIteration:
                 return
             except Exception as error:
+                if is_of_machine(error):
+                    raise
                 if not self._tolerate:
                     raise ClipError(f"{name}: damaged ({reason(error)})") from error
                 self.skipped += failures == 0  # one place, however often it is tried
@@ -166,6 +168,8 @@ class Decoder:
         try:
             return packet.decode()
         except Exception as error:
+            if is_of_machine(error):
+                raise
             if self._tolerate:
                 self.skipped += 1
                 return []
