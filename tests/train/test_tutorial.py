@@ -42,7 +42,8 @@ def test_the_tutorial_reaches_95_percent_in_three_minutes(clips, tmp_path, capsy
 def test_losses_of_reference_and_auto_agree_over_200_steps(clips, tmp_path):
     losses = {}
     for backend in ("reference", "auto"):
-        options = ["train.epochs=20", "eval.every_epochs=0", "eval.views=1"]
+        # At the tutorial's own rate, four times this, single clips can amplify rounding to 1e-3.
+        options = ["train.lr=0.0005", "train.epochs=20", 'data.val=""']
         config = TrainConfig.from_toml(
             "tutorial", [*overrides(clips), *options, f"train.backend={backend}"]
         )
