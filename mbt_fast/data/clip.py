@@ -99,7 +99,7 @@ def load_clip(
     _check_options(start, end, pixels, errors)
     with Media(path) as media:
         source = _probe(media, transform, whole=end is None, errors=errors)
-        segment = _segment(source, start, end)
+        segment = source.segment(start, end)
         starts = _starts(source, transform, segment, positions)
         return _read(source, transform, segment, starts, pixels=pixels, errors=errors)
 
@@ -148,7 +148,7 @@ def read_window(
     _check_options(start, end, pixels, errors)
     with Media(path) as media:
         source = _probe(media, transform, whole=False, errors=errors)
-        segment = _segment(source, start, end)
+        segment = source.segment(start, end)
         starts = _starts(source, transform, segment, [Fraction(position)])
         circular = transform.circular_sound and len(starts) == len(KIND)
         if circular:
@@ -179,18 +179,6 @@ def _check_options(start: float | None, end: float | None, pixels: str, errors: 
 def _probe(media: Media, transform: ClipTransform, *, whole: bool, errors: str) -> Source:
     kinds = [KIND[modality] for modality in transform.windows]
     return probe(media, kinds, whole=whole, tolerate=errors == "tolerate")
-
-
-def _segment(source: Source, start: float | None, end: float | None) -> Segment:
-    """The part of the file that is asked for, on its own clock."""
-    begin = Fraction(start or 0)
-    if begin >= source.duration:
-        raise ClipError(
-            f"{source.media.name}: start must lie before the end of the file, "
-            f"{float(source.duration):.2f} s, got {start or 0} s"
-        )
-    stop = source.duration if end is None else min(Fraction(end), source.duration)
-    return Segment(source.start + begin, source.start + stop)
 
 
 def _starts(
