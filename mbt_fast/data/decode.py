@@ -125,6 +125,8 @@ class Decoder:
                     stamp = self._source.start
                 elif stamp is None:
                     return  # behind a seek it could lie anywhere
+                elif time is None and isinstance(frame, av.AudioFrame):
+                    stamp = _unrounded(stamp, frame, self._source.starts[kind])
                 time, before = stamp if time is None else max(time, stamp), frame
                 yield time, frame
         reached = target if time is None or before is None else time + duration(before)
@@ -206,6 +208,17 @@ class Decoder:
         if self._container is not None:
             self._container.close()
             self._container = None
+
+
+def _unrounded(stamp: Fraction, frame: "AudioFrame", start: Fraction) -> Fraction:
+    """The exact time of a frame of sound, if all before it since ``start`` are as long as it.
+
+    Matroska counts milliseconds, so that what is read from there on was up to 16 samples beside
+    what is read from the beginning. Frames of other lengths are seldom found within a tick.
+    """
+    length, tick = duration(frame), to_seconds(1, frame.time_base)
+    exact = start + round((stamp - start) / length) * length
+    return exact if tick and abs(exact - stamp) <= tick else stamp
 
 
 def duration(frame: "Frame") -> Fraction:

@@ -168,7 +168,8 @@ class MonoSound:
     """Turns frames of any format into samples of one channel at 16 kHz.
 
     Frames that follow one another are a run. A run begins at a time that both rates meet, with
-    silence in front of its first frame: so samples are the same wherever reading began.
+    silence in front of its first frame: so samples are the same wherever reading began, if the
+    first frame has the time that it would have had in a run from the beginning.
     """
 
     def __init__(self) -> None:
