@@ -17,6 +17,7 @@ from mbt_fast.cli.prediction import (
     table,
 )
 from mbt_fast.data import ClipTransform, load_clip, read_labels
+from mbt_fast.data.classes import count_verbs
 from mbt_fast.data.transform import ModelSizes
 from mbt_fast.errors import ClipError, as_input_error
 from mbt_fast.models.saved import Model
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     labels = _labels(args.labels, model.config.num_classes, trained.get("labels"))
     settings = trained.get("config", {})
     activation = args.activation or _activation(settings)
+    # The names that are shown may be others, and one may occur twice.
+    n_verbs = count_verbs(trained.get("labels", labels)) if activation == "softmax" else 0
     masks = settings.get("data.mask_padding", False)
     model.eval().to(device)
     notes = notes_on(model, transform, of_run=bool(trained))
@@ -103,7 +106,13 @@ def run(args: argparse.Namespace) -> int:
     def predict(path: str) -> dict[str, Any]:
         clip = load_clip(path, transform, n_views=args.views, errors=args.errors)
         return predict_clip(
-            model, clip, labels, top=args.top, activation=activation, mask_padding=masks
+            model,
+            clip,
+            labels,
+            top=args.top,
+            activation=activation,
+            n_verbs=n_verbs,
+            mask_padding=masks,
         )
 
     report: dict[str, Any] = {
