@@ -134,7 +134,7 @@ class FusedTowers(nn.Module):
             ValueError: A name, shape, device or value does not fit.
         """
         streams = self._embed(inputs)
-        check_left_out(streams, {m: [tower] for m, tower in self.towers.items()})
+        check_left_out(self, streams, {m: t.parameters() for m, t in self.towers.items()})
         return self.encode(streams, lengths)
 
     def embed(self, modality: str, x: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class MBT(nn.Module):
         after that norm; with ``"gap"`` the mean over those of all modalities, named ``"shared"``.
         """
         lengths = self.check_inputs(inputs, lengths)
-        check_left_out(inputs, {m: self._parts_of(m) for m in self.config.modalities})
+        check_left_out(self, inputs, {m: self._parameters_of(m) for m in self.config.modalities})
         given = [m for m in self.config.modalities if m in inputs]
         streams = run_modalities(partial(self._below_fusion, inputs, lengths), given)
         tokens = self._fuse(streams, lengths)
@@ -350,10 +350,12 @@ class MBT(nn.Module):
         tokens = joined[SHARED] if rows else take_rows(joined[SHARED], cls)
         return dict(zip(streams, tokens.unbind(1), strict=True))
 
-    def _parts_of(self, modality: str) -> Iterator[nn.Module]:
-        """What is used by one modality alone."""
-        yield self.embed[modality]
-        yield from (layer[modality] for layer in self.layers if modality in layer)
+    def _parameters_of(self, modality: str) -> Iterator[nn.Parameter]:
+        """Those that one modality alone uses."""
+        yield from self.embed[modality].parameters()
+        for layer in self.layers:
+            if modality in layer:
+                yield from layer[modality].parameters()
 
     def _check_input(self, modality: str, x: Tensor, inputs: Inputs) -> None:
         name = f"inputs[{modality!r}]"
