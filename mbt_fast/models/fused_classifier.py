@@ -210,7 +210,9 @@ class FusedClassifier(nn.Module):
         tokens = self.fused.embed(modality, _prepared(self._tower(modality), x))
         if modality not in self.frame_embed:
             return tokens
-        return (tokens.unflatten(0, (len(x), -1)) + self.frame_embed[modality]).flatten(1, 2)
+        frame_embed = self.frame_embed[modality]
+        frames = frame_embed.shape[1]  # not len(x), which an exported program would hold fixed
+        return (tokens.unflatten(0, (-1, frames)) + frame_embed).flatten(1, 2)
 
 
 def read_fused_config(path: Path) -> FusedConfig:

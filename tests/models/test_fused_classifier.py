@@ -8,6 +8,7 @@ from model_cases import int32
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mbt_fast import export
 from mbt_fast.models.fused_classifier import FusedClassifier, FusedConfig
 
 CLASSES, FRAMES = 4, 2
@@ -58,6 +59,18 @@ def test_a_misspelt_modality_was_passed_over(inputs, lengths, error, message):
     """And with it everything else that the docstring says is refused."""
     with pytest.raises(error, match=message):
         classifier()(inputs, lengths)
+
+
+@pytest.mark.parametrize("lengths", [None, {"rgb": int32(3, 0)}], ids=["no lengths", "lengths"])
+def test_a_classifier_of_videos_could_not_be_exported(lengths):
+    """Its batch was held fixed."""
+    model = classifier().eval()
+    program = export(model, clips(), lengths)
+    inputs = clips(3)
+    lengths = lengths and {"rgb": int32(0, 1, 14)}
+    expected = model.set_backend("sdpa")(inputs, lengths)
+    arguments = (inputs,) if lengths is None else (inputs, lengths)
+    torch.testing.assert_close(program.module()(*arguments), expected)
 
 
 def test_lengths_say_present_or_absent():
