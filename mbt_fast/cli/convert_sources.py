@@ -18,7 +18,7 @@ from mbt_fast.checkpoint import (
 from mbt_fast.checkpoint.files import check_not_orbax
 from mbt_fast.checkpoint.huggingface import read_config as read_hugging_face_config
 from mbt_fast.checkpoint.shapes import cast, check_dtypes, check_shapes, expected_shapes
-from mbt_fast.checkpoint.vit_files import VIT_SUFFIXES, ast_as_vit, is_ast, read_named
+from mbt_fast.checkpoint.vit_files import VIT_SUFFIXES, ast_as_vit, has_one_channel, read_named
 from mbt_fast.cli.convert_config import config_from_flags, parse_overrides
 from mbt_fast.config import MBTConfig
 from mbt_fast.errors import InputError
@@ -130,11 +130,12 @@ def _start(
 ) -> dict[str, Tensor]:
     """An MBT that starts from a ViT or, for spectrograms alone, from an AST."""
     grid = None
-    if is_ast(tensors):
+    if has_one_channel(tensors):
         videos = [m for m in config.modalities if len(config.input_size[m]) == 3]
         if videos:
             raise InputError(
-                f"modalities must be spectrograms for an AST, got {', '.join(videos)}; "
+                "modalities must be spectrograms for a ViT with one input channel, such as an AST, "
+                f"got {', '.join(videos)}; "
                 "choose by --set 'modalities=[...]', or give it to --encoder beside a ViT"
             )
         tensors, grid = ast_as_vit(tensors, path)

@@ -165,7 +165,7 @@ def test_an_ast_starts_spectrograms_alone_or_beside_a_vit(tmp_path, vit, capsys)
     }
     folder = hugging_face_directory(tmp_path / "ast", hugging_face_ast(ast), **sizes)
     flags = ("--config", tmp_path / "config.json")
-    with pytest.raises(InputError, match="modalities must be spectrograms for an AST, got rgb"):
+    with pytest.raises(InputError, match=r"must be spectrograms .* such as an AST, got rgb"):
         run(folder, tmp_path / "mbt", *flags)
     run(folder, tmp_path / "alone", *flags, "--set", 'modalities=["spectrogram"]')
     assert "left out: the distillation token of the AST" in capsys.readouterr().out
