@@ -216,9 +216,9 @@ struct Consumer {
   }
 
   // Zeros for the values of padding; both groups share the work, and go on together.
-  MBT_DEVICE void wait_for_values(int number) {
-    const SharedAddress values = memory.values(rings.values.stage);
-    barrier_wait(memory.values_full(rings.values.stage), rings.values.phase);
+  MBT_DEVICE void wait_for_values(const Ring& ring, int number) {
+    const SharedAddress values = memory.values(ring.stage);
+    barrier_wait(memory.values_full(ring.stage), ring.phase);
     const int first = tiles.first_row(number);
     if (!tiles.has_holes(first)) return;
     const int begin = (tiles.first_hole(first) - first) * 8;  // in chunks of 16 bytes
@@ -234,7 +234,6 @@ struct Consumer {
   // out += probabilities values, asynchronously.
   MBT_DEVICE void start_out(float (&out)[kDim / 2], uint32_t (&probabilities)[kTile / 4],
                             int number) {
-    wait_for_values(number);
     wgmma_fence();
     keep_in_place(out);
     keep_in_place(probabilities);
@@ -264,7 +263,9 @@ struct Consumer {
       if (!item.rows.is_valid(first + i / 4 * 8 + i % 2)) scores[i] = -INFINITY;
   }
 
-  // The whole walk. The next scores are on their way while softmax works on the present ones.
+  // The whole walk. While the tensor cores are at `out += p v` of a tile, the scores of the next one
+  // become probabilities. ptxas moves a wgmma_wait in front of arithmetic, and would move the second
+  // one in front of softmax; but not across the branches of wait_for_values, which stand between.
   MBT_DEVICE void attend(float (&out)[kDim / 2], Softmax& softmax) {
     float scores[kTile / 2];
     uint32_t probabilities[kTile / 4];
@@ -274,6 +275,7 @@ struct Consumer {
     release_keys();
     mask(scores, 0);
     softmax.start(scores, parameters.scale);
+    wait_for_values(rings.values, 0);
     to_probabilities<Element>(scores, probabilities);
     for (int number = 1; number < tiles.count; ++number) {
       start_scores(scores);
@@ -284,6 +286,7 @@ struct Consumer {
       mask(scores, number);
       float factors[2];
       softmax.advance(scores, parameters.scale, factors);
+      wait_for_values(rings.values.next(), number);
       wgmma_wait<0>();
       keep_in_place(out);
       keep_in_place(probabilities);
@@ -302,7 +305,7 @@ struct Consumer {
     for (int number = 0; number < tiles.count; ++number) {
       barrier_wait(memory.keys_full(rings.keys.stage), rings.keys.phase);
       release_keys();
-      wait_for_values(number);
+      wait_for_values(rings.values, number);
       release_values();
     }
   }

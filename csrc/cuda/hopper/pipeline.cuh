@@ -27,6 +27,11 @@ struct Ring {
       phase ^= 1;
     }
   }
+  MBT_DEVICE Ring next() const {
+    Ring ring = *this;
+    ring.advance();
+    return ring;
+  }
 };
 
 // The barriers of a block whose rows, queries and what belongs to them, walk along keys and values:
