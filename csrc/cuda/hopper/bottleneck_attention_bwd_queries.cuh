@@ -9,7 +9,7 @@
 namespace mbt_fast::cuda {
 
 template <int kDim>
-struct QueriesMemory : WalkBarriers {
+struct QueriesMemory : WalkBarriers<1> {
   static constexpr uint32_t kBytesOfTile = kTileBytes<kDim, kBackwardTile>;
   static constexpr uint32_t kQueries = 1024;
   static constexpr uint32_t kDouts = kQueries + kBytesOfTile;
@@ -25,15 +25,15 @@ struct QueriesMemory : WalkBarriers {
 };
 
 struct QueriesRings {
-  Ring keys, values;
-  uint32_t rows = 0;  // phase, of queries and douts
+  Ring<1> rows;  // of queries and douts
+  Ring<kStages> keys, values;
 };
 
 template <int kDim>
 MBT_DEVICE void load_queries(const QueriesMemory<kDim>& memory, const BackwardItem& item,
-                             uint32_t phase) {
-  const SharedAddress full = memory.rows_full();
-  barrier_wait(memory.rows_empty(), phase ^ 1);
+                             const Ring<1>& ring) {
+  const SharedAddress full = memory.rows_full(ring.stage);
+  barrier_wait(memory.rows_empty(ring.stage), ring.phase ^ 1);
   barrier_arrive_expect(full, 2 * QueriesMemory<kDim>::kBytesOfTile);
   load_boxes<kDim, kBackwardTile>(memory.queries(), item.stream.qkv, full, item.first_row,
                                   item.head, 0, item.example);
@@ -60,7 +60,7 @@ MBT_DEVICE void produce_queries_item(const QueriesMemory<kDim>& memory, const Ba
     rings.keys.advance();
     rings.values.advance();
   }
-  if (tiles.count > 0) rings.rows ^= 1;
+  if (tiles.count > 0) rings.rows.advance();
 }
 
 // A consumer's state while it walks along the keys.
@@ -201,8 +201,7 @@ MBT_DEVICE void consume_queries_item(const BackwardParameters& parameters,
                                      QueriesRings& rings, int group) {
   const KeyTiles<kBackwardTile> tiles(item.rows, item.is_needed());
   if (tiles.count == 0) return store_no_rows<kDim>(parameters, item, 0);
-  barrier_wait(memory.rows_full(), rings.rows);
-  rings.rows ^= 1;
+  barrier_wait(memory.rows_full(rings.rows.stage), rings.rows.phase);
   mend_dout<kDim>(memory.douts(), KeyTiles<kBackwardTile>(item.rows, true), parameters, item,
                   item.first_row);
   QueriesConsumer<Element, kDim> consumer(parameters, memory, item, rings, group, tiles);
@@ -212,7 +211,8 @@ MBT_DEVICE void consume_queries_item(const BackwardParameters& parameters,
   store_rows<Element, kDim>(parameters, item, memory.queries(), group, 0, consumer.dq,
                             parameters.scale);
   fence_async_proxy();  // before the copy engine brings the next queries
-  release(memory.rows_empty());
+  release(memory.rows_empty(rings.rows.stage));
+  rings.rows.advance();
 }
 
 template <class Element, int kDim>
