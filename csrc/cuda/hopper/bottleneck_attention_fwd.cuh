@@ -119,7 +119,7 @@ MBT_DEVICE void store_statistics(const ForwardParameters& parameters, const Forw
 template <int kDim>
 MBT_DEVICE void store_nothing(const ForwardParameters& parameters, const ForwardItem& item,
                               int first) {
-  const int lane = thread_index() % kWarpGroup;
+  const int lane = computed_here(thread_index()) % kWarpGroup;
   for (int i = lane; i < kGroupRows * kDim / 8; i += kWarpGroup) {
     const int row = first + i / (kDim / 8);
     if (row < item.rows.count)
@@ -134,7 +134,8 @@ template <class Element, int kDim>
 MBT_DEVICE void store_out(const ForwardParameters& parameters, SharedAddress rows,
                           const ForwardItem& item, int group, float (&out)[kDim / 2],
                           Softmax& softmax) {
-  const int lane = thread_index() % kWarp, warp = thread_index() % kWarpGroup / kWarp;
+  const int thread = computed_here(thread_index());
+  const int lane = thread % kWarp, warp = thread % kWarpGroup / kWarp;
   const int first = item.first_row + group * kGroupRows + 16 * warp;
   named_barrier_sync(1 + group, kWarpGroup);  // all have multiplied by the queries
 #pragma unroll
@@ -247,8 +248,7 @@ struct Consumer {
   }
 
   // out += probabilities values, asynchronously.
-  MBT_DEVICE void start_out(float (&out)[kDim / 2], uint32_t (&probabilities)[kTile / 4],
-                            int number) {
+  MBT_DEVICE void start_out(float (&out)[kDim / 2], uint32_t (&probabilities)[kTile / 4]) {
     wgmma_fence();
     keep_in_place(out);
     keep_in_place(probabilities);
@@ -256,8 +256,7 @@ struct Consumer {
     for (int step = 0; step < kTile / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kMN>(
           out, probabilities + 4 * step,
-          operand<Major::kMN>(memory.values(rings.values.stage), kTile, step),
-          number > 0 || step > 0);
+          operand<Major::kMN>(memory.values(rings.values.stage), kTile, step), true);
     wgmma_commit();
   }
   MBT_DEVICE void release_values() {
@@ -294,7 +293,7 @@ struct Consumer {
     to_probabilities<Element>(scores, probabilities);
     for (int number = 1; number < tiles.count; ++number) {
       start_scores(scores);
-      start_out(out, probabilities, number - 1);
+      start_out(out, probabilities);
       wgmma_wait<1>();
       keep_in_place(scores);
       release_keys();
@@ -309,7 +308,7 @@ struct Consumer {
       rescale(out, factors);
       to_probabilities<Element>(scores, probabilities);
     }
-    start_out(out, probabilities, tiles.count - 1);
+    start_out(out, probabilities);
     wgmma_wait<0>();
     keep_in_place(out);
     release_values();
@@ -338,7 +337,7 @@ MBT_DEVICE void consume_item(const ForwardParameters& parameters, const ForwardM
   if (consumer.tiles.count > 0)
     barrier_wait(memory.rows_full(rings.queries.stage), rings.queries.phase);
   if (is_needed) {
-    float out[kDim / 2];
+    float out[kDim / 2] = {};  // or else ptxas 12.8 serialises all products (C7515)
     Softmax softmax;
     consumer.attend(out, softmax);
     store_out<Element, kDim>(parameters, consumer.queries(), item, group, out, softmax);
