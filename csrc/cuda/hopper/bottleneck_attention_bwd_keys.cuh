@@ -246,15 +246,12 @@ struct KeysConsumer {
 
   // ds' where both groups find it: rows are keys, panels are of 64 queries.
   MBT_DEVICE void share_ds(SharedAddress ds) {
-    const int column = computed_here(thread_index()) % 4 * 4;
+    const int thread = computed_here(thread_index()) % kWarpGroup, lane = thread % kWarp;
+    const int row = kGroupRows * group + thread / kWarp * 16 + lane % 16;
+    const SharedAddress first = ds + swizzled(row, lane / 16);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = fragment_row(group, half);
-#pragma unroll
-      for (int chunk = 0; chunk < kQueryRows / 8; ++chunk)
-        store_shared(ds + chunk / 8 * kPanelBytes + swizzled(row, chunk % 8) + column,
-                     ds_pairs[2 * chunk + half]);
-    }
+    for (int pair = 0; pair < kQueryRows / 16; ++pair)  // of chunks, whose numbers are swizzled by xor
+      store_matrices((first ^ pair % 4 * 32) + pair / 4 * kPanelBytes, ds_pairs + 4 * pair);
     if (is_first_of_group()) bulk_wait_read<0>();  // publish says to the group that dq() is free
     publish(kDsShared);
   }
