@@ -46,7 +46,10 @@ def instructions(listing):
 
 
 def inner_loops(listing, opcode):
-    """The loops with an instruction whose name begins so, but none around another of them."""
+    """The loops with an instruction whose name begins so: none overlaps a shorter one.
+
+    A branch from a slow path back into a loop, or behind it, looks like a longer loop.
+    """
     code = instructions(listing)
     ends = [
         (int(target[1], 16), branch.address)
@@ -58,7 +61,7 @@ def inner_loops(listing, opcode):
     found = []
     for first, last in sorted(ends, key=lambda loop: loop[1] - loop[0]):
         body = [one for one in code if first <= one.address <= last]
-        is_inner = not any(first <= a and b <= last for a, b, _ in found)
-        if is_inner and any(one.opcode.startswith(opcode) for one in body):
+        is_apart = all(last < a or b < first for a, b, _ in found)
+        if is_apart and any(one.opcode.startswith(opcode) for one in body):
             found.append((first, last, body))
     return [body for _, _, body in found]

@@ -126,18 +126,12 @@ def test_products_run_side_by_side_with_the_softmax():
 
 
 def walks_along_keys(code, dim):
-    """The loops with both products, by their tile of keys.
-
-    A branch from a slow path back to the rest of an item looks like a loop, too.
-    """
+    """The loops, by their tile of keys: scores are that wide, and outputs as wide as ``dim``."""
     found = {}
     for loop in inner_loops(code, "HGMMA"):
-        widths = {
-            int(width) for one in loop for width in re.findall(r"HGMMA\.64x(\d+)", one.opcode)
-        }
-        if len(widths) == 2:
-            (keys,) = widths - {dim}
-            found[keys] = loop
+        opcodes = " ".join({one.opcode for one in loop})
+        (keys,) = set(map(int, re.findall(r"HGMMA\.64x(\d+)", opcodes))) - {dim}
+        found[keys] = loop
     return found
 
 
@@ -166,6 +160,32 @@ def test_exponentials_of_the_forward_hide_the_product_with_values(dim):
         assert set(walks) == tiles
         hidden = {keys: exponentials_under_a_product(loop) for keys, loop in walks.items()}
         assert all(count >= keys // 2 for keys, count in hidden.items()), hidden  # a thread's share
+
+
+def exponentials_of(loop):
+    """How many there are, and how many of them run while a product is in flight."""
+    count = hidden = in_flight = 0
+    for one in loop:
+        if one.opcode.startswith("HGMMA"):
+            in_flight += 1
+        elif one.opcode.startswith("WARPGROUP.DEPBAR"):
+            in_flight = min(in_flight, int(one.operands.removeprefix("gsb0, "), 16))  # groups
+        elif one.opcode.startswith("MUFU.EX2"):
+            count += 1
+            hidden += in_flight > 0
+    return count, hidden
+
+
+@needs_cuobjdump
+def test_exponentials_of_the_backward_run_beside_products():
+    walks = {name: c for name, c in machine_code().items() if "bwd_keys" in name or "bwd_q" in name}
+    assert len(walks) == len(KEYS | QUERIES)
+    for name, code in walks.items():
+        (loop,) = inner_loops(code, "HGMMA")
+        count, hidden = exponentials_of(loop)
+        wide = "Li128E" in name and "bwd_keys" in name
+        assert count == (32 if wide else 64), name  # a thread's share of a step
+        assert hidden >= count - 1, name  # ptxas may put the first one in front of its product
 
 
 @needs_cuobjdump
