@@ -130,8 +130,9 @@ def walks_along_keys(code, dim):
     found = {}
     for loop in inner_loops(code, "HGMMA"):
         opcodes = " ".join({one.opcode for one in loop})
-        (keys,) = set(map(int, re.findall(r"HGMMA\.64x(\d+)", opcodes))) - {dim}
-        found[keys] = loop
+        keys = set(map(int, re.findall(r"HGMMA\.64x(\d+)", opcodes))) - {dim}
+        if keys:  # or else a slow path's branch back to the last product of an item
+            found[keys.pop()] = loop
     return found
 
 
