@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "activation_checkpointing": {"ops"},
     "layers": OPS,
     "models": MODELS,
+    "rollout": {"layers", "models", "ops"},
     "data": {"config", "errors", "models"},
     "flops": {"config", "layers", "models"},
     "profiling": {*MODELS, "", "flops", "models"},
