@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mbt_fast.config import check_modalities
 from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
-from mbt_fast.models.encoders import Layer, check_training, families_of
+from mbt_fast.models.encoders import Family, Layer, check_training, families_of
 from mbt_fast.models.init import TOKEN_STD
 from mbt_fast.ops.bottleneck_attention import attend
 from mbt_fast.ops.checks import check_length
@@ -82,7 +82,7 @@ class FusedTowers(nn.Module):
         check_modalities(tuple(towers))
         self._families = families_of(towers)
         self.towers = nn.ModuleDict(towers)
-        self.num_layers = len(self._layers(next(iter(towers))))
+        self.num_layers = len(self.layers_of(next(iter(towers))))
         _check_integer("fusion_layer", fusion_layer, self.num_layers)
         _check_integer("n_bottlenecks", n_bottlenecks)
         self.fusion_layer = fusion_layer
@@ -116,7 +116,7 @@ class FusedTowers(nn.Module):
             TypeError: An argument has the wrong type or dtype.
             ValueError: A name, shape, device or value does not fit.
         """
-        return self.encode(self._embed(inputs), lengths)
+        return self.encode(self.embed_all(inputs), lengths)
 
     def embed(self, modality: str, x: Tensor) -> Tensor:
         """The tokens ``[B, N, C]`` that the first layer of a tower takes, for its input ``x``.
@@ -150,6 +150,10 @@ class FusedTowers(nn.Module):
             streams = self._layer_apart(index, streams, lengths, self.n_slots)
         return {m: self._leave(m, x, lengths.get(m)) for m, x in streams.items()}
 
+    def family_of(self, modality: str) -> Family:
+        """How the parts of a tower are called."""
+        return self._families[modality]
+
     def set_backend(self, backend: str) -> "FusedTowers":
         """Choose the backend of our attention; returns the model.
 
@@ -164,17 +168,19 @@ class FusedTowers(nn.Module):
         """Show what no submodule shows."""
         return f"fusion_layer={self.fusion_layer}, n_slots={self.n_slots}"
 
-    def _layers(self, modality: str) -> Sequence[Layer]:
+    def layers_of(self, modality: str) -> Sequence[Layer]:
+        """The layers of a tower, first to last."""
         return self._families[modality].layers(self.towers[modality])
 
     def _draw_tokens(self) -> nn.Parameter:
         modality = next(iter(self.towers))
-        layer = self._layers(modality)[0]
+        layer = self.layers_of(modality)[0]
         weight = next(p for p in layer.parameters() if p.is_floating_point())
         tokens = weight.new_empty(1, self.n_slots, self._families[modality].width(layer))
         return nn.Parameter(nn.init.normal_(tokens, std=TOKEN_STD))
 
-    def _embed(self, inputs: Mapping[str, Tensor]) -> Streams:
+    def embed_all(self, inputs: Mapping[str, Tensor]) -> Streams:
+        """The tokens of each given modality; arguments are refused as in ``forward``."""
         if not isinstance(inputs, Mapping):
             raise TypeError(f"inputs must be a mapping from modality to tensor, got {inputs!r}")
         unknown = [modality for modality in inputs if modality not in self.towers]
@@ -197,11 +203,11 @@ class FusedTowers(nn.Module):
         """A layer of one tower; taken apart for padding only, which its own forward cannot mask."""
         if modality in lengths:
             return self._layer_apart(index, {modality: x}, lengths, 0)[modality]
-        return self._families[modality].whole(self._layers(modality)[index], x)
+        return self._families[modality].whole(self.layers_of(modality)[index], x)
 
     def _layer_apart(self, index: int, streams: Streams, lengths: Lengths, n_slots: int) -> Streams:
         """The same layer of several towers: all attentions in one call, then the shared update."""
-        layers = {m: self._layers(m)[index] for m in streams}
+        layers = {m: self.layers_of(m)[index] for m in streams}
         for m, layer in layers.items():
             check_training(
                 f"towers[{m!r}].{self._families[m].stack}[{index}]", layer, self._families[m]

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mbt_fast.models import MBT
+from mbt_fast.models import MBT, FusedTowers
+from mbt_fast.models.fused_classifier import FusedClassifier
 from mbt_fast.ops.streams import expand
 from mbt_fast.rollout.attention import Heads, Masses
 from mbt_fast.rollout.observe import Observed, Target, check_target
+from mbt_fast.rollout.of_fused import observe_fused
 from mbt_fast.rollout.of_mbt import observe_mbt
 from mbt_fast.rollout.result import Rollout
 from mbt_fast.rollout.steps import Exchange, Rule, walk_down
@@ -50,7 +52,7 @@ def rollout(
     rest is scaled to the sum one.
 
     Args:
-        model: An ``MBT`` in eval mode.
+        model: An ``MBT``, what ``fuse`` returns, or a classifier of fused encoders, in eval mode.
         inputs: As the model takes them.
         lengths: Likewise.
         heads: ``"mean"``, ``"max"`` (rows are scaled to the sum one), or the numbers of the heads
@@ -59,7 +61,7 @@ def rollout(
             be ``None`` with a ``target``.
         target: A class, or one for each example, int ``[B]``.
         start: Per modality the own tokens from which the rollout starts, in equal parts; by default
-            those that its classifier reads.
+            those that its classifier reads. An encoder without a class token starts at all.
 
     Returns:
         The map of each given modality, and where the rest of the mass is. Float32, or float64 for
@@ -77,16 +79,9 @@ def rollout(
         >>> {modality: tuple(x.shape) for modality, x in rollout(model, clip).items()}
         {'rgb': (1, 2, 2, 2), 'spectrogram': (1, 4, 2)}
     """
-    if not isinstance(model, MBT):
-        raise TypeError(f"model must be an MBT, got {type(model).__name__}")
-    if model.training:
-        raise ValueError("model must be in eval mode, got one in training mode")
-    _check_heads(heads, model.config.num_heads)
     rule = Rule(heads, _residual(residual, target))
-    model.check_inputs(inputs, lengths)
-    if target is not None:
-        check_target(target, len(next(iter(inputs.values()))), model.config.num_classes)
-    observed = observe_mbt(model, inputs, lengths, target)
+    observed = _observe(model, inputs, lengths, target)
+    _check_heads(heads, observed.num_heads)
     with torch.no_grad():
         begin = _begin(observed, start)
         last = observed.steps[-1].n_slots
@@ -95,6 +90,26 @@ def rollout(
         if target is not None:
             masses = {m: x - begin[m] for m, x in masses.items()}
         return _result(observed, begin, masses, learned, exchanges)
+
+
+def _observe(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    lengths: Mapping[str, Tensor] | None,
+    target: Target | None,
+) -> Observed:
+    """Run a model of any kind."""
+    if not isinstance(model, (MBT, FusedTowers, FusedClassifier)):
+        raise TypeError(f"model must be an MBT or made by fuse, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("model must be in eval mode, got one in training mode")
+    if target is not None:
+        if isinstance(model, FusedTowers):
+            raise ValueError(f"target must be None without a classifier, got {target!r}")
+        check_target(target, len(next(iter(inputs.values()))), model.config.num_classes)
+    if isinstance(model, MBT):
+        return observe_mbt(model, inputs, lengths, target)
+    return observe_fused(model, inputs, lengths, target)
 
 
 def _begin(observed: Observed, start: Mapping[str, Sequence[int]] | None) -> Masses:

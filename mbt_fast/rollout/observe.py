@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Grid:
 
     @property
     def n_tokens(self) -> int:
-        """Own tokens of the stream."""
+        """Own tokens ``N`` of the stream."""
         return (self.frames or 1) * (self.extra + prod(self.shape))
 
 
@@ -57,6 +58,7 @@ class Observed:
         grids: By modality, of those that are given.
         valid: By modality bool ``[B, N]``, own tokens that take part, or ``None`` for all.
         start: By modality, the own rows that its classifier reads.
+        num_heads: Of every attention.
         batch: Examples.
         dtype: Of the results.
         device: Where they are.
@@ -66,17 +68,25 @@ class Observed:
     grids: Mapping[str, Grid]
     valid: Mapping[str, Tensor | None]
     start: Mapping[str, Sequence[int]]
+    num_heads: int
     batch: int
     dtype: torch.dtype
     device: torch.device
 
 
 @contextmanager
-def hooked(modules: Mapping[nn.Module, Callable[..., None]]) -> Iterator[None]:
-    """Call functions with a module, its arguments and keyword arguments before the module runs."""
-    handles = [
-        module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in modules.items()
-    ]
+def hooked(
+    before: Mapping[nn.Module, Callable[..., None]],
+    after: Mapping[nn.Module, Callable[..., None]] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Call functions when modules run.
+
+    Args:
+        before: Called with a module, its arguments and keyword arguments.
+        after: Called with a module, its arguments and its output.
+    """
+    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m, hook in before.items()]
+    handles += [m.register_forward_hook(hook) for m, hook in after.items()]
     try:
         yield
     finally:

@@ -75,6 +75,7 @@ def observe_mbt(
         grids=grids,
         valid=valid,
         start={m: [0] for m in names},
+        num_heads=config.num_heads,
         batch=len(first),
         dtype=wide_dtype(first.dtype),
         device=first.device,

@@ -15,6 +15,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 class _HuggingFace(Family):
     """What both layouts share: ``embeddings``, ``layernorm``, and a head around the encoder."""
 
+    cuts_patches = "embeddings.patch_embeddings.projection"
+
     def body(self, tower: Tower) -> Tower:
         """The encoder inside ``ViTForImageClassification`` and its like."""
         return getattr(tower, getattr(tower, "base_model_prefix", ""), tower)
@@ -22,6 +24,10 @@ class _HuggingFace(Family):
     def embed(self, tower: Tower, x: Tensor) -> Tensor:
         """Patches, CLS and, in DeiT and AST, a distillation token, and positions."""
         return self.body(tower).embeddings(x)
+
+    def swaps_axes(self, x: Tensor) -> bool:
+        """AST takes ``[B, time, mel]``, and convolves ``[B, 1, mel, time]``."""
+        return x.ndim == 3
 
     def norm(self, tower: Tower, x: Tensor) -> Tensor:
         """The result is the ``last_hidden_state``."""
@@ -44,6 +50,7 @@ class HuggingFaceViT4(_HuggingFace):
         "intermediate",
         "output",
     )
+    takes_heads = ("attention.output",)
     tower_needs = (
         Need("encoder.relative_position_bias", None, "relative positions are not supported"),
     )
@@ -95,6 +102,7 @@ class HuggingFaceViT5(_HuggingFace):
         "mlp",
         "dropout",
     )
+    takes_heads = ("attention.o_proj",)
     training_needs = (Need("attention.attention_dropout", 0.0, NO_DROPOUT),)
 
     def packed(self, layer: Layer, x: Tensor) -> Tensor:
