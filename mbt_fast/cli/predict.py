@@ -20,6 +20,7 @@ from mbt_fast.data import ClipTransform, load_clip, read_labels
 from mbt_fast.data.transform import ModelSizes
 from mbt_fast.errors import ClipError, as_input_error
 from mbt_fast.models.saved import Model
+from mbt_fast.pictures.explain import Explainer
 from mbt_fast.profiling.machine import choose_device
 
 _SIZES = ("rgb", "spectrogram", "patch_size")  # of a front end, which the model has too
@@ -69,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: as the run was trained, or sigmoid",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
+    parser.add_argument(
+        "--explain",
+        metavar="DIR",
+        help="also write a page and a picture per clip: where attention goes (attention rollout)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
 
 
@@ -78,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json:
         check_writable(Path(args.json))
+    explainer = Explainer(Path(args.explain)) if args.explain else None
     device = choose_device(args.device)
     random = args.checkpoint is None
     model: Model = random_model(args.model) if random else pretrained_model(args.checkpoint)
@@ -94,7 +101,10 @@ def run(args: argparse.Namespace) -> int:
 
     def predict(path: str) -> dict[str, Any]:
         clip = load_clip(path, transform, n_views=args.views)
-        return predict_clip(model, clip, labels, top=args.top, activation=activation)
+        record = predict_clip(model, clip, labels, top=args.top, activation=activation)
+        if explainer is not None:
+            record["pictures"] = [str(file) for file in explainer.write(model, clip, record)]
+        return record
 
     report: dict[str, Any] = {
         "weights": "random" if random else args.checkpoint,

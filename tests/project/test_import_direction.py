@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "flops": {"config", "layers", "models"},
     "profiling": {*MODELS, "", "flops", "models"},
     "train": {*MODELS, "", "data", "flops", "models", "profiling"},
+    "pictures": {"data", "errors", "models", "profiling", "rollout"},
     "testing": {*PUBLIC, "profiling"},
     "cli": {"*"},
     "__main__": {"cli"},
