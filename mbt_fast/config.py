@@ -71,6 +71,9 @@ class MBTConfig:
         dropout: Dropout rate after attention and inside the MLP.
         test_with_bottlenecks: ``False`` runs every layer unimodally in eval mode. Vanilla fusion
             takes no notice of it, as in the official code.
+        update_order: Every modality once: in a fused layer each updates the bottleneck tokens that
+            the one before has updated (Eq. 10-11), and the last one's are those of the next layer.
+            Empty for the mean of all (Eq. 9).
 
     Raises:
         TypeError: A field has the wrong type.
@@ -92,6 +95,7 @@ class MBTConfig:
     stochastic_depth: float = 0.0
     dropout: float = 0.0
     test_with_bottlenecks: bool = True
+    update_order: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Normalise containers to tuples and check every field."""
@@ -99,6 +103,7 @@ class MBTConfig:
             raise TypeError(f"modalities must be a tuple of names, got {self.modalities!r}")
         object.__setattr__(self, "modalities", tuple(self.modalities))
         check_modalities(self.modalities)
+        object.__setattr__(self, "update_order", _update_order(self))
         for name in _PER_MODALITY:
             object.__setattr__(self, name, self._per_modality(name))
         _check_scalars(self)
@@ -251,6 +256,20 @@ def _check_scalars(config: MBTConfig) -> None:
             raise ValueError(f"{f.name} must be at least {least}, got {value}")
         if f.type is float and not 0.0 <= value < 1.0:
             raise ValueError(f"{f.name} must be in [0, 1), got {value}")
+
+
+def _update_order(config: MBTConfig) -> tuple[str, ...]:
+    """The field as a tuple, checked."""
+    order = config.update_order
+    if isinstance(order, str) or not isinstance(order, (tuple, list)):
+        raise TypeError(f"update_order must be a tuple of modalities, got {order!r}")
+    order = tuple(order)
+    if order and config.fusion != "bottleneck":
+        raise ValueError(f"update_order must be empty with fusion {config.fusion!r}, got {order}")
+    if order and sorted(map(str, order)) != sorted(config.modalities):
+        known = ", ".join(config.modalities)
+        raise ValueError(f"update_order must name every modality once ({known}), got {order}")
+    return order
 
 
 def _check_heads_and_fusion(config: MBTConfig) -> None:

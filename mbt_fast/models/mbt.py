@@ -20,6 +20,7 @@ from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT, run_modalities
 from mbt_fast.models.init import initialise
 from mbt_fast.models.presence import mean_of_present
+from mbt_fast.models.update_order import fuse_in_order
 from mbt_fast.ops.autocast import autocast_dtype
 from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
@@ -263,6 +264,10 @@ class MBT(nn.Module):
         vanilla = config.fusion == "vanilla" and len(config.modalities) > 1
         if fused and vanilla and config.share_encoder:
             return self._encode_jointly(streams, fused, lengths)
+        if fused and self.bottleneck_tokens is not None and config.update_order:
+            rows_of = partial(self._rows_of, cls=[0])
+            tokens = self.bottleneck_tokens
+            return fuse_in_order(fused, streams, tokens, config.update_order, lengths, rows_of)
         if fused and self.bottleneck_tokens is not None:
             streams = enter_fusion(streams, self.bottleneck_tokens)
         for layer in fused:

@@ -148,9 +148,14 @@ def _result(
     cls, patches = {}, {}
     for m, grid in observed.grids.items():
         cls[m], patches[m] = grid.split(masses[m])
+
+    def flows_of(name: str) -> list[Masses]:
+        """One for each layer, or with an update order for each modality of a layer."""
+        return [getattr(exchange, name) for exchange in exchanges]
+
     flows = {
         name: {
-            m: torch.stack([share(getattr(exchange, name)[m]) for exchange in exchanges], dim=1)
+            m: torch.stack([share(flow[m]) for flow in flows_of(name) if m in flow], dim=1)
             for m in masses
             if exchanges
         }

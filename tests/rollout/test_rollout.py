@@ -21,6 +21,12 @@ SIZES = {
     "depth": ((1, 48, 16), (1, 16, 16)),
 }
 MODELS = FUSIONS | {
+    "in order": {"update_order": ("spectrogram", "rgb")},
+    "in order, early, shared": {
+        "update_order": ("rgb", "spectrogram"),
+        "fusion_layer": 0,
+        "share_encoder": True,
+    },
     "unimodal at test": {"test_with_bottlenecks": False},
     "last layer": {"fusion_layer": 3},
     "early, shared": {"fusion_layer": 0, "share_encoder": True},
@@ -143,6 +149,16 @@ def test_shares_sum_to_one(options, target):
     assert all((x >= 0).all() for x in (*result.values(), result.bottlenecks))
     assert not result["rgb"][0].any()
     assert not result["rgb"][2].flatten()[2:].any(), "patches of padding"
+
+
+def test_three_modalities_in_order():
+    model = model_of("rgb", "spectrogram", "depth", update_order=("depth", "rgb", "spectrogram"))
+    inputs, lengths = inputs_of(model), {"rgb": int32(0, 4), "depth": int32(2, 0)}
+    result = rollout(model, inputs, lengths)
+    assert_as_expected(result, expected_rollout(model, inputs, lengths))
+    assert result.read["rgb"].shape == (2, 2, 4)
+    by_class = rollout(model, inputs, lengths, target=1)
+    assert_as_expected(by_class, expected_for_class(model, inputs, lengths, [1, 1]))
 
 
 @pytest.mark.parametrize("options", [{"n_bottlenecks": 0}, {"fusion_layer": 4}], ids=str)
