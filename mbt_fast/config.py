@@ -61,7 +61,9 @@ class MBTConfig:
         mlp_dim: Hidden channels of the MLP.
         num_classes: Outputs of the classifier.
         fusion: ``"bottleneck"`` (Eq. 7-9 of the paper) or ``"vanilla"`` (Eq. 4-6).
-        fusion_layer: First fused layer, from 0 (early fusion); ``num_layers`` is late fusion.
+        fusion_layer: First fused layer, from 0 (early fusion); ``num_layers`` is late fusion. With
+            bottlenecks ``num_layers - 1`` exchanges nothing, unless there is an ``update_order``:
+            nobody reads what the last layer writes.
         n_bottlenecks: Exact number of bottleneck tokens. Official checkpoints with a token head
             hold one more than their own config says: 5.
         share_encoder: One block per layer for all modalities. With ``"vanilla"`` the fused layers
@@ -134,6 +136,12 @@ class MBTConfig:
         """Bottleneck tokens that the fused layers really carry: none without a second modality."""
         fuses = self.fusion == "bottleneck" and len(self.modalities) > 1
         return self.n_bottlenecks if fuses else 0
+
+    @property
+    def exchanges_nothing(self) -> bool:
+        """Whether bottleneck tokens are written in the last layer alone, and read by nobody."""
+        last_alone = self.fusion_layer == self.num_layers - 1
+        return self.n_slots > 0 and last_alone and not self.update_order
 
     def grid(self, modality: str) -> tuple[int, ...]:
         """Patches along each axis of a modality's input."""

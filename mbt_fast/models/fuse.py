@@ -8,6 +8,7 @@ from mbt_fast.config import check_modalities
 from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
 from mbt_fast.models.encoders import Family, Layer, check_training, families_of
 from mbt_fast.models.init import TOKEN_STD
+from mbt_fast.models.update_order import warn_of_no_exchange
 from mbt_fast.ops.bottleneck_attention import attend
 from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
@@ -37,7 +38,8 @@ def fuse(
     Args:
         towers: Modality to encoder, all of one depth, width and number of heads. Each layer is
             tried on five random tokens, but for towers on the meta device.
-        fusion_layer: 0-based first fused layer; the number of layers for none (late fusion).
+        fusion_layer: 0-based first fused layer; the number of layers for none (late fusion). The
+            last layer alone exchanges nothing, for nobody reads the bottleneck tokens after it.
         n_bottlenecks: ``P >= 0``, bottleneck tokens.
 
     Returns:
@@ -88,6 +90,8 @@ class FusedTowers(nn.Module):
         self.fusion_layer = fusion_layer
         exchanges = len(towers) > 1 and fusion_layer < self.num_layers
         self.n_slots = n_bottlenecks if exchanges else 0
+        if self.n_slots and fusion_layer == self.num_layers - 1:
+            warn_of_no_exchange(fusion_layer)
         self.bottleneck_tokens = self._draw_tokens() if self.n_slots else None
         self._backend = "auto"
 

@@ -20,7 +20,7 @@ from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT, run_modalities
 from mbt_fast.models.init import initialise
 from mbt_fast.models.presence import mean_of_present
-from mbt_fast.models.update_order import fuse_in_order
+from mbt_fast.models.update_order import fuse_in_order, warn_of_no_exchange
 from mbt_fast.ops.autocast import autocast_dtype
 from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
@@ -42,6 +42,8 @@ class MBT(nn.Module):
     def __init__(self, config: MBTConfig) -> None:
         """Build the model with random weights, drawn as the official code draws them."""
         super().__init__()
+        if config.exchanges_nothing:
+            warn_of_no_exchange(config.fusion_layer)
         self.config = config
         self.embed = nn.ModuleDict({m: _embedding(config, m) for m in config.modalities})
         self.blocks = nn.ModuleList(_layer(config, index) for index in range(config.num_layers))

@@ -1,5 +1,6 @@
 """The asymmetric update of the paper's appendix: modalities share bottleneck tokens in turn."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -8,6 +9,15 @@ from torch import Tensor
 from mbt_fast.layers import FusionLayer
 from mbt_fast.layers.fusion_layer import Streams
 from mbt_fast.ops.streams import expand
+
+
+def warn_of_no_exchange(fusion_layer: int) -> None:
+    """Say that only the last layer is fused; the caller's caller is the one who builds a model."""
+    message = (
+        f"fusion_layer = {fusion_layer}, the last layer, exchanges nothing: "
+        "nobody reads the bottleneck tokens after it"
+    )
+    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def fuse_in_order(
