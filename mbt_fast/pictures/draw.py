@@ -64,7 +64,7 @@ def draw_sum(canvas: Canvas, view: View) -> None:
     _draw_under_map(axes, frames[len(frames) // 2], shares, (0, width, height, 0), ends)
     axes.set_aspect("equal")
     axes.set_axis_off()
-    low, high = map(_percent, ends)
+    low, high = percents(*ends)
     axes.set_title(f"summed over all frames: {low} to {high}", fontsize=9)
 
 
@@ -173,7 +173,7 @@ def _draw_scale(axes: "Axes", low: float, high: float) -> None:
     steps = torch.linspace(1, 0, 64)[:, None]
     axes.imshow(_overlay(steps, (0.0, 1.0)), extent=(0, 1, 0, 1), aspect="auto")
     axes.set(xticks=[], ylim=(0, 1))
-    axes.set_yticks([0, 1], [_percent(low), _percent(high)])
+    axes.set_yticks([0, 1], percents(low, high))
     axes.yaxis.tick_right()
     axes.grid(visible=False)
 
@@ -195,5 +195,10 @@ def _some(numbers: range) -> range:
     return numbers[:: max(1, len(numbers) // 8)]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+def percents(low: float, high: float) -> tuple[str, str]:
+    """Two shares as text, with so many digits that it tells them apart."""
+    for digits in range(2, 7):
+        texts = f"{100 * low:.{digits}g} %", f"{100 * high:.{digits}g} %"
+        if texts[0] != texts[1]:
+            break
+    return texts

@@ -44,7 +44,7 @@ def rollout(
 
     The model runs as it is, on its backend and under autocast, and the input of each layer is kept;
     probabilities are computed again in float32 (float64 for float64), a few rows at a time. Memory
-    is linear in the number of tokens.
+    is linear in the number of tokens; with a ``target`` it is that of a training step.
 
     With a ``target`` the matrices are those of Chefer et al. (2021, "Generic Attention-model
     Explainability", Eq. 5-6): the positive part of probability times the gradient of the class's

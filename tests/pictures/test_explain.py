@@ -14,7 +14,7 @@ from mbt_fast.data import ClipTransform, load_clip
 from mbt_fast.pictures import draw
 from mbt_fast.pictures.view import REST, views_of
 
-matplotlib = pytest.importorskip("matplotlib", reason="draws the pictures")
+pytest.importorskip("matplotlib", reason="draws the pictures")
 
 NASA = str(Path(__file__).parents[1] / "golden" / "nasa.mp4")
 TINY = ["--model", "mbt_tiny", "--device", "cpu"]
@@ -45,12 +45,16 @@ def explain(*arguments):
 
 
 def figure_of(part, view, size=(6, 4)):
-    figure = matplotlib.figure.Figure(figsize=size)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
     part(figure, view)
     return figure
 
 
 def test_a_page_and_a_picture_for_each_clip(tmp_path, wav):
+    from matplotlib.image import imread
+
     out, report = tmp_path / "new" / "folder", tmp_path / "report.json"
     assert explain(NASA, wav, "--views", 2, "--explain", out, "--json", report) == 0
     names = ["nasa-2.html", "nasa-2.png", "nasa.html", "nasa.png"]
@@ -77,7 +81,7 @@ def test_a_page_and_a_picture_for_each_clip(tmp_path, wav):
     assert links
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
     for name in ("nasa.png", "nasa-2.png"):
-        pixels = matplotlib.image.imread(out / name)
+        pixels = imread(out / name)
         assert pixels.shape[1] == draw.WIDTH * 150
         assert pixels[0, 0, :3].tolist() == [1, 1, 1]
 
@@ -133,11 +137,23 @@ def test_the_hue_is_as_strong_as_the_share(explained):
     strength = (maps - maps.min()) / (maps.max() - maps.min()) * draw.STRONGEST
     drawn = torch.stack([torch.as_tensor(im.get_array()[..., 3]) for im in frames.images[1::2]])
     torch.testing.assert_close(drawn.float(), strength.float())
-    ends = [f"{100 * x.item():.2g} %" for x in (maps.min(), maps.max())]
-    assert [label.get_text() for label in scale.get_yticklabels()] == ends
+    ends = draw.percents(maps.min().item(), maps.max().item())
+    assert [label.get_text() for label in scale.get_yticklabels()] == list(ends)
     # The spectrogram's lowest band, and its part of the map, are at the bottom.
     upright = torch.as_tensor(sound.images[1].get_array()[..., 3]).argmax()
     assert upright == result["spectrogram"][0].mT.flip(0).argmax()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.001, 0.2, ("0.1 %", "20 %")),
+        (0.006101, 0.006118, ("0.61 %", "0.612 %")),
+        (0.0, 0.0, ("0 %", "0 %")),
+    ],
+)
+def test_the_scale_tells_its_ends_apart(low, high, expected):
+    assert draw.percents(low, high) == expected
 
 
 def test_shares_of_a_row_sum_to_one(explained):
