@@ -20,7 +20,7 @@ STRONGEST = 0.85  # opacity of the largest share of a row
 WIDTH = 11.0  # inches of a timeline
 LEFT, RIGHT, GAP = 0.6, 1.0, 0.28  # inches beside and between the axes of a timeline
 BOTTOM, TOP = 0.45, 0.25
-SOUND_HEIGHT, LEAST_FRAME, MOST_FRAMES = 1.5, 0.85, 8
+SOUND_HEIGHT, LEAST_FRAME, TALLEST_FRAME, MOST_FRAMES = 1.5, 0.85, 1.6, 8
 CELLS_WITH_NUMBERS = 48
 
 Canvas = Any  # a Figure or a SubFigure of matplotlib
@@ -129,21 +129,24 @@ def _rows(view: View) -> list[tuple[DrawRow, float]]:
         start, end = view.span
         inches = (WIDTH - LEFT - RIGHT) * view.video.seconds / (end - start)
         count = max(1, min(MOST_FRAMES, len(view.video.shares), int(inches / LEAST_FRAME)))
-        height, width = view.video.frames.shape[1:]
-        rows.append((partial(_draw_frames, view.video, count), inches / count * height / width))
+        ratio = view.video.frames.shape[2] / view.video.frames.shape[1]
+        tall = min(inches / count / ratio, TALLEST_FRAME)
+        seconds = view.video.seconds * tall * ratio / inches
+        rows.append((partial(_draw_frames, view.video, count, seconds), tall))
     if view.sound is not None:
         rows.append((partial(_draw_sound, view.sound), SOUND_HEIGHT))
     return rows
 
 
-def _draw_frames(video: Video, count: int, axes: "Axes") -> Ends:
-    """Evenly spaced frames, each over its part of the time."""
+def _draw_frames(video: Video, count: int, seconds: float, axes: "Axes") -> Ends:
+    """Evenly spaced frames, so many seconds wide, each from where its part of the time begins."""
     parts, ends = len(video.shares), _ends(video.shares)
     for index in range(count):
         part = (2 * index + 1) * parts // (2 * count)
         frame = (2 * part + 1) * len(video.frames) // (2 * parts)
-        left, right = (video.start + video.seconds * (index + k) / count for k in (0, 1))
-        _draw_under_map(axes, video.frames[frame], video.shares[part], (left, right, 0, 1), ends)
+        left = video.start + video.seconds * index / count
+        extent = (left, left + seconds, 0, 1)
+        _draw_under_map(axes, video.frames[frame], video.shares[part], extent, ends)
     axes.set(ylim=(0, 1), yticks=[], title=f"{count} of {len(video.frames)} frames")
     return ends
 
