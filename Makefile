@@ -42,11 +42,13 @@ docs: setup
 setup: $(STAMP)
 
 # Torch first, and constrained: another package that asks for it would otherwise choose the version.
+# timm alone: its torchvision would bring another torch.
 $(STAMP): $(INPUTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q 'setuptools>=77' 'pybind11>=2.13' 'ninja>=1.11'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-deps timm
 	touch $@
 
 lint: setup

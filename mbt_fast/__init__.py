@@ -8,7 +8,7 @@ alone, and touches no device.
 from mbt_fast import checkpoint, dispatch, errors, flops, functional
 from mbt_fast.activation_checkpointing import checkpoint_policy
 from mbt_fast.functional import bottleneck_attention, dense_attention, share_slots_
-from mbt_fast.models import MBT, MBTConfig, create_model, fuse, list_models
+from mbt_fast.models import MBT, MBTConfig, create_model, export, fuse, list_models
 from mbt_fast.rollout import Rollout, rollout
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __all__ = [
     "dense_attention",
     "dispatch",
     "errors",
+    "export",
     "flops",
     "functional",
     "fuse",

@@ -9,15 +9,24 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from mbt_fast.scenic_config import config_from_scenic
+from mbt_fast.scenic_config import config_from_scenic, sampled_frames
 
 FUSIONS = ("bottleneck", "vanilla")
+CLASSIFIERS = ("token", "gap", "gap_per_modality")
 MAX_HEAD_DIM = 128  # the widest head of the attention op, repeated: config imports no op
 
 _PER_MODALITY = ("input_size", "patch_size")
-_MAY_BE_ZERO = ("fusion_layer", "n_bottlenecks")
+_MAY_BE_ZERO = ("fusion_layer", "n_bottlenecks", "n_sampled_frames")
 _KINDS = {int: "an integer", bool: "a bool", float: "a number"}
-_RESERVED = ("shared", "block_of", "set_backend", "set_execution")  # names of a FusionLayer
+# Names of a FusionLayer.
+_RESERVED = (
+    "shared",
+    "block_of",
+    "chosen_backend",
+    "reset_parameters",
+    "set_backend",
+    "set_execution",
+)
 
 
 class Sizes(dict[str, tuple[int, ...]]):
@@ -76,6 +85,13 @@ class MBTConfig:
         update_order: Every modality once: in a fused layer each updates the bottleneck tokens that
             the one before has updated (Eq. 10-11), and the last one's are those of the next layer.
             Empty for the mean of all (Eq. 9).
+        classifier: What the head reads. ``"token"``: the CLS token of each modality, as in the
+            paper. ``"gap"``: the mean over the tokens of all modalities, the ``gap`` of the
+            official model. ``"gap_per_modality"``: a mean for each modality, the ``gap`` of its
+            AV-MAE fork. Only ``"token"`` has CLS tokens.
+        n_sampled_frames: 0: every frame of a video is read, in tubelets. Otherwise so many frames,
+            evenly spaced, are cut into patches one by one, the official ``temporal_sampling``; see
+            ``sampled_frames``. The patches of a video then have one frame.
 
     Raises:
         TypeError: A field has the wrong type.
@@ -98,6 +114,8 @@ class MBTConfig:
     dropout: float = 0.0
     test_with_bottlenecks: bool = True
     update_order: tuple[str, ...] = ()
+    classifier: str = "token"
+    n_sampled_frames: int = 0
 
     def __post_init__(self) -> None:
         """Normalise containers to tuples and check every field."""
@@ -109,9 +127,12 @@ class MBTConfig:
         for name in _PER_MODALITY:
             object.__setattr__(self, name, self._per_modality(name))
         _check_scalars(self)
+        _check_choice("fusion", self.fusion, FUSIONS)
+        _check_choice("classifier", self.classifier, CLASSIFIERS)
         _check_heads_and_fusion(self)
         for modality in self.modalities:
             _check_patches(modality, self.input_size[modality], self.patch_size[modality])
+            self._check_sampling(modality)
 
     def _per_modality(self, name: str) -> Sizes:
         """One entry for each modality and no other; entries of absent modalities are dropped."""
@@ -125,6 +146,13 @@ class MBTConfig:
             if not isinstance(given[modality], (tuple, list)):
                 raise TypeError(f"{name}[{modality!r}] must be a tuple, got {given[modality]!r}")
         return Sizes({m: tuple(given[m]) for m in self.modalities})
+
+    def _check_sampling(self, modality: str) -> None:
+        patch = self.patch_size[modality]
+        if self.n_sampled_frames and len(patch) == 3 and patch[0] != 1:
+            raise ValueError(
+                f"patch_size[{modality!r}] must have one frame if frames are sampled, got {patch}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -143,14 +171,29 @@ class MBTConfig:
         last_alone = self.fusion_layer == self.num_layers - 1
         return self.n_slots > 0 and last_alone and not self.update_order
 
+    @property
+    def n_cls(self) -> int:
+        """CLS tokens of a stream: one if the head reads it, else none."""
+        return 1 if self.classifier == "token" else 0
+
+    def sampled_frames(self, modality: str) -> tuple[int, ...] | None:
+        """Which frames of a video are read, by index; ``None``: all of the input."""
+        size = self.input_size[modality]
+        if not self.n_sampled_frames or len(size) != 3:
+            return None
+        return sampled_frames(size[0], self.n_sampled_frames)
+
     def grid(self, modality: str) -> tuple[int, ...]:
-        """Patches along each axis of a modality's input."""
-        sizes = zip(self.input_size[modality], self.patch_size[modality], strict=True)
-        return tuple(size // patch for size, patch in sizes)
+        """Patches along each axis of a modality's input, after frames are sampled."""
+        frames, size = self.sampled_frames(modality), self.input_size[modality]
+        if frames is not None:
+            size = (len(frames), *size[1:])
+        sizes = zip(size, self.patch_size[modality], strict=True)
+        return tuple(extent // patch for extent, patch in sizes)
 
     def n_tokens(self, modality: str) -> int:
-        """Own tokens ``N`` of a stream: CLS and the patches."""
-        return 1 + prod(self.grid(modality))
+        """Own tokens ``N`` of a stream: CLS, if there is one, and the patches."""
+        return self.n_cls + prod(self.grid(modality))
 
     def drop_rate(self, layer: int) -> float:
         """Probability that a residual branch of ``layer`` is dropped in training."""
@@ -280,9 +323,12 @@ def _update_order(config: MBTConfig) -> tuple[str, ...]:
     return order
 
 
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def _check_heads_and_fusion(config: MBTConfig) -> None:
-    if config.fusion not in FUSIONS:
-        raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {config.fusion!r}")
     if config.fusion_layer > config.num_layers:
         raise ValueError(
             f"fusion_layer must be at most num_layers = {config.num_layers} (late fusion), "

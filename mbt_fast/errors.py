@@ -10,6 +10,10 @@ class InputError(ValueError):
     The command line prints it and exits with code 2, without a traceback.
     """
 
+    def __init__(self, message: str) -> None:
+        """Escape what is not printable: names that stand in a file may hold line breaks."""
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
 
 class ClipError(InputError):
     """A clip cannot be decoded, or holds nothing that the model takes."""

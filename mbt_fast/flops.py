@@ -79,10 +79,12 @@ def forward_flops(
             ``set_execution(cls_only=True)``.
 
     Raises:
-        ValueError: ``cost`` is unknown.
+        ValueError: ``cost`` is unknown, or ``cls_only`` is asked of a head that reads all tokens.
     """
     if cost not in COSTS:
         raise ValueError(f"cost must be one of {', '.join(COSTS)}, got {cost!r}")
+    if cls_only and not config.n_cls:
+        raise ValueError(f"cls_only must be False for classifier={config.classifier!r}, got True")
     last = config.num_layers - 1
     layers = tuple(
         _layer(config, index, cost, cls_only and index == last) for index in range(last + 1)
@@ -130,9 +132,10 @@ def _sum(blocks: Iterable[LayerFlops]) -> LayerFlops:
 
 
 def _stem(config: MBTConfig) -> int:
-    pixels = sum(prod(config.input_size[modality]) for modality in config.modalities)
+    pixels = sum(prod(config.grid(m)) * prod(config.patch_size[m]) for m in config.modalities)
     return 2 * CHANNELS * pixels * config.hidden_size
 
 
 def _head(config: MBTConfig) -> int:
-    return 2 * len(config.modalities) * config.hidden_size * config.num_classes
+    heads = 1 if config.classifier == "gap" else len(config.modalities)
+    return 2 * heads * config.hidden_size * config.num_classes

@@ -13,12 +13,14 @@ from mbt_fast.checkpoint.pretrained import (
 )
 from mbt_fast.checkpoint.scenic import load_scenic, save_scenic, scenic_to_torch, torch_to_scenic
 from mbt_fast.checkpoint.shapes import expected_shapes
-from mbt_fast.checkpoint.vit import from_vit, load_vit
+from mbt_fast.checkpoint.vit import from_vit
+from mbt_fast.checkpoint.vit_files import load_ast, load_vit
 
 __all__ = [
     "expected_shapes",
     "from_vit",
     "infer_config",
+    "load_ast",
     "load_pretrained",
     "load_scenic",
     "load_vit",

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mbt_fast.errors import CheckpointError
 
+_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "manifest.ocdbt", "ocdbt.process_0")
+
 
 @contextmanager
 def replacing(path: "str | PathLike[str]") -> Iterator[Path]:
@@ -32,6 +34,22 @@ def replacing(path: "str | PathLike[str]") -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_not_orbax(path: Path) -> None:
+    """Refuse a directory of orbax, in which flax saves today, by its name.
+
+    Raises:
+        CheckpointError: ``path`` is such a directory; says how to export it.
+    """
+    marks = (
+        found for name in _ORBAX for place in (name, f"*/{name}") for found in path.glob(place)
+    )
+    if path.is_dir() and any(marks):
+        raise CheckpointError(
+            f"{path}: an orbax directory, which is not read; restore it with orbax, and write the "
+            "parameters with flax.serialization.to_bytes({'params': params}) to a file"
+        )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _NUMPY_DTYPES = ("float16", "float32", "float64")
+_DTYPES = (*_NUMPY_DTYPES, "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ def convolution(axes: int) -> Layout:
     return permuted(axes + 1, axes, *range(axes))
 
 
+# A kernel for frames one by one, (height, width, in, out), is that of tubelets of one frame.
+FRAME_CONVOLUTION = Layout(
+    lambda flax: flax[0].permute(3, 2, 0, 1).unsqueeze(2),
+    lambda tensor: (tensor.squeeze(2).permute(2, 3, 1, 0),),
+)
 SAME = Layout(lambda flax: flax[0], lambda tensor: (tensor,))
 DENSE = permuted(1, 0)
 
@@ -132,34 +138,40 @@ def flax_shapes(entries: Sequence[Entry], shapes: Mapping[str, Shape]) -> dict[s
 
 
 def to_tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Copy numpy arrays to CPU tensors of the same dtype.
+    """Copy numpy arrays, and tensors of what numpy lacks, to CPU tensors of the same dtype.
 
     Raises:
-        CheckpointError: A dtype is none of float16, float32, float64.
+        CheckpointError: A dtype of an array is none of float16, float32, float64.
     """
+    return {name: _to_tensor(name, array) for name, array in arrays.items()}
+
+
+def _to_tensor(name: str, array: Any) -> Tensor:
     import numpy as np
 
-    for name, array in arrays.items():
-        dtype = getattr(array, "dtype", None)
-        _check_numpy_has(name, getattr(dtype, "name", type(array).__name__))
-    return {
-        name: torch.from_numpy(np.array(array, dtype=array.dtype.name, order="C"))
-        for name, array in arrays.items()
-    }
+    if isinstance(array, Tensor) and array.is_floating_point():
+        return array.clone()
+    dtype = getattr(array, "dtype", None)
+    _check_dtype(name, getattr(dtype, "name", type(array).__name__))
+    return torch.from_numpy(np.array(array, dtype=array.dtype.name, order="C"))
 
 
-def to_arrays(tensors: Mapping[str, Tensor]) -> "dict[str, np.ndarray]":
+def to_arrays(tensors: Mapping[str, Tensor]) -> "dict[str, np.ndarray | Tensor]":
     """Copy tensors, of any device and with or without gradient, to arrays of the same dtype.
 
     Raises:
-        CheckpointError: A dtype is none of float16, float32, float64; numpy has no bfloat16.
+        CheckpointError: A dtype is none of float16, float32, float64 and bfloat16. The last, which
+            numpy lacks, stays a tensor.
     """
+    arrays: dict[str, np.ndarray | Tensor] = {}
     for name, tensor in tensors.items():
-        _check_numpy_has(name, str(tensor.dtype).removeprefix("torch."))
-    dense = torch.contiguous_format
-    return {n: t.detach().cpu().clone(memory_format=dense).numpy() for n, t in tensors.items()}
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        _check_dtype(name, dtype)
+        copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        arrays[name] = copy.numpy() if dtype in _NUMPY_DTYPES else copy
+    return arrays
 
 
-def _check_numpy_has(name: str, dtype: str) -> None:
-    if dtype not in _NUMPY_DTYPES:
-        raise CheckpointError(f"{name} must be one of {', '.join(_NUMPY_DTYPES)}, got {dtype}")
+def _check_dtype(name: str, dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"{name} must be one of {', '.join(_DTYPES)}, got {dtype}")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mbt_fast.checkpoint.files import read_safetensors, replacing
 from mbt_fast.checkpoint.runs import resolve_run
-from mbt_fast.checkpoint.shapes import check_dtypes, check_shapes, expected_shapes
+from mbt_fast.checkpoint.shapes import cast, check_dtypes, check_shapes, expected_shapes
+from mbt_fast.checkpoint.wrappers import unwrapped
 from mbt_fast.config import MBTConfig
 from mbt_fast.errors import CheckpointError
 
@@ -57,12 +58,13 @@ def save_pretrained(
 
 
 def load_pretrained(
-    directory: "str | PathLike[str]", **overrides: Any
+    directory: "str | PathLike[str]", *, dtype: torch.dtype | None = None, **overrides: Any
 ) -> tuple[MBTConfig, dict[str, Tensor]]:
     """Read a config and its weights; inverse of ``save_pretrained``.
 
     Args:
         directory: What ``save_pretrained`` wrote, or a training run; see ``resolve_run``.
+        dtype: What the weights are cast to; ``None``: nothing is cast.
         **overrides: Fields of ``MBTConfig`` to change. ``input_size`` and ``patch_size`` may name
             some of the modalities only; where the grid of patches changes, the position embeddings
             are resized.
@@ -72,7 +74,7 @@ def load_pretrained(
 
     Raises:
         CheckpointError: A file is malformed; the weights do not fit their own config or the changed
-            one; or they are not floating point, or of several dtypes (nothing is cast). The message
+            one; or they are not floating point, or of several dtypes without ``dtype``. The message
             names the tensors.
         TypeError: An override has the wrong type.
         ValueError: An override is unknown, names an unknown modality, or contradicts the rest.
@@ -80,9 +82,10 @@ def load_pretrained(
     """
     directory = resolve_run(directory)
     saved = read_config(directory / CONFIG_FILE)
-    state_dict = read_safetensors(directory / WEIGHTS_FILE)
+    state_dict = unwrapped(read_safetensors(directory / WEIGHTS_FILE))
     what = f"{directory}: the weights do not fit the config"
     check_shapes(state_dict, expected_shapes(saved), what)
+    state_dict = cast(state_dict, dtype)
     check_dtypes(state_dict, f"{directory}: the weights cannot be used")
     config = saved.replace(**overrides)
     state_dict = resize_position_embeddings(state_dict, saved, config)
@@ -115,7 +118,7 @@ def resize_position_embeddings(
             raise ValueError(f"input_size[{m!r}] must have {len(old)} sizes as before, got {new}")
         if old != new:
             name = f"embed.{m}.pos_embed"
-            cls_entry, patches = state_dict[name].split((1, math.prod(old)), dim=1)
+            cls_entry, patches = state_dict[name].split((old_config.n_cls, math.prod(old)), dim=1)
             grid = resize_grid(patches[0].unflatten(0, old), new)
             resized[name] = torch.cat([cls_entry, grid.flatten(0, -2).unsqueeze(0)], dim=1)
     return resized

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mbt_fast.checkpoint.files import replacing
-from mbt_fast.checkpoint.flax_msgpack import pack, unpack
+from mbt_fast.checkpoint.av_mae import is_av_mae, with_official_names
+from mbt_fast.checkpoint.files import check_not_orbax, replacing
+from mbt_fast.checkpoint.flax_msgpack import Unreadable, pack, unpack
 from mbt_fast.checkpoint.layouts import (
+    FRAME_CONVOLUTION,
     SAME,
     Entry,
     block_entries,
@@ -27,12 +29,14 @@ from mbt_fast.checkpoint.layouts import (
     to_tensors,
     to_torch,
 )
-from mbt_fast.checkpoint.shapes import Shape, block_owners, check_shapes, expected_shapes
+from mbt_fast.checkpoint.shapes import Shape, block_owners, check_shapes, expected_shapes, shortened
 from mbt_fast.config import MBTConfig
 from mbt_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    Array = np.ndarray | Tensor  # a tensor where numpy lacks the dtype
 
 _BOTTLENECK = "bottleneck"
 
@@ -49,9 +53,11 @@ def parameter_table(config: MBTConfig) -> list[Entry]:
     for m in config.modalities:
         suffix = _suffix(m)
         positions = f"Transformer/posembed_input{suffix}/pos_embedding"
-        kernel = convolution(len(config.patch_size[m]))
+        sampled = config.sampled_frames(m) is not None
+        kernel = FRAME_CONVOLUTION if sampled else convolution(len(config.patch_size[m]))
+        if config.n_cls:
+            entries.append(Entry(f"embed.{m}.cls_token", (cls_path(m, config),), SAME))
         entries += [
-            Entry(f"embed.{m}.cls_token", (cls_path(m, config),), SAME),
             Entry(f"embed.{m}.pos_embed", (positions,), SAME),
             *dense_entries(f"embed.{m}.proj", f"embedding{suffix}", kernel),
         ]
@@ -80,30 +86,50 @@ def scenic_shapes(config: MBTConfig) -> dict[str, Shape]:
     return flax_shapes(parameter_table(config), expected_shapes(config))
 
 
-def scenic_to_torch(params: "Mapping[str, np.ndarray]", config: MBTConfig) -> dict[str, Tensor]:
+def scenic_to_torch(params: "Mapping[str, Array]", config: MBTConfig) -> dict[str, Tensor]:
     """Convert official parameters to the state dict of ``MBT(config)``, exactly.
 
     Args:
         params: Arrays by official path, e.g. ``"Transformer/encoder_norm/scale"``. With
             ``use_bottleneck`` and one modality the official code makes a ``bottleneck`` that it
-            never uses: it is dropped where ``config`` has one modality, and only there.
+            never uses: it is dropped where ``config`` has one modality, and only there. Those of
+            the AV-MAE fork are renamed, and its sines become positions.
         config: The model, see ``MBTConfig.from_scenic``.
 
     Returns:
-        Contiguous CPU tensors with memory of their own and the dtype of the arrays.
+        Contiguous CPU tensors with memory of their own and the dtype of the arrays, which for
+        bfloat16 and 8-bit floats are tensors too.
 
     Raises:
         CheckpointError: Entries are missing, unexpected, misshapen, or not floating point.
     """
+    if is_av_mae(params):
+        params = with_official_names(params, config)
     unused = (_BOTTLENECK,) if len(config.modalities) == 1 else ()
     params = {path: array for path, array in params.items() if path not in unused}
+    _check_classifier(params, config)
     check_shapes(params, scenic_shapes(config), "the scenic parameters do not fit the config")
     return to_torch(parameter_table(config), to_tensors(params))
 
 
+def _check_classifier(params: "Mapping[str, Any]", config: MBTConfig) -> None:
+    """Say which head is meant before a list of missing or unexpected CLS tokens does."""
+    cls = [path for path in sorted(params) if path.startswith("cls") and "/" not in path]
+    if cls and not config.n_cls:
+        raise CheckpointError(
+            f"classifier must be 'token' for weights with {' and '.join(cls)}, "
+            f"got {config.classifier!r}"
+        )
+    if config.n_cls and not cls and any(path.startswith("embedding") for path in params):
+        raise CheckpointError(
+            "classifier must be 'gap' or 'gap_per_modality' for weights without a CLS token, "
+            "got 'token'"
+        )
+
+
 def torch_to_scenic(
     state_dict: "Mapping[str, Tensor | None]", config: MBTConfig
-) -> "dict[str, np.ndarray]":
+) -> "dict[str, Array]":
     """Convert a state dict, or gradients by the same names, to official parameters, exactly.
 
     Args:
@@ -112,10 +138,10 @@ def torch_to_scenic(
         config: The model.
 
     Returns:
-        Arrays by official path, in the dtype of the tensors.
+        Arrays by official path, in the dtype of the tensors; tensors for bfloat16.
 
     Raises:
-        CheckpointError: Entries are missing, unexpected, misshapen, or of a dtype that numpy lacks.
+        CheckpointError: Entries are missing, unexpected, misshapen, or not floating point.
     """
     shapes = expected_shapes(config)
     tensors = _without_none(state_dict, shapes)
@@ -134,7 +160,7 @@ def _without_none(
     }
 
 
-def load_scenic(path: "str | PathLike[str]") -> "dict[str, np.ndarray]":
+def load_scenic(path: "str | PathLike[str]") -> "dict[str, Array]":
     """Read the parameters of an official checkpoint.
 
     Args:
@@ -142,12 +168,14 @@ def load_scenic(path: "str | PathLike[str]") -> "dict[str, np.ndarray]":
             checkpoints), ``optimizer/target/params`` or ``params``.
 
     Returns:
-        Arrays by path, without a leading ``params/``; read-only views of the file's bytes.
+        Arrays by path, without a leading ``params/``; read-only views of the file's bytes, or
+        tensors where numpy lacks the dtype.
 
     Raises:
         CheckpointError: The file is not such a container, or holds no parameters.
         OSError: The file cannot be read.
     """
+    check_not_orbax(Path(path))
     try:
         tree = unpack(Path(path).read_bytes())
         return _flattened(_parameters(tree))
@@ -165,14 +193,14 @@ def _parameters(tree: Any) -> Mapping[str, Any]:
     if isinstance(found, Mapping) and isinstance(found.get("params"), Mapping):
         found = found["params"]
     if not isinstance(found, Mapping) or not found:
-        keys = ", ".join(sorted(map(str, tree))) or "nothing"
+        keys = shortened(tree) or "nothing"
         raise CheckpointError(
             f"a checkpoint must hold optimizer/target or params, got top-level keys: {keys}"
         )
     return found
 
 
-def _flattened(tree: Mapping[str, Any]) -> "dict[str, np.ndarray]":
+def _flattened(tree: Mapping[str, Any]) -> "dict[str, Array]":
     """Leaves of nested mappings, their path joined by slashes."""
     flat = {}
     pending = [("", tree)]
@@ -184,14 +212,14 @@ def _flattened(tree: Mapping[str, Any]) -> "dict[str, np.ndarray]":
                 pending.append((f"{path}/", value))
             elif hasattr(value, "shape"):
                 flat[path] = value
+            elif isinstance(value, Unreadable):
+                raise CheckpointError(f"{path}: {value.reason}")
             else:
                 raise CheckpointError(f"{path} must be an array, got {type(value).__name__}")
     return flat
 
 
-def save_scenic(
-    params: "Mapping[str, np.ndarray]", path: "str | PathLike[str]", step: int = 0
-) -> None:
+def save_scenic(params: "Mapping[str, Array]", path: "str | PathLike[str]", step: int = 0) -> None:
     """Write parameters as a checkpoint that the official code restores, momentum at zero.
 
     Args:
@@ -204,7 +232,10 @@ def save_scenic(
     """
     import numpy as np
 
-    momentum = {f"{name}/momentum": np.zeros_like(array) for name, array in params.items()}
+    momentum = {
+        f"{name}/momentum": torch.zeros_like(a) if isinstance(a, Tensor) else np.zeros_like(a)
+        for name, a in params.items()
+    }
     tree = {
         "accum_train_time": 0,
         "global_step": np.int32(step),

@@ -43,7 +43,8 @@ def expected_shapes(config: MBTConfig) -> dict[str, Shape]:
     """Names and shapes of the state dict of ``MBT(config)``.
 
     Args:
-        config: The model; ``bottleneck_tokens`` exists only where ``config.n_slots > 0``.
+        config: The model; ``bottleneck_tokens`` exists only where ``config.n_slots > 0``, and CLS
+            tokens only where the head reads them.
 
     Returns:
         One entry for each tensor of the state dict.
@@ -51,7 +52,8 @@ def expected_shapes(config: MBTConfig) -> dict[str, Shape]:
     width = config.hidden_size
     shapes: dict[str, Shape] = {}
     for m in config.modalities:
-        shapes[f"embed.{m}.cls_token"] = (1, 1, width)
+        if config.n_cls:
+            shapes[f"embed.{m}.cls_token"] = (1, 1, width)
         shapes[f"embed.{m}.pos_embed"] = (1, config.n_tokens(m), width)
         shapes[f"embed.{m}.proj.weight"] = (width, 3, *config.patch_size[m])
         shapes[f"embed.{m}.proj.bias"] = (width,)
@@ -111,7 +113,7 @@ def check_shapes(found: Mapping[str, Any], expected: Mapping[str, Shape], what: 
         "unexpected": found.keys() - expected.keys(),
         "misshapen": misshapen,
     }
-    reasons = [f"{kind} {_shortened(names)}" for kind, names in problems.items() if names]
+    reasons = [f"{kind} {shortened(names)}" for kind, names in problems.items() if names]
     if reasons:
         raise CheckpointError(f"{what}: {'; '.join(reasons)}")
 
@@ -132,19 +134,45 @@ def check_dtypes(tensors: Mapping[str, Tensor], what: str) -> None:
     wrong = [f"{n} ({kinds[n]})" for n, t in tensors.items() if t.dtype not in _FLOATING]
     if wrong:
         allowed = ", ".join(map(_dtype_name, _FLOATING))
-        raise CheckpointError(f"{what}: dtypes must be one of {allowed}, got {_shortened(wrong)}")
+        raise CheckpointError(f"{what}: dtypes must be one of {allowed}, got {shortened(wrong)}")
     counts = Counter(kinds.values())
     if len(counts) > 1:
         usual = counts.most_common(1)[0][0]
         odd = [f"{name} ({kind})" for name, kind in kinds.items() if kind != usual]
-        raise CheckpointError(f"{what}: all must be {usual} like most, got {_shortened(odd)}")
+        raise CheckpointError(f"{what}: all must be {usual} like most, got {shortened(odd)}")
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors in one dtype; as they are without ``dtype``.
+
+    Raises:
+        CheckpointError: Tensors are not floating point, or hold numbers beyond ``dtype``'s range.
+    """
+    if dtype is None:
+        return dict(tensors)
+    wrong = [
+        f"{n} ({_dtype_name(t.dtype)})" for n, t in tensors.items() if not t.is_floating_point()
+    ]
+    if wrong:
+        raise CheckpointError(f"what is cast must be floating point, got {shortened(wrong)}")
+    narrow = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    beyond = [
+        name
+        for name, tensor in tensors.items()
+        if not torch.equal(narrow[name].isfinite(), tensor.to(torch.float64).isfinite())
+    ]
+    if beyond:
+        raise CheckpointError(
+            f"weights must be in the range of {_dtype_name(dtype)}, got more in {shortened(beyond)}"
+        )
+    return narrow
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _shortened(names: Iterable[str]) -> str:
+def shortened(names: Iterable[str]) -> str:
     """The first few names in order, and how many there are if that is not all."""
     ordered = sorted(map(str, names))
     shown = ", ".join(ordered[:_NAMES_SHOWN])

@@ -10,13 +10,15 @@ from mbt_fast.checkpoint.pretrained import STAMP
 from mbt_fast.config import MBTConfig, check_sizes
 from mbt_fast.errors import InputError
 from mbt_fast.models.registry import config_for
-from mbt_fast.scenic_config import input_sizes, modalities_of
+from mbt_fast.scenic_config import SCENIC_KEYS, input_sizes, modalities_of
 
 _EXAMPLE_SIZES = {"rgb": (32, 224, 224), "spectrogram": (800, 128)}  # the released checkpoints'
 
 
 def config_from_flags(args: argparse.Namespace) -> MBTConfig | None:
     """The config that ``--model`` or ``--config`` name, changed by ``--set``; ``None`` without.
+
+    Of an official config ``--set`` changes official keys too, such as ``attention_dropout_rate``.
 
     Raises:
         InputError: The file is malformed, or does not tell a size of the input.
@@ -65,6 +67,9 @@ def _read_config(path: Path, overrides: dict[str, Any]) -> MBTConfig:
 
 
 def _from_scenic(path: Path, values: dict[str, Any], overrides: dict[str, Any]) -> MBTConfig:
+    """Official keys are changed before they are translated, for their check may need the change."""
+    values |= {key: value for key, value in overrides.items() if key in SCENIC_KEYS}
+    overrides = {key: value for key, value in overrides.items() if key not in SCENIC_KEYS}
     modalities = modalities_of(values)
     check_sizes(overrides, modalities)
     sizes = {**input_sizes(values), **overrides.get("input_size", {})}

@@ -69,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("sigmoid", "softmax"),
         help="default: as the run was trained, or sigmoid",
     )
+    parser.add_argument(
+        "--errors",
+        choices=("strict", "tolerate"),
+        default="tolerate",
+        help="what to do with a damaged clip: refuse it, or skip its damaged packets and say how "
+        "many (default: tolerate)",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
     parser.add_argument(
         "--explain",
@@ -91,7 +98,9 @@ def run(args: argparse.Namespace) -> int:
     trained = {} if random else read_state(args.checkpoint)
     transform = _transform(model.config, args, trained.get("front_end", {}))
     labels = _labels(args.labels, model.config.num_classes, trained.get("labels"))
-    activation = args.activation or _activation(trained.get("config", {}))
+    settings = trained.get("config", {})
+    activation = args.activation or _activation(settings)
+    masks = settings.get("data.mask_padding", False)
     model.eval().to(device)
     notes = notes_on(model, transform, of_run=bool(trained))
     if random:
@@ -100,10 +109,12 @@ def run(args: argparse.Namespace) -> int:
         tqdm.write(note)
 
     def predict(path: str) -> dict[str, Any]:
-        clip = load_clip(path, transform, n_views=args.views)
-        record = predict_clip(model, clip, labels, top=args.top, activation=activation)
+        clip = load_clip(path, transform, n_views=args.views, errors=args.errors)
+        options = {"top": args.top, "activation": activation, "mask_padding": masks}
+        record = predict_clip(model, clip, labels, **options)
         if explainer is not None:
-            record["pictures"] = [str(file) for file in explainer.write(model, clip, record)]
+            files = explainer.write(model, clip, record, mask_padding=masks)
+            record["pictures"] = [str(file) for file in files]
         return record
 
     report: dict[str, Any] = {
@@ -157,9 +168,9 @@ def _labels(path: str | None, num_classes: int, trained: list[str] | None) -> li
     return trained or [str(index) for index in range(num_classes)]
 
 
-def _activation(trained: Mapping[str, Any]) -> str:
+def _activation(settings: Mapping[str, Any]) -> str:
     """Classes of a clip exclude one another, but for those of a task with many labels."""
-    return "sigmoid" if trained.get("train.task", "multilabel") == "multilabel" else "softmax"
+    return "sigmoid" if settings.get("train.task", "multilabel") == "multilabel" else "softmax"
 
 
 def _positive(text: str) -> int:

@@ -76,12 +76,14 @@ def predict_clip(
     *,
     top: int,
     activation: str,
+    mask_padding: bool = False,
 ) -> dict[str, Any]:
     """Facts about a clip, and its most probable classes, as plain data.
 
     A probability that is NaN is ``None``, for JSON knows no NaN, and ranks last.
     """
-    probabilities = _probabilities(model, clip, activation, ClassIndex(labels).n_verbs)
+    logits = _logits(model, clip, mask_padding)
+    probabilities = _probabilities(logits, activation, ClassIndex(labels).n_verbs)
     undefined = probabilities.isnan()
     ranked = probabilities.masked_fill(undefined, -1).topk(min(top, len(labels))).indices
     return {
@@ -90,6 +92,8 @@ def predict_clip(
         "streams": dict(clip.formats),
         "absent": [m for m in model.config.modalities if m not in clip.inputs],
         "views": clip.n_views,
+        "skipped": clip.skipped,
+        "faults": list(clip.faults),
         "undefined": int(undefined.sum()),
         "classes": [
             {
@@ -102,19 +106,20 @@ def predict_clip(
     }
 
 
-def _probabilities(model: Model, clip: Clip, activation: str, n_verbs: int) -> Tensor:
-    """Probability of each class; logits are averaged over the views, as in the paper.
-
-    The verbs, which come first, have a softmax of their own, and so have the nouns after them.
-    """
+def _logits(model: Model, clip: Clip, mask_padding: bool) -> Tensor:
+    """Logits ``[K]`` of a clip, averaged over its views, as in the paper."""
     weight = next(model.head.parameters())
     inputs = {m: view.to(weight.device, weight.dtype) for m, view in clip.inputs.items()}
+    lengths = {m: length.to(weight.device) for m, length in clip.lengths.items()}
     with torch.inference_mode():
-        logits = model(inputs).float().mean(0)
-        if activation == "sigmoid":
-            return logits.sigmoid()
-        parts = (logits[:n_verbs], logits[n_verbs:])
-        return torch.cat([part.softmax(-1) for part in parts])
+        return model(inputs, lengths if mask_padding else None).float().mean(0)
+
+
+def _probabilities(logits: Tensor, activation: str, n_verbs: int) -> Tensor:
+    """Probability of each class. Verbs, which come first, and nouns have a softmax each."""
+    if activation == "sigmoid":
+        return logits.sigmoid()
+    return torch.cat([part.softmax(-1) for part in (logits[:n_verbs], logits[n_verbs:])])
 
 
 def table(record: dict[str, Any]) -> str:
@@ -128,6 +133,10 @@ def table(record: dict[str, Any]) -> str:
         f"  uses {' and '.join(streams)}",
         *(f"  {modality} is absent" for modality in record["absent"]),
     ]
+    if record["skipped"]:
+        packets = f"packet{'s' * (record['skipped'] > 1)}"
+        lines.append(f"  damaged: {record['skipped']} {packets} skipped")
+    lines += [f"  damaged: {fault}" for fault in record["faults"]]
     if record["undefined"]:
         lines.append(f"  classes without a probability, for it is NaN: {record['undefined']}")
     rows = [

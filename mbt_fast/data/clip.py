@@ -39,6 +39,7 @@ class Clip:
             of the clip; what follows is padding. 0 if all of a view is. Empty if the transform has
             no ``patch_size``.
         skipped: Damaged packets that were left out.
+        faults: What else was tolerated, such as a file that is cut off, in words.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Clip:
     starts: Mapping[str, tuple[float, ...]]
     lengths: Mapping[str, Tensor]
     skipped: int = 0
+    faults: tuple[str, ...] = ()
 
     @property
     def n_views(self) -> int:
@@ -94,12 +96,11 @@ def load_clip(
     """
     positions = view_positions(n_views)
     _check_options(start, end, pixels, errors)
-    source = _probe(path, transform, whole=end is None, errors=errors)
-    segment = _segment(source, start, end)
-    windows = _windows(source, transform)
-    lengths = {modality: window.seconds for modality, window in windows.items()}
-    starts = window_starts(segment.duration, lengths, positions)
-    return _read(source, transform, segment, starts, pixels=pixels, errors=errors)
+    with Media(path) as media:
+        source = _probe(media, transform, whole=end is None, errors=errors)
+        segment = _segment(source, start, end)
+        starts = _starts(source, transform, segment, positions)
+        return _read(source, transform, segment, starts, pixels=pixels, errors=errors)
 
 
 def read_window(
@@ -117,8 +118,8 @@ def read_window(
 
     The file is opened, searched for the key frame before the window, decoded up to the window's
     end, and closed. So the cost does not grow with the file, but for formats that do not tell how
-    long they last (MP3, raw streams): their packets are read, not decoded, if ``end`` is ``None``.
-    It also means that damage elsewhere stays unknown; ``load_clip`` sees the whole file.
+    long they last (MP3, raw streams): their packets are read, though not decoded. It also means
+    that damage elsewhere stays unknown; ``load_clip`` sees the whole file.
 
     >>> clip = read_window("clip.mp4", transform, position=random())  # doctest: +SKIP
 
@@ -143,24 +144,23 @@ def read_window(
     if not 0 <= position <= 1:
         raise ValueError(f"position must be in [0, 1], got {position}")
     _check_options(start, end, pixels, errors)
-    source = _probe(path, transform, whole=False, errors=errors)
-    segment = _segment(source, start, end)
-    windows = _windows(source, transform)
-    lengths = {modality: window.seconds for modality, window in windows.items()}
-    starts = window_starts(segment.duration, lengths, [Fraction(position)])
-    circular = transform.circular_sound and len(starts) == len(KIND)
-    if circular:
-        starts["spectrogram"] = starts["rgb"]
-    return _read(
-        source,
-        transform,
-        segment,
-        starts,
-        circular=circular,
-        crop=crop,
-        pixels=pixels,
-        errors=errors,
-    )
+    with Media(path) as media:
+        source = _probe(media, transform, whole=False, errors=errors)
+        segment = _segment(source, start, end)
+        starts = _starts(source, transform, segment, [Fraction(position)])
+        circular = transform.circular_sound and len(starts) == len(KIND)
+        if circular:
+            starts["spectrogram"] = starts["rgb"]
+        return _read(
+            source,
+            transform,
+            segment,
+            starts,
+            circular=circular,
+            crop=crop,
+            pixels=pixels,
+            errors=errors,
+        )
 
 
 def _check_options(start: float | None, end: float | None, pixels: str, errors: str) -> None:
@@ -174,9 +174,9 @@ def _check_options(start: float | None, end: float | None, pixels: str, errors: 
             raise ValueError(f"{option} must be one of {', '.join(known)}, got {given!r}")
 
 
-def _probe(path: MediaFile, transform: ClipTransform, *, whole: bool, errors: str) -> Source:
+def _probe(media: Media, transform: ClipTransform, *, whole: bool, errors: str) -> Source:
     kinds = [KIND[modality] for modality in transform.windows]
-    return probe(Media(path), kinds, whole=whole, tolerate=errors == "tolerate")
+    return probe(media, kinds, whole=whole, tolerate=errors == "tolerate")
 
 
 def _segment(source: Source, start: float | None, end: float | None) -> Segment:
@@ -189,6 +189,14 @@ def _segment(source: Source, start: float | None, end: float | None) -> Segment:
         )
     stop = source.duration if end is None else min(Fraction(end), source.duration)
     return Segment(source.start + begin, source.start + stop)
+
+
+def _starts(
+    source: Source, transform: ClipTransform, segment: Segment, positions: Sequence[Fraction]
+) -> dict[str, list[Fraction]]:
+    windows = _windows(source, transform)
+    lengths = {modality: window.seconds for modality, window in windows.items()}
+    return window_starts(segment.duration, lengths, positions)
 
 
 def _windows(source: Source, transform: ClipTransform) -> dict[str, VideoWindow | AudioWindow]:
@@ -210,26 +218,30 @@ def _read(
     name, tolerate = source.media.name, errors == "tolerate"
     inputs: dict[str, Tensor] = {}
     valid: dict[str, list[int]] = {}
+    windows = _windows(source, transform)
     with Decoder(source, tolerate=tolerate) as decoder:
-        for modality, window in _windows(source, transform).items():
+        # Sound first: its beginning can be read of a file just opened only.
+        for modality in sorted(windows, key=KIND.__getitem__):
+            window, kind = windows[modality], KIND[modality]
             begins = [segment.start + start for start in starts[modality]]
             wrap = transform.short == "loop" and segment.duration < window.seconds
-            collector: VideoCollector | AudioCollector
-            if isinstance(window, VideoWindow):
-                collector = VideoCollector(window, begins, segment, wrap=wrap, crop=crop)
-            else:
-                collector = AudioCollector(window, begins, segment, wrap=wrap or circular)
-            with as_clip_error(name, f"its {KIND[modality]} cannot be read"):
-                _fill(collector, decoder, KIND[modality])
-                view = collector.finish()
-            if view is not None:
-                inputs[modality], valid[modality] = view, collector.valid()
+            with as_clip_error(name, f"its {kind} cannot be read"):
+                collector: VideoCollector | AudioCollector
+                if isinstance(window, VideoWindow):
+                    collector = VideoCollector(window, begins, segment, wrap=wrap, crop=crop)
+                else:
+                    collector = AudioCollector(window, begins, segment, wrap=wrap or circular)
+                _fill(collector, decoder, kind)
+                views = collector.finish()
+            if views is not None:
+                inputs[modality], valid[modality] = views, collector.valid()
             elif not tolerate:
-                raise ClipError(f"{name}: no {KIND[modality]} could be decoded")
+                raise ClipError(f"{name}: no {kind} could be decoded")
     if not all(map(any, zip(*valid.values(), strict=True))) or not inputs:
         raise ClipError(f"{name}: a window holds nothing that can be decoded")
     if "rgb" in inputs and pixels == "float32":
         inputs["rgb"] = inputs["rgb"].float() / 127.5 - 1
+    inputs = {modality: inputs[modality] for modality in windows if modality in inputs}
     origin = segment.start - source.start
     return Clip(
         path=name,
@@ -240,6 +252,7 @@ def _read(
         starts={m: tuple(float(origin + start) for start in starts[m]) for m in inputs},
         lengths=_lengths(transform, valid),
         skipped=decoder.skipped,
+        faults=source.faults,
     )
 
 

@@ -9,8 +9,9 @@ from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from mbt_fast.data.media import as_clip_error, reason
-from mbt_fast.data.probe import Source, check_reached, to_seconds
+from mbt_fast.data.measure import check_reached, is_one_of
+from mbt_fast.data.media import packets, reason, to_seconds
+from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ _FURTHER_BACK = Fraction(10)
 _MOST_FAILURES = 1000  # reads that fail one after the other; then nothing more will come
 
 
+class _CannotSeekError(Exception):
+    """The file has to be read from its beginning."""
+
+
 class Decoder:
     """Decodes the chosen streams of a file, one at a time, from any time on.
 
@@ -41,6 +46,7 @@ class Decoder:
         self._source = source
         self._tolerate = tolerate
         self._container: InputContainer | None = None
+        self._untouched = True
 
     def __enter__(self) -> "Decoder":
         """Be closed at the end of a block."""
@@ -71,16 +77,21 @@ class Decoder:
         Raises:
             ClipError: The data is damaged, or ends before the header says.
         """
+        damaged = False
         for target in self._targets(kind, begin):
             skipped = self.skipped
             frames = self._decode(kind, target)
+            first = None
             try:
                 first = next(frames, None)
+            except _CannotSeekError:
+                pass
             except ClipError:
-                if target is None:
+                if damaged or target is None:  # from further back it would be met again
                     raise
-                first = None
-            if target is None or (first is not None and first[0] <= begin):
+                damaged = True
+            latest = max(begin, self._source.starts[kind])
+            if target is None or (first is not None and first[0] <= latest):
                 if first is not None:
                     yield first
                 yield from frames
@@ -89,45 +100,56 @@ class Decoder:
 
     def _targets(self, kind: str, begin: Fraction) -> Iterator[Fraction | None]:
         """Times to try to seek to, one after the other; ``None`` is the beginning of the file."""
+        start = self._source.starts[kind]
         near = begin - WARM_UP if kind == "audio" else begin
         for target in (near, near - _FURTHER_BACK):
-            if target > self._source.starts[kind]:
+            if target > start:
                 yield target
+        if kind == "video" and near <= start and not self._untouched:
+            yield start  # sound cannot go back so: how much of it to drop is told on opening
         yield None
 
     def _decode(self, kind: str, target: Fraction | None) -> "Iterator[tuple[Fraction, Frame]]":
         """Decode to the end of the stream from where a seek to ``target`` lands."""
         import av
 
-        name = self._source.media.name
-        # Behind a seek a frame without a timestamp could lie anywhere.
-        last = end = self._source.start if target is None else None
+        time = before = None
         for packet in self._packets(kind, target):
-            for frame in self._frames_of(packet, end):
+            for frame in self._frames_of(packet, time):
                 if not isinstance(frame, (av.VideoFrame, av.AudioFrame)):
                     continue
-                with as_clip_error(name, "its timestamps are damaged"):
-                    stamp = to_seconds(frame.pts, frame.time_base)
-                    time = end if stamp is None else stamp
-                    if time is None:
-                        return
-                    last = time if last is None else max(last, time)
-                    end = last + duration(frame)
-                yield last, frame
+                stamp = to_seconds(frame.pts, frame.time_base)
+                if stamp is None and time is not None and before is not None:
+                    stamp = time + duration(before)
+                elif stamp is None and target is None:
+                    stamp = self._source.start
+                elif stamp is None:
+                    return  # behind a seek it could lie anywhere
+                time, before = stamp if time is None else max(time, stamp), frame
+                yield time, frame
+        reached = target if time is None or before is None else time + duration(before)
+        self._check_end(kind, reached or self._source.start)
+
+    def _check_end(self, kind: str, reached: Fraction) -> None:
+        """Refuse a stream whose frames end long before the header says: at ``reached``, or before.
+
+        Raises:
+            ClipError: It does.
+        """
         stated = self._source.stated.get(kind)
-        if stated is not None and not self._tolerate:
+        if stated is not None:
             zero = self._source.start
-            check_reached(name, kind, (end or zero) - zero, stated - zero)
+            check_reached(self._source.media.name, kind, reached - zero, stated - zero)
 
     def _packets(self, kind: str, target: Fraction | None) -> "Iterator[Packet]":
         name = self._source.media.name
         container = self._open_at(kind, target)
         stream = container.streams[self._source.streams[kind]]
-        packets = container.demux(stream)
+        found = packets(container, stream)
         failures = 0
         while failures < _MOST_FAILURES:
             try:
-                packet = next(packets)
+                packet = next(found)
             except StopIteration:
                 return
             except Exception as error:
@@ -135,36 +157,46 @@ class Decoder:
                     raise ClipError(f"{name}: damaged ({reason(error)})") from error
                 self.skipped += failures == 0  # one place, however often it is tried
                 failures += 1
-                packets = container.demux(stream)
+                found = packets(container, stream)
             else:
                 failures = 0
                 yield packet
 
-    def _frames_of(self, packet: "Packet", end: Fraction | None) -> "Sequence[Frame]":
+    def _frames_of(self, packet: "Packet", time: Fraction | None) -> "Sequence[Frame]":
         try:
             return packet.decode()
         except Exception as error:
             if self._tolerate:
                 self.skipped += 1
                 return []
-            reached = "" if end is None else f" past {float(end - self._source.start):.2f} s"
+            reached = "" if time is None else f" past {float(time - self._source.start):.2f} s"
             raise ClipError(
                 f"{self._source.media.name}: damaged, cannot be decoded{reached} ({reason(error)})"
             ) from error
 
     def _open_at(self, kind: str, target: Fraction | None) -> "InputContainer":
         """The container where a seek to ``target`` lands, or at its beginning."""
-        if self._container is None or target is None:
+        if self._container is None or (target is None and not self._untouched):
             self._close()
             self._container = self._source.media.open()
             for index in self._source.streams.values():
                 self._container.streams[index].codec_context.thread_count = 1
+        self._untouched = False
         if target is not None:
-            stream = self._container.streams[self._source.streams[kind]]
-            with as_clip_error(self._source.media.name, "cannot seek"):
-                tick = to_seconds(1, stream.time_base) or Fraction(0)
-                self._container.seek(int(target / tick), stream=stream)
+            try:
+                self._seek(self._container, kind, target)
+            except Exception as error:
+                raise _CannotSeekError from error
         return self._container
+
+    def _seek(self, container: "InputContainer", kind: str, target: Fraction) -> None:
+        if kind == "audio" and is_one_of(container, ("matroska",)):
+            # Its index lists the video only: by the sound, all that comes before would be read.
+            container.seek(int(target * 1_000_000))
+            return
+        stream = container.streams[self._source.streams[kind]]
+        tick = to_seconds(1, stream.time_base) or Fraction(0)
+        container.seek(int(target / tick), stream=stream)
 
     def _close(self) -> None:
         if self._container is not None:

@@ -66,14 +66,16 @@ class ClipWriter:
         trace: TracebackType | None,
     ) -> None:
         """Write what the encoders hold back, and the index."""
-        if kind is None:
-            for stream in (self._video, self._audio):
-                if stream is not None:
-                    self._container.mux(stream.encode(None))
-        self._container.close()
+        try:
+            if kind is None:
+                for stream in (self._video, self._audio):
+                    if stream is not None:
+                        self._container.mux(stream.encode(None))
+        finally:
+            self._container.close()
 
     def begin(self, size: tuple[int, int] | None, sound: bool) -> None:
-        """Say what will come, before it comes.
+        """Make the streams, before anything is added.
 
         Args:
             size: Width and height of the pictures, both even; ``None`` for none.
@@ -89,9 +91,10 @@ class ClipWriter:
             context.gop_size = self._key_frames
             context.time_base = Fraction(1, _TICKS)
             context.thread_count = 1
-            # Without these, mp4 states lengths truly, and a decoder gives each picture at once.
+            # Pictures in the order of time: a decoder gives each at once, and mp4 states how long
+            # the last one is.
             context.max_b_frames = 0
-            context.flags |= Flags.frame_duration  # else the last picture lasts 1/25 s
+            context.flags |= Flags.frame_duration
             context.colorspace, context.color_range = _BT601, _LIMITED  # as swscale makes it
         if sound:
             self._audio = self._container.add_stream(

@@ -3,13 +3,17 @@
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from mbt_fast.errors import ClipError
 
 if TYPE_CHECKING:
+    from av import Packet
     from av.container import InputContainer
+    from av.rational import AVRational
+    from av.stream import Stream
 
 MediaFile: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 
@@ -18,10 +22,10 @@ _NO_METADATA_ERRORS = 19  # PyAV from this version on always replaces what is no
 
 
 class Media:
-    """A media file that can be opened several times.
+    """A media file that can be opened several times, one time after the other.
 
     A file object is read from its beginning. One that cannot seek is read into memory. Neither it
-    nor any other object of the caller is closed.
+    nor any other object of the caller is closed. As a context, it closes what ``keep`` keeps.
 
     Args:
         given: A path, the content of a file, or a binary file object.
@@ -33,6 +37,7 @@ class Media:
     def __init__(self, given: MediaFile) -> None:
         """Name the file and check that there is something to read."""
         self._file: BinaryIO | None = None
+        self._kept: InputContainer | None = None
         if isinstance(given, (bytes, bytearray, memoryview)):
             self.name = f"<{len(given)} bytes>"
             self._file = io.BytesIO(given)
@@ -45,6 +50,16 @@ class Media:
                 self._file = given if given.seekable() else io.BytesIO(given.read())
         if self.size == 0:
             raise ClipError(f"{self.name}: the file is empty")
+
+    def __enter__(self) -> "Media":
+        """Close, at the end of a block, what is kept open."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close what is kept open."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     @property
     def size(self) -> int:
@@ -63,12 +78,16 @@ class Media:
         return self._file.read(size)
 
     def open(self) -> "InputContainer":
-        """Open it with FFmpeg; the caller closes the container.
+        """Open it with FFmpeg; the caller closes the container, or gives it to ``keep``.
 
         Raises:
             ClipError: It is not a media file.
         """
         import av
+
+        if self._kept is not None:
+            container, self._kept = self._kept, None
+            return container
 
         options: dict[str, Any] = {}
         if int(av.__version__.split(".")[0]) < _NO_METADATA_ERRORS:
@@ -84,6 +103,13 @@ class Media:
             container.close()
             raise ClipError(f"{self.name}: not a readable media file (it is text)")
         return container
+
+    def keep(self, container: "InputContainer") -> None:
+        """Keep a container of which nothing has been read for the next ``open``.
+
+        Opening is dear: FFmpeg decodes a frame to know the format.
+        """
+        self._kept = container
 
 
 @contextmanager
@@ -106,6 +132,20 @@ def as_clip_error(name: str, problem: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ClipError(f"{name}: {problem} ({reason(error)})") from error
+
+
+def packets(container: "InputContainer", *streams: "Stream") -> "Iterator[Packet]":
+    """The packets of some streams, or of all, and at last one without data for each.
+
+    PyAV ends with an ``IndexError`` where a stream joined after it had read the header.
+    """
+    with suppress(IndexError):
+        yield from container.demux(*streams)
+
+
+def to_seconds(stamp: int | None, base: "Fraction | AVRational | None") -> Fraction | None:
+    """A timestamp in seconds, or ``None`` where the file has none."""
+    return None if stamp is None or not base else cast("Fraction", stamp * base)
 
 
 def reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ Beside it lies an index with the place of each clip, which is written last: a sh
 whole, and is not made again.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -46,9 +47,11 @@ class Shard:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What the shard is made of; another one needs another shard."""
+        """What the shard is made of, and how; with another origin it must be made again."""
+        entries = "\n".join(repr(self.manifest[row]) for row in self.rows)
         rows = [self.rows.start, self.rows.stop]
-        return {"manifest": self.manifest.hash, "rows": rows, "recipe": asdict(self.recipe)}
+        hash_of_rows = hashlib.sha256(entries.encode()).hexdigest()
+        return {"rows": rows, "hash_of_rows": hash_of_rows, "recipe": asdict(self.recipe)}
 
     def read_index(self) -> dict[str, Any] | None:
         """The index, if the shard is whole.

@@ -71,6 +71,8 @@ def _read_csv(path: Path, file: Iterable[str]) -> Iterator[tuple[int, dict[str, 
         header = [name.strip() for name in next(reader, [])]
         if len(set(header)) != len(header):
             raise InputError(f"{path}: each column must have a name of its own, got {header}")
+        if header and "path" not in header:
+            raise InputError(f"{path}: the header must have the column 'path', got {header}")
         for cells in reader:
             if len(cells) == len(header):
                 yield reader.line_num, dict(zip(header, cells, strict=True))

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16000
 FRAMES_PER_SECOND = 100  # of a spectrogram
-_JITTER = Fraction(1, 100)  # seconds
+_JITTER = 0.01  # seconds
+_AT_ONCE = 8192  # samples to resample in one go
+_HIGHEST_RATE = 4_000_000  # a damaged file may state any
+_PLANES = 8  # PyAV reads beyond the pointers of so many planes; packed samples have one
 
 
 @dataclass(frozen=True)
@@ -172,60 +175,83 @@ class MonoSound:
         self.came = False
         self.position = 0  # behind the last sample that was given out
         self._form: tuple[str, str, int] | None = None  # of the current run
-        self._next = Fraction(0)  # when the current run goes on
+        self._next = 0  # the sample, at the rate of the file, that would go on with the run
+        self._waiting: list[Tensor] = []  # samples of the run, at the rate of the file
+        self._n_waiting = 0
         self._packer: AudioResampler | None = None
         self._resampler: AudioResampler | None = None
 
     def push(self, time: Fraction, frame: "AudioFrame") -> "Iterator[tuple[int, Tensor]]":
         """Take a frame that starts at ``time``; give samples with the index of the first one."""
         self.came = True
-        form = (frame.format.name, frame.layout.name, frame.sample_rate)
-        silence = 0
-        if form != self._form or abs(time - self._next) > _JITTER:
+        rate = frame.sample_rate
+        form = (frame.format.name, frame.layout.name, rate)
+        first = round(time * rate)
+        if form != self._form or abs(first - self._next) > rate * _JITTER:
             yield from self.flush()
-            silence = self._begin(time, form)
-        samples = torch.cat((torch.zeros(silence), self._mean(frame)))
-        self._next += Fraction(frame.samples, frame.sample_rate)
-        yield from self._place(self._resampled(samples))
+            self._begin(first, form)
+        self._wait(self._mean(frame))
+        self._next += frame.samples
+        if self._n_waiting >= _AT_ONCE:
+            yield from self._give()
 
     def flush(self) -> "Iterator[tuple[int, Tensor]]":
         """End the run; give what is held back."""
-        if self._resampler is not None:
-            yield from self._place(self._resampler.resample(None))
-        self._form = None
+        yield from self._give(last=True)
+        self._form = self._resampler = None
 
-    def _begin(self, time: Fraction, form: tuple[str, str, int]) -> int:
-        """Begin a run; the samples of silence before its first frame."""
+    def _wait(self, samples: Tensor) -> None:
+        self._waiting.append(samples)
+        self._n_waiting += len(samples)
+
+    def _give(self, last: bool = False) -> "Iterator[tuple[int, Tensor]]":
+        """Resample what waits, many frames at once: a frame of its own costs more than it holds."""
+        if self._waiting:
+            samples = torch.cat(self._waiting)
+            self._waiting, self._n_waiting = [], 0
+            yield from self._place(self._resampled(samples))
+        if last and self._resampler is not None:
+            yield from self._place(_samples(self._resampler.resample(None)))
+
+    def _place(self, samples: Tensor) -> "Iterator[tuple[int, Tensor]]":
+        yield self.position, samples
+        self.position += len(samples)
+
+    def _begin(self, first: int, form: tuple[str, str, int]) -> None:
+        """Begin a run with a sample, and with the silence before it."""
         from av import AudioResampler
 
         rate = form[2]
-        first = round(time * rate)
+        if not 0 < rate <= _HIGHEST_RATE:
+            raise ValueError(f"sample rate must be in [1, {_HIGHEST_RATE}], got {rate}")
         silence = first % (rate // gcd(rate, SAMPLE_RATE))
         self.position = (first - silence) * SAMPLE_RATE // rate
-        self._form, self._next = form, time
-        # Packed, because PyAV reads beyond the pointers of eight or more planes.
+        self._form, self._next = form, first
         self._packer = AudioResampler("flt")
-        self._resampler = AudioResampler("fltp", layout="mono", rate=SAMPLE_RATE)
-        return silence
+        if rate != SAMPLE_RATE:
+            self._resampler = AudioResampler("fltp", layout="mono", rate=SAMPLE_RATE)
+        self._wait(torch.zeros(silence))
 
     def _mean(self, frame: "AudioFrame") -> Tensor:
         """The mean of the channels; FFmpeg's downmix of equal channels is sqrt(2) too loud."""
+        channels = frame.layout.nb_channels
+        if frame.format.name == "fltp" and channels < _PLANES:
+            return torch.from_numpy(frame.to_ndarray()).mean(0)
         if self._packer is None:
             raise RuntimeError("a run must have begun")
         frame.pts = None
-        packed = [torch.from_numpy(f.to_ndarray()) for f in self._packer.resample(frame)]
-        return torch.cat(packed, 1).view(-1, frame.layout.nb_channels).mean(1)
+        packed = [torch.from_numpy(part.to_ndarray()) for part in self._packer.resample(frame)]
+        return torch.cat(packed, 1).view(-1, channels).mean(1)
 
-    def _resampled(self, samples: Tensor) -> "list[AudioFrame]":
+    def _resampled(self, samples: Tensor) -> Tensor:
         from av import AudioFrame
 
         if self._resampler is None or self._form is None:
-            raise RuntimeError("a run must have begun")
+            return samples
         mono = AudioFrame.from_ndarray(samples.numpy()[None], "fltp", "mono")
         mono.sample_rate = self._form[2]
-        return self._resampler.resample(mono)
+        return _samples(self._resampler.resample(mono))
 
-    def _place(self, frames: "list[AudioFrame]") -> "Iterator[tuple[int, Tensor]]":
-        for frame in frames:
-            yield self.position, torch.from_numpy(frame.to_ndarray()[0])
-            self.position += frame.samples
+
+def _samples(frames: "list[AudioFrame]") -> Tensor:
+    return torch.cat([torch.zeros(0), *(torch.from_numpy(f.to_ndarray()[0]) for f in frames)])

@@ -46,7 +46,7 @@ class SyntheticSet:
     """
 
     clips: int = 200
-    classes: int = 4
+    classes: int = 8
     seconds: float = 2.0
     val: float = 0.2
     broken: float = 0.0

@@ -179,10 +179,10 @@ def _number(row: Mapping[str, Any], name: str, kind: type) -> Any:
     if value is None or value == "":
         return None
     try:
-        number = kind(value)
-    except (TypeError, ValueError, OverflowError):
+        number = kind(str(value))
+    except ValueError:
         number = -1
-    if isinstance(value, bool) or not 0 <= number < math.inf:
+    if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
     return number
 

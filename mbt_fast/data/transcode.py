@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mbt_fast.data.decode import Decoder, duration
 from mbt_fast.data.encode import AUDIO_CODECS, ClipWriter
+from mbt_fast.data.examine import clip_of
 from mbt_fast.data.manifest import Entry
-from mbt_fast.data.media import Media
 from mbt_fast.data.pixels import Orientation
-from mbt_fast.data.probe import Source, probe
+from mbt_fast.data.probe import Source
 from mbt_fast.data.sound import SAMPLE_RATE, MonoSound
 from mbt_fast.data.windows import Segment
 from mbt_fast.errors import ClipError, InputError
@@ -22,7 +22,7 @@ from mbt_fast.errors import ClipError, InputError
 if TYPE_CHECKING:
     from av import AudioFrame, VideoFrame
 
-_INSTANT = Fraction(1, 1000)  # seconds, of a last picture that says nothing
+_INSTANT = Fraction(1, 1000)  # seconds; no picture is shorter
 _PIECE = SAMPLE_RATE  # samples that are written at a time, between pictures
 
 
@@ -73,30 +73,30 @@ def transcode(entry: Entry, recipe: Recipe) -> bytes:
         recipe: How to write it.
 
     Raises:
-        ClipError: The clip cannot be read whole.
+        ClipError: The clip cannot be read whole, or not be encoded.
+        InputError: FFmpeg lacks an encoder.
     """
-    source = probe(Media(entry.media), whole=entry.end is None)
-    start = source.start + Fraction(entry.start or 0)
-    end = source.end if entry.end is None else source.start + Fraction(entry.end)
-    segment = Segment(start, min(end, source.end))
-    if segment.duration <= 0:
-        length = float(source.duration)
-        raise ClipError(f"{source.media.name}: ends at {length:.2f} s, before the clip begins")
+    from av import FFmpegError
+
+    source, segment = clip_of(entry)
     sound = _sound(source, segment) if "audio" in source.streams else None
     file = io.BytesIO()
-    with ClipWriter(
-        file,
-        key_frames=recipe.key_frames,
-        audio_codec=recipe.audio_codec,
-        quality=recipe.quality,
-    ) as writer:
-        written = 0
-        if "video" in source.streams:
-            written = _write_pictures(writer, source, segment, recipe, sound)
-        else:
-            writer.begin(None, True)
-        if sound is not None:
-            _write_sound(writer, sound, written, len(sound))
+    try:
+        with ClipWriter(
+            file,
+            key_frames=recipe.key_frames,
+            audio_codec=recipe.audio_codec,
+            quality=recipe.quality,
+        ) as writer:
+            written = 0
+            if "video" in source.streams:
+                written = _write_pictures(writer, source, segment, recipe, sound)
+            else:
+                writer.begin(None, True)
+            if sound is not None:
+                _write_sound(writer, sound, written, len(sound))
+    except FFmpegError as error:
+        raise ClipError(f"{source.media.name}: cannot be encoded ({error.strerror})") from error
     return file.getvalue()
 
 
@@ -166,7 +166,7 @@ def _shown(
     last = Fraction(0)
     with Decoder(source) as decoder:
         for stamp, frame in decoder.frames("video", segment.start):
-            if stamp >= segment.end:
+            if stamp >= segment.end - _INSTANT:
                 break
             time = max(stamp - segment.start, Fraction(0))
             if held is not None and time > held[0] and _slot(held[0], fps) > slot:
@@ -179,8 +179,8 @@ def _shown(
 
 
 def _slot(time: Fraction, fps: float) -> int:
-    """The nearest tick of a clock; one picture is kept for each."""
-    return round(time * Fraction(fps))
+    """The last tick of a clock, of which each keeps one picture; rounded times may be early."""
+    return int(time * Fraction(fps) + Fraction(1, 10))
 
 
 def _upright(frame: "VideoFrame", short_side: int) -> tuple[Tensor, tuple[int, int]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast.data.decode import duration
-from mbt_fast.data.pixels import Crop, to_pixels
+from mbt_fast.data.pixels import Crop, planes
 from mbt_fast.data.windows import Segment, spans
 
 if TYPE_CHECKING:
@@ -74,56 +74,59 @@ class VideoCollector:
         times = [segment.wrapped(time) if wrap else min(time, last) for time in asked]
         self._window, self._segment, self._wrap = window, segment, wrap
         self._asked = asked
-        self._order = sorted(range(len(times)), key=times.__getitem__)
-        self._waiting = [times[i] for i in reversed(self._order)]  # the next one is last
+        # Number and time of each sample; the next one is last.
+        self._waiting = sorted(enumerate(times), key=lambda sample: sample[1], reverse=True)
         self._crop = crop or Crop()
         self._reformatter = VideoReformatter()
-        self._pixels: list[Tensor] = []
+        size = (len(starts), 3, window.frames, window.height, window.width)
+        self._pixels = torch.empty(size, dtype=torch.uint8)
         self._shown: VideoFrame | None = None
-        self._end: Fraction | None = None  # of all frames so far
+        self._last: tuple[Fraction, VideoFrame] | None = None
 
     def spans(self) -> list[tuple[Fraction, Fraction]]:
         """The stretches of the file to push, in order."""
-        return spans([(time, time) for time in self._waiting])
+        return spans([(time, time) for _, time in self._waiting])
 
     def push(self, time: Fraction, frame: "VideoFrame") -> None:
         """Take the next frame of a stretch, which starts at ``time``."""
         count = 0
-        while count < len(self._waiting) and self._waiting[-1 - count] < time:
+        while count < len(self._waiting) and self._waiting[-1 - count][1] < time:
             count += 1
         self._take(count, frame if self._shown is None else self._shown)
         self._shown = frame
-        end = time + duration(frame)
-        self._end = end if self._end is None else max(self._end, end)
+        if self._last is None or time >= self._last[0]:
+            self._last = time, frame
 
     def reached(self, end: Fraction) -> bool:
         """Whether a stretch that ends there needs no further frame."""
-        return not self._waiting or self._waiting[-1] > end
+        return not self._waiting or self._waiting[-1][1] > end
 
     def finish_span(self, end: Fraction) -> None:
         """Nothing more comes of the stretch that ends there."""
         if self._shown is not None:
-            self._take(sum(wanted <= end for wanted in self._waiting), self._shown)
+            self._take(sum(time <= end for _, time in self._waiting), self._shown)
 
     def finish(self) -> Tensor | None:
         """The samples, uint8 ``[V, 3, T, H, W]``, or ``None`` if no frame came."""
-        if self._shown is None:
-            return None
-        ranks = sorted(range(len(self._order)), key=self._order.__getitem__)
-        pixels = torch.stack([self._pixels[rank] for rank in ranks])
-        views = pixels.unflatten(0, (-1, self._window.frames))
-        return views.permute(0, 4, 1, 2, 3).contiguous()
+        return None if self._shown is None else self._pixels
 
     def valid(self) -> list[int]:
         """How many frames of each view are not padding behind the end of the video."""
-        size = self._window.frames
-        end = min(self._end or self._segment.start, self._segment.end)
+        size, end = self._window.frames, self._segment.start
+        if self._last is not None:
+            time, frame = self._last
+            end = min(time + (duration(frame) or _INSTANT), self._segment.end)
         views = (self._asked[i : i + size] for i in range(0, len(self._asked), size))
         return [size if self._wrap else sum(time < end for time in view) for view in views]
 
     def _take(self, count: int, frame: "VideoFrame") -> None:
-        if count:
-            del self._waiting[-count:]
-            size = (self._window.height, self._window.width)
-            pixels = to_pixels(frame, self._reformatter, size, self._window.min_side, self._crop)
-            self._pixels += [pixels] * count
+        """Show a frame at the next ``count`` times."""
+        if not count:
+            return
+        size = (self._window.height, self._window.width)
+        colours = planes(frame, self._reformatter, size, self._window.min_side, self._crop)
+        for number, _ in self._waiting[-count:]:
+            view, index = divmod(number, self._window.frames)
+            for channel, plane in enumerate(colours):
+                self._pixels[view, channel, index] = plane
+        del self._waiting[-count:]

@@ -1,41 +1,24 @@
-"""One modality's pre-LN transformer block: its weights; ``FusionLayer`` runs it."""
+"""One modality's pre-LN transformer block.
 
+``FusionLayer`` takes its weights, to run the blocks of all modalities together. Where a block is
+wrapped, watched or replaced, it is called, as any module is.
+"""
+
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from mbt_fast.functional import bias_gelu
+from mbt_fast.layers.attention import Attention
 from mbt_fast.layers.drop_path import ALL, Keep, sample_keep
-from mbt_fast.layers.execution import Execution
-from mbt_fast.layers.recompute import Affine, are_unmodified
+from mbt_fast.layers.hooks import are_unmodified
+from mbt_fast.layers.rows import take_rows
 
 LAYER_NORM_EPS = 1e-6  # flax's default, not PyTorch's 1e-5
 GELU = "tanh"  # flax's default, not PyTorch's exact one
-
-
-class Attention(nn.Module):
-    """Projections of multi-head attention. Attention itself runs over all streams at once.
-
-    Args:
-        dim: Channels ``C``.
-        num_heads: Heads ``H``; must divide ``dim``.
-    """
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        """Build the two Linears."""
-        super().__init__()
-        self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def split(self, product: Tensor) -> Tensor:
-        """View products of ``n`` of query, key and value ``[B, S, n * C]``: ``[B, S, n, H, D]``."""
-        return product.unflatten(-1, (-1, self.num_heads, self.head_dim))
-
-    def query_and_key_value(self) -> tuple[Affine, Affine]:
-        """Views of the parameters of ``qkv``: those of the query, those of key and value."""
-        dim, weight, bias = self.qkv.in_features, self.qkv.weight, self.qkv.bias
-        query, rest = (None, None) if bias is None else (bias[:dim], bias[dim:])
-        return Affine(weight[:dim], query), Affine(weight[dim:], rest)
+MLP_BIAS_STD = 1e-6
 
 
 class Mlp(nn.Module):
@@ -61,9 +44,15 @@ class Mlp(nn.Module):
         hidden = dropout(hidden, self.dropout, self.training)
         return dropout(self.fc2(hidden), self.dropout, self.training)
 
+    def reset_parameters(self) -> None:
+        """Draw weights as the official code does: Xavier-uniform, biases close to zero."""
+        for linear in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.normal_(linear.bias, std=MLP_BIAS_STD)
+
 
 class Block(nn.Module):
-    """The weights of one pre-LN block, ``y = x + Attn(LN1 x)``, ``z = y + MLP(LN2 y)`` (Eq. 2-3).
+    """One pre-LN block, ``y = x + Attn(LN1 x)``, ``z = y + MLP(LN2 y)`` (Eq. 2-3).
 
     Args:
         dim: Channels ``C``.
@@ -85,15 +74,63 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, mlp_dim, dropout)
         self.drop_rate = drop_rate
         self.dropout = dropout
+        self.skip_dropped = True  # see Execution
 
-    def sample_keep(self, x: Tensor, execution: Execution) -> tuple[Keep, Keep]:
+    def forward(
+        self,
+        x: Tensor,
+        length: Tensor | None = None,
+        n_slots: int = 0,
+        rows: Sequence[int] | None = None,
+        valid: Tensor | None = None,
+        context: Tensor | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """Pass one stream through the block, every part of which is called as a module.
+
+        Equal to what ``FusionLayer`` makes of the stream before slots are shared.
+
+        Args:
+            x: ``[B, S, C]``, own tokens then slots.
+            length: int32 ``[B]``, valid own tokens, or ``None`` for no padding.
+            n_slots: The last rows of ``x``, which take part wherever the stream is present.
+            rows: Rows to compute, ``None`` for all. The others are keys and values only.
+            valid: bool ``[B, K]``, the keys that take part, instead of ``length``.
+            context: Joined streams ``[B, K, C]`` to attend to; ``x`` alone, if there are none.
+            start: Where ``x`` begins in ``context``.
+
+        Returns:
+            ``[B, rows, C]``.
+        """
+        first, second = self.sample_keep(x)
+        tokens = x if context is None else context
+        own = None if context is None else slice(start, start + x.shape[1])
+        attended = self.attn(
+            apply_norm(self.norm1, first.take(tokens)),
+            first.take(length),
+            n_slots,
+            own if rows is None else [start + row for row in rows],
+            first.take(valid),
+        )
+        branch = dropout(attended, self.dropout, self.training)
+        y = first.add(take_rows(x, rows), branch)
+        return second.add(y, self.mlp(apply_norm(self.norm2, second.take(y))))
+
+    def reset_parameters(self) -> None:
+        """Draw weights anew, as in a new block."""
+        for norm in (self.norm1, self.norm2):
+            norm.reset_parameters()
+        self.attn.reset_parameters()
+        self.mlp.reset_parameters()
+
+    def sample_keep(self, x: Tensor) -> tuple[Keep, Keep]:
         """Which examples of ``[B, S, C]`` keep the attention branch, and which the MLP branch.
 
         Under dropout nothing is skipped: its masks are drawn for every element.
         """
         if not self.training or self.drop_rate == 0.0:
             return ALL, ALL
-        skip = execution.skip_dropped and self.dropout == 0.0
+        skip = self.skip_dropped and self.dropout == 0.0
         first = sample_keep(x, self.drop_rate, skip=skip)
         return first, sample_keep(x, self.drop_rate, skip=skip)
 
@@ -105,12 +142,17 @@ class Block(nn.Module):
     def is_mlp_unmodified(self) -> bool:
         """Whether the MLP's Linears and GELU may be run in its place."""
         mlp = self.mlp
-        return (
-            are_unmodified((mlp,), Mlp)
-            and are_unmodified((mlp.fc1, mlp.fc2), nn.Linear)
-            and not (mlp.training and mlp.dropout > 0.0)
-        )
+        linears = (getattr(mlp, name) for name in ("fc1", "fc2"))
+        unmodified = are_unmodified((Mlp, [mlp]), (nn.Linear, linears))
+        return unmodified and not (mlp.training and mlp.dropout > 0.0)
 
     def extra_repr(self) -> str:
         """Show the rates that no submodule shows."""
         return f"drop_rate={self.drop_rate}, dropout={self.dropout}"
+
+
+def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """A norm of ``x`` in the dtype of ``x``; computed in that of its weights, if that is wider."""
+    weight = getattr(norm, "weight", None)
+    wide = x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+    return norm(x) if wide == x.dtype else norm(x.to(wide)).to(x.dtype)

@@ -9,6 +9,9 @@ from torch.nn.functional import linear
 from mbt_fast.ops.streams import drop_padding, valid_rows
 
 CHANNELS = 3
+TOKEN_STD = 0.02  # position embeddings and bottleneck tokens
+# flax cuts its truncated normal at two standard deviations, and scales it to the right variance.
+TRUNCATED_STD = 0.87962566103423978
 
 
 class PatchProjection(nn.Module):
@@ -35,6 +38,12 @@ class PatchProjection(nn.Module):
         """
         return linear(drop_padding(self.patches(x), valid), self.weight.flatten(1), self.bias)
 
+    def reset_parameters(self) -> None:
+        """Draw a LeCun-normal kernel, flax's default for convolutions."""
+        std = (self.weight[0].numel() ** -0.5) / TRUNCATED_STD
+        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(self.bias)
+
     def patches(self, x: Tensor) -> Tensor:
         """Cut ``[B, 3, *input_size]`` into ``[B, patches, 3 * patch]``."""
         axes = len(self.patch_size)
@@ -49,24 +58,41 @@ class PatchProjection(nn.Module):
 
 
 class StreamEmbedding(nn.Module):
-    """Patches, CLS in front, learned positions (Eq. 1).
+    """Patches, CLS in front if there is one, learned positions (Eq. 1).
 
     Args:
         input_size: ``(frames, height, width)`` or ``(time, mel)``.
         patch_size: As many sizes as ``input_size``.
         n_tokens: Own tokens ``N``, CLS included.
         dim: Channels ``C``.
+        n_cls: CLS tokens, 1 or 0.
+        frames: Which frames of a video are read; ``None``: all.
     """
 
     def __init__(
-        self, input_size: Sequence[int], patch_size: Sequence[int], n_tokens: int, dim: int
+        self,
+        input_size: Sequence[int],
+        patch_size: Sequence[int],
+        n_tokens: int,
+        dim: int,
+        *,
+        n_cls: int = 1,
+        frames: Sequence[int] | None = None,
     ) -> None:
         """Allocate the parameters."""
         super().__init__()
         self.input_size = tuple(input_size)
+        self.frames = None if frames is None else tuple(frames)
         self.proj = PatchProjection(patch_size, dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if n_cls else None
         self.pos_embed = nn.Parameter(torch.empty(1, n_tokens, dim))
+
+    def reset_parameters(self) -> None:
+        """Draw weights as the official code does: positions from N(0, 0.02^2), CLS zero."""
+        self.proj.reset_parameters()
+        if self.cls_token is not None:
+            nn.init.zeros_(self.cls_token)
+        nn.init.normal_(self.pos_embed, std=TOKEN_STD)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -82,7 +108,11 @@ class StreamEmbedding(nn.Module):
         """
         if len(self.input_size) == 2:
             x = x.unsqueeze(1).expand(-1, CHANNELS, -1, -1)
+        elif self.frames is not None:
+            x = torch.stack([x[:, :, frame] for frame in self.frames], dim=2)
         valid = valid_rows(length, self.pos_embed.shape[1], 0)
+        if self.cls_token is None:
+            return drop_padding(self.proj(x, valid) + self.pos_embed, valid)
         patches = self.proj(x, None if valid is None else valid[:, 1:])
         cls = self.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)
         tokens = torch.cat([cls, patches], dim=1) + self.pos_embed

@@ -7,44 +7,42 @@
 Every arrow is one call for all streams, of an op or of a block that recomputes activations, on
 whatever backend is chosen. Streams that do not fit into one call, because stochastic depth left
 them different batches or their norms differ, take a call each; so do all that recompute on torch's
-own functions. Modules that were replaced or have hooks are called.
+own functions. Modules that were replaced or have hooks are called. Where that is a ``Block`` or its
+``Attention``, the blocks of the layer are called whole, each on its own stream.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
-from mbt_fast.layers.block import GELU, Block, Mlp
+from mbt_fast.layers.attention import Attention, attend_within, dense_backend
+from mbt_fast.layers.block import GELU, Block, Mlp, apply_norm
+from mbt_fast.layers.blockwise import are_unwatched, call_blocks
+from mbt_fast.layers.checkpointing import refuse_hidden_streams
 from mbt_fast.layers.drop_path import Keep
 from mbt_fast.layers.execution import Execution
+from mbt_fast.layers.hooks import are_unmodified
+from mbt_fast.layers.parts import Linear, Part, affines, call_modules, one_by_one, parts_of
 from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.recompute import (
     Affine,
     add_norm_linear,
-    are_unmodified,
     gelu_linear,
     norm_mlp,
 )
-from mbt_fast.layers.rows import Rows, joint_valid, row_ranges, take_rows
+from mbt_fast.layers.rows import Lengths, Rows, Streams, joint_valid, row_ranges, take_rows
 from mbt_fast.ops import add_layer_norm, bias_gelu, residual_add
 from mbt_fast.ops.autocast import autocast_dtype
-from mbt_fast.ops.bottleneck_attention import attend
-from mbt_fast.ops.checks import MIN_HEAD_DIM
 from mbt_fast.ops.dense_attention import attend as attend_densely
 from mbt_fast.ops.dispatch import STOCK, implements
 from mbt_fast.ops.operator import Entries, Implementation
 from mbt_fast.ops.streams import valid_rows, write_mean_slots
 
 SHARED = "shared"  # the name of the one block of a shared encoder
-
-Streams = dict[str, Tensor]  # modality -> [B, S_m, C]
-Lengths = Mapping[str, Tensor]  # modality -> int32 [B]; a modality without padding has no entry
-Linear = nn.Linear | Mlp | Affine  # a module, or parameters
-Part = tuple[slice, bool]  # streams that take one call, and whether their modules are unmodified
 
 
 class FusionLayer(nn.ModuleDict):
@@ -62,16 +60,32 @@ class FusionLayer(nn.ModuleDict):
         self._execution = Execution()
         self._backend = self._layer_backend = "auto"
 
+    @property
+    def chosen_backend(self) -> str:
+        """Who runs the ops."""
+        return self._backend
+
     def set_backend(self, backend: str) -> None:
         """Choose the backend of every op; where it has attention alone, the rest is stock."""
         self._backend = backend
         self._layer_backend = backend if implements(backend, "add_layer_norm") else STOCK.name
-        for block in self.values():
-            cast(Block, block).mlp.backend = self._layer_backend
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = self._backend
+            elif isinstance(module, Mlp):
+                module.backend = self._layer_backend
 
     def set_execution(self, execution: Execution) -> None:
         """Choose what the blocks neither compute nor keep."""
         self._execution = execution
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.skip_dropped = execution.skip_dropped
+
+    def reset_parameters(self) -> None:
+        """Draw the weights of all blocks anew."""
+        for block in self.values():
+            cast(Block, block).reset_parameters()
 
     def block_of(self, modality: str) -> Block:
         """The block through which the stream of ``modality`` passes."""
@@ -103,11 +117,18 @@ class FusionLayer(nn.ModuleDict):
 
         Returns:
             The streams after the layer, of ``len(rows)`` rows if these are given.
+
+        Raises:
+            RuntimeError: The layer is in a reentrant checkpoint, which sees no tensor in a mapping.
         """
+        refuse_hidden_streams()
         blocks = [self.block_of(modality) for modality in streams]
+        if not are_unwatched(blocks):
+            with self._range():
+                return call_blocks(blocks, streams, lengths, n_slots, pairwise, valid, rows)
         with self._range():
             xs = list(streams.values())
-            kept = [b.sample_keep(x, self._execution) for b, x in zip(blocks, xs, strict=True)]
+            kept = [block.sample_keep(x) for block, x in zip(blocks, xs, strict=True)]
             attention, mlp = [pair[0] for pair in kept], [pair[1] for pair in kept]
             if pairwise or valid is not None or rows is not None:
                 heads = self._attend_densely(
@@ -134,10 +155,7 @@ class FusionLayer(nn.ModuleDict):
         kept: Sequence[Keep],
         n_slots: int,
     ) -> list[Tensor]:
-        """Self-attention of each stream, slots included: ``[K, S_m, H, D]``.
-
-        Heads below the op's smallest size are padded with zeros, which changes nothing.
-        """
+        """Self-attention of each stream, slots included: ``[K, S_m, H, D]``."""
         with self._range(" / qkv"):
             xs, padding = list(streams.values()), [lengths.get(m) for m in streams]
             if _skips(kept):
@@ -147,22 +165,12 @@ class FusionLayer(nn.ModuleDict):
             nothing = [None] * len(xs)
             _, products = self._norm_linears(xs, nothing, nothing, norms, linears)
             packed = [b.attn.split(x) for b, x in zip(blocks, products, strict=True)]
-        head_dim = packed[0].shape[-1]
-        missing = max(MIN_HEAD_DIM - head_dim, 0)
-        if missing:
-            packed = [pad(stream, (0, missing)) for stream in packed]
         alike = all(stream.shape[0] == packed[0].shape[0] for stream in packed)
         heads: list[Tensor] = []
         with self._range(" / attention"):
-            for part in [slice(None)] if alike else _one_by_one(packed):
-                heads += attend(
-                    packed[part],
-                    n_slots,
-                    padding[part],
-                    scale=head_dim**-0.5,
-                    backend=self._backend,
-                )[0]
-        return [out[..., :head_dim] for out in heads] if missing else heads
+            for part in [slice(None)] if alike else one_by_one(packed):
+                heads += attend_within(packed[part], n_slots, padding[part], self._backend)
+        return heads
 
     def _attend_densely(
         self,
@@ -176,9 +184,7 @@ class FusionLayer(nn.ModuleDict):
         rows: Sequence[int] | None,
     ) -> list[Tensor]:
         """Queries of some rows; keys and values of the own stream, or of all under its weights."""
-        backend = self._backend
-        if rows is not None and not implements(backend, "dense_attention"):
-            backend = "auto"
+        backend = dense_backend(self._backend, rows)
         if pairwise:
             valid = joint_valid(streams, lengths)
             joined = torch.cat(list(streams.values()), dim=1)
@@ -207,20 +213,20 @@ class FusionLayer(nn.ModuleDict):
         as a module, and the queries are picked from its output.
         """
         attn, norm = block.attn, [block.norm1]
-        if rows is None or not are_unmodified((attn.qkv,), nn.Linear):
+        if rows is None or not are_unmodified((nn.Linear, [attn.qkv])):
             _, (product,) = self._norm_linears([x], [None], [None], norm, [attn.qkv])
             query, key, value = attn.split(product).unbind(2)
             query = take_rows(query, rows)
         else:
             of_query, of_key_value = attn.query_and_key_value()
-            if are_unmodified(norm, nn.LayerNorm):
+            if are_unmodified((nn.LayerNorm, norm)):
                 calls = ((take_rows(x, rows), of_query), (x, of_key_value))
                 products = [
                     self._norm_linears([part], [None], [None], norm, [affine])[1][0]
                     for part, affine in calls
                 ]
             else:  # called once, with all rows
-                normed = block.norm1(x)
+                normed = apply_norm(block.norm1, x)
                 products = [
                     linear(take_rows(normed, rows), *of_query),
                     linear(normed, *of_key_value),
@@ -263,7 +269,7 @@ class FusionLayer(nn.ModuleDict):
         gelu = self._choose_gelu(whole[0], xs) if whole else bias_gelu.TORCH
         if recompute == "mlp" and all(unmodified):
             apart = self._recomputes_apart(xs)
-            parts = _parts(xs, branches, norms, [b.mlp.fc1 for b in blocks], apart=apart)
+            parts = parts_of(xs, branches, norms, [b.mlp.fc1 for b in blocks], apart=apart)
             if all(fits for _, fits in parts):
                 return list(xs), self._norm_mlps(blocks, xs, parts, gelu)
         # Torch adds the first bias in the Linear, a kernel in GELU.
@@ -274,10 +280,10 @@ class FusionLayer(nn.ModuleDict):
         sums, hidden = self._norm_linears(xs, branches, masks, norms, firsts)
         together = all(unmodified) and len({x.dtype for x in hidden}) == 1
         together &= recompute == "none" or gelu is not bias_gelu.TORCH
-        for part in [slice(None)] if together else _one_by_one(hidden):
+        for part in [slice(None)] if together else one_by_one(hidden):
             if all(unmodified[part]):
                 biases = [b.mlp.fc1.bias if adds_bias else None for b in blocks[part]]
-                seconds = _affine([b.mlp.fc2 for b in blocks[part]])
+                seconds = affines([b.mlp.fc2 for b in blocks[part]])
                 hidden[part] = gelu_linear(
                     hidden[part], biases, seconds, GELU, gelu, recompute=recompute != "none"
                 )
@@ -294,10 +300,10 @@ class FusionLayer(nn.ModuleDict):
         outs: list[Tensor] = []
         for part, _ in parts:
             streams, norms = xs[part], [b.norm2 for b in blocks[part]]
-            first = _affine([b.mlp.fc1 for b in blocks[part]])
-            second = _affine([b.mlp.fc2 for b in blocks[part]])
+            first = affines([b.mlp.fc1 for b in blocks[part]])
+            second = affines([b.mlp.fc2 for b in blocks[part]])
             norm = add_layer_norm.choose(streams, self._layer_backend)
-            outs += norm_mlp(streams, _affine(norms), first, second, norms[0].eps, GELU, norm, gelu)
+            outs += norm_mlp(streams, affines(norms), first, second, norms[0].eps, GELU, norm, gelu)
         return outs
 
     def _norm_linears(
@@ -313,7 +319,7 @@ class FusionLayer(nn.ModuleDict):
         sums: list[Tensor] = []
         products: list[Tensor] = []
         apart = recomputes and self._recomputes_apart(xs)
-        for part, fits in _parts(xs, branches, norms, linears, apart=apart):
+        for part, fits in parts_of(xs, branches, norms, linears, apart=apart):
             call = (xs[part], branches[part], masks[part], norms[part], linears[part])
             if fits:
                 norm = add_layer_norm.choose(xs[part], self._layer_backend)
@@ -321,13 +327,13 @@ class FusionLayer(nn.ModuleDict):
                 results = add_norm_linear(
                     *call[:3],
                     affine,
-                    _affine(linears[part]),
+                    affines(linears[part]),
                     norms[part][0].eps,
                     norm,
                     recompute=recomputes,
                 )
             else:
-                results = _call_modules(*call)
+                results = call_modules(*call)
             sums += results[0]
             products += results[1]
         return sums, products
@@ -387,75 +393,6 @@ class FusionLayer(nn.ModuleDict):
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return "none"
         return self._execution.recompute
-
-
-def _parts(
-    xs: Sequence[Tensor],
-    branches: Entries,
-    norms: Sequence[nn.LayerNorm],
-    linears: Sequence[Linear],
-    *,
-    apart: bool,
-) -> list[Part]:
-    """Which streams take one call, and whether it may use weights in place of their modules."""
-    eps = [getattr(norm, "eps", None) for norm in norms]  # a replaced norm may have none
-    first = (xs[0].shape[0], xs[0].dtype, eps[0])
-    alike = all((x.shape[0], x.dtype, e) == first for x, e in zip(xs, eps, strict=True))
-    alike = alike and not apart
-    parts = [slice(None)] if alike else _one_by_one(xs)
-    fits = [_fit(xs[part], branches[part], norms[part], linears[part]) for part in parts]
-    if all(fits):
-        return [(part, True) for part in parts]
-    if alike and len(xs) > 1:
-        parts = _one_by_one(xs)
-        fits = [_fit(xs[part], branches[part], norms[part], linears[part]) for part in parts]
-    return list(zip(parts, fits, strict=True))
-
-
-def _fit(
-    xs: Sequence[Tensor],
-    branches: Entries,
-    norms: Sequence[nn.LayerNorm],
-    linears: Sequence[Linear],
-) -> bool:
-    """Whether modules are as they were built, and of dtypes that the ops take."""
-    modules = [each for each in linears if not isinstance(each, Affine)]
-    if not are_unmodified(norms, nn.LayerNorm) or not are_unmodified(modules, nn.Linear):
-        return False
-    for x, branch, norm in zip(xs, branches, norms, strict=True):
-        if norm.weight is None or norm.bias is None:
-            return False
-        if norm.weight.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
-            return False
-        if branch is not None and torch.promote_types(x.dtype, branch.dtype) != x.dtype:
-            return False
-    return True
-
-
-def _call_modules(
-    xs: Sequence[Tensor],
-    branches: Entries,
-    masks: Entries,
-    norms: Sequence[nn.LayerNorm],
-    linears: Sequence[Linear],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """``add_norm_linear`` by calling norms and Linears."""
-    each = zip(xs, branches, masks, strict=True)
-    sums = [x if branch is None else Keep(mask=mask).add(x, branch) for x, branch, mask in each]
-    normed = [norm(total) for norm, total in zip(norms, sums, strict=True)]
-    return sums, [
-        linear(x, *module) if isinstance(module, Affine) else module(x)
-        for x, module in zip(normed, linears, strict=True)
-    ]
-
-
-def _affine(modules: Sequence[Any]) -> list[Affine]:
-    """The parameters of Linears or LayerNorms."""
-    return [m if isinstance(m, Affine) else Affine(m.weight, m.bias) for m in modules]
-
-
-def _one_by_one(xs: Sequence[object]) -> list[slice]:
-    return [slice(index, index + 1) for index in range(len(xs))]
 
 
 def _skips(kept: Sequence[Keep]) -> bool:

@@ -6,11 +6,11 @@ operations on saved inputs, so that second derivatives are right; or refused, by
 kernel takes part that has none. Without gradients the same work is done outside of the Functions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from mbt_fast.ops.add_layer_norm import TORCH
@@ -18,7 +18,6 @@ from mbt_fast.ops.autocast import autocast
 from mbt_fast.ops.operator import Entries, Groups, Implementation, split
 
 Grads = tuple[Tensor | None, ...]
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class Affine(NamedTuple):
@@ -26,24 +25,6 @@ class Affine(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
-
-
-def are_unmodified(modules: Iterable[nn.Module], kind: type[nn.Module]) -> bool:
-    """Whether modules do what their class says, so that their weights may be used in their place.
-
-    Adapters, parametrisations and quantisation replace the class, add hooks, or put another kind
-    of tensor in the place of a parameter. Such a module must be called.
-    """
-    for module in modules:
-        if type(module) is not kind:
-            return False
-        for hooks in _HOOKS:
-            if getattr(module, hooks):
-                return False
-        for parameter in module._parameters.values():
-            if parameter is not None and type(parameter) not in (Tensor, nn.Parameter):
-                return False
-    return True
 
 
 def add_norm_linear(

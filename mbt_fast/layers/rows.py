@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mbt_fast.ops.streams import valid_rows
 
+Streams = dict[str, Tensor]  # modality -> [B, S_m, C]
+Lengths = Mapping[str, Tensor]  # modality -> int32 [B]; a modality without padding has no entry
 Rows = Sequence[int] | slice | None  # numbers, a range, or all of them
 
 

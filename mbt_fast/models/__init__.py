@@ -3,6 +3,7 @@
 from mbt_fast.config import MBTConfig
 from mbt_fast.models.fuse import FusedTowers, fuse
 from mbt_fast.models.mbt import MBT
+from mbt_fast.models.portable import export
 from mbt_fast.models.registry import create_model, list_models
 
-__all__ = ["MBT", "FusedTowers", "MBTConfig", "create_model", "fuse", "list_models"]
+__all__ = ["MBT", "FusedTowers", "MBTConfig", "create_model", "export", "fuse", "list_models"]

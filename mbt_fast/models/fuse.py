@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mbt_fast.config import check_modalities
+from mbt_fast.layers.embed import TOKEN_STD
 from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
 from mbt_fast.models.encoders import Family, Layer, check_training, families_of
-from mbt_fast.models.init import TOKEN_STD
+from mbt_fast.models.left_out import check_left_out
 from mbt_fast.models.update_order import warn_of_no_exchange
 from mbt_fast.ops.bottleneck_attention import attend
 from mbt_fast.ops.checks import check_length
@@ -16,7 +17,11 @@ from mbt_fast.ops.streams import drop_padding, valid_rows, write_mean_slots
 
 
 def fuse(
-    towers: Mapping[str, nn.Module], fusion_layer: int, n_bottlenecks: int = 4
+    towers: Mapping[str, nn.Module],
+    fusion_layer: int,
+    n_bottlenecks: int = 4,
+    *,
+    interpolate_pos_encoding: bool = False,
 ) -> "FusedTowers":
     """Fuse pretrained encoders through bottleneck tokens, as MBT fuses its own (Eq. 7-9).
 
@@ -41,6 +46,9 @@ def fuse(
         fusion_layer: 0-based first fused layer; the number of layers for none (late fusion). The
             last layer alone exchanges nothing, for nobody reads the bottleneck tokens after it.
         n_bottlenecks: ``P >= 0``, bottleneck tokens.
+        interpolate_pos_encoding: Let Hugging Face towers take images or spectrograms of another
+            size than they were trained on, by interpolating their positions. A timm tower is built
+            with ``dynamic_img_size=True`` instead.
 
     Returns:
         The model, with new bottleneck tokens drawn from N(0, 0.02^2) as in the official code.
@@ -62,7 +70,9 @@ def fuse(
         >>> {modality: tuple(tokens.shape) for modality, tokens in model(clip).items()}
         {'rgb': (2, 50, 64), 'spectrogram': (2, 25, 64)}
     """
-    return FusedTowers(towers, fusion_layer, n_bottlenecks)
+    return FusedTowers(
+        towers, fusion_layer, n_bottlenecks, interpolate_pos_encoding=interpolate_pos_encoding
+    )
 
 
 class FusedTowers(nn.Module):
@@ -75,7 +85,12 @@ class FusedTowers(nn.Module):
     """
 
     def __init__(
-        self, towers: Mapping[str, nn.Module], fusion_layer: int, n_bottlenecks: int
+        self,
+        towers: Mapping[str, nn.Module],
+        fusion_layer: int,
+        n_bottlenecks: int,
+        *,
+        interpolate_pos_encoding: bool = False,
     ) -> None:
         """Arguments are those of ``fuse``."""
         super().__init__()
@@ -88,6 +103,8 @@ class FusedTowers(nn.Module):
         _check_integer("fusion_layer", fusion_layer, self.num_layers)
         _check_integer("n_bottlenecks", n_bottlenecks)
         self.fusion_layer = fusion_layer
+        self._check_interpolation(interpolate_pos_encoding)
+        self.interpolate_pos_encoding = interpolate_pos_encoding
         exchanges = len(towers) > 1 and fusion_layer < self.num_layers
         self.n_slots = n_bottlenecks if exchanges else 0
         if self.n_slots and fusion_layer == self.num_layers - 1:
@@ -106,10 +123,10 @@ class FusedTowers(nn.Module):
         Args:
             inputs: Per modality what its tower takes: images or spectrograms, and for
                 ``torch.nn.TransformerEncoder`` tokens ``[B, N, C]``. A modality that is left out is
-                absent for every example.
-            lengths: Per modality int32 ``[B]``: how many of the tower's tokens are valid, CLS and
-                its like included; 0 means absent for this example. A modality without an entry, or
-                with ``None``, has no padding.
+                absent for every example; in distributed training give it, and ``lengths`` of 0.
+            lengths: Per modality int32 or int64 ``[B]``: how many of the tower's tokens are valid,
+                CLS and its like included; 0 means absent for this example. A modality without an
+                entry, or with ``None``, has no padding.
 
         Returns:
             Tokens ``[B, N, C]`` per modality after the tower's last norm, which is what its head
@@ -120,7 +137,9 @@ class FusedTowers(nn.Module):
             TypeError: An argument has the wrong type or dtype.
             ValueError: A name, shape, device or value does not fit.
         """
-        return self.encode(self.embed_all(inputs), lengths)
+        streams = self.embed_all(inputs)
+        check_left_out(streams, {m: [tower] for m, tower in self.towers.items()})
+        return self.encode(streams, lengths)
 
     def embed(self, modality: str, x: Tensor) -> Tensor:
         """The tokens ``[B, N, C]`` that the first layer of a tower takes, for its input ``x``.
@@ -131,7 +150,9 @@ class FusedTowers(nn.Module):
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs[{modality!r}] must be a tensor, got {type(x).__name__}")
-        tokens = self._families[modality].embed(self.towers[modality], x)
+        family = self._families[modality]
+        embed = family.embed_resized if self.interpolate_pos_encoding else family.embed
+        tokens = embed(self.towers[modality], x)
         if not isinstance(tokens, Tensor) or tokens.ndim != 3:
             got = list(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
             raise ValueError(
@@ -158,6 +179,11 @@ class FusedTowers(nn.Module):
         """How the parts of a tower are called."""
         return self._families[modality]
 
+    @property
+    def chosen_backend(self) -> str:
+        """Who runs our attention."""
+        return self._backend
+
     def set_backend(self, backend: str) -> "FusedTowers":
         """Choose the backend of our attention; returns the model.
 
@@ -183,6 +209,14 @@ class FusedTowers(nn.Module):
         tokens = weight.new_empty(1, self.n_slots, self._families[modality].width(layer))
         return nn.Parameter(nn.init.normal_(tokens, std=TOKEN_STD))
 
+    def _check_interpolation(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"interpolate_pos_encoding must be a bool, got {value!r}")
+        if value and not any(family.interpolates for family in self._families.values()):
+            raise ValueError(
+                "interpolate_pos_encoding must be False without a Hugging Face tower, got True"
+            )
+
     def embed_all(self, inputs: Mapping[str, Tensor]) -> Streams:
         """The tokens of each given modality; arguments are refused as in ``forward``."""
         if not isinstance(inputs, Mapping):
@@ -195,11 +229,12 @@ class FusedTowers(nn.Module):
             )
         streams = {m: self.embed(m, inputs[m]) for m in self.towers if m in inputs}
         first = next(iter(streams))
+        batch = streams[first].shape[0]  # not len, which an exported program would hold fixed
         for modality, x in streams.items():
-            if len(x) != len(streams[first]):
+            if x.shape[0] != batch:
                 raise ValueError(
-                    f"inputs[{modality!r}] must have batch size {len(streams[first])} like "
-                    f"inputs[{first!r}], got {len(x)}"
+                    f"inputs[{modality!r}] must have batch size {batch} like "
+                    f"inputs[{first!r}], got {x.shape[0]}"
                 )
         return streams
 
@@ -246,12 +281,13 @@ def _checked_lengths(lengths: Mapping[str, Tensor] | None, streams: Streams) -> 
         return {}
     if not isinstance(lengths, Mapping):
         raise TypeError(f"lengths must be a mapping from modality to tensor, got {lengths!r}")
+    checked = {}
     for modality, length in lengths.items():
         if modality not in streams:
             raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
         x = streams[modality]
-        check_length(f"lengths[{modality!r}]", length, x, x.shape[1])
-    return {modality: length for modality, length in lengths.items() if length is not None}
+        checked[modality] = check_length(f"lengths[{modality!r}]", length, x, x.shape[1])
+    return {modality: length for modality, length in checked.items() if length is not None}
 
 
 def _check_integer(name: str, value: int, most: int | None = None) -> None:

@@ -14,8 +14,9 @@ from mbt_fast.checkpoint.files import read_safetensors, replacing
 from mbt_fast.checkpoint.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from mbt_fast.checkpoint.shapes import check_shapes
 from mbt_fast.errors import CheckpointError
+from mbt_fast.models.encoders import families_of
 from mbt_fast.models.fuse import fuse
-from mbt_fast.models.presence import mean_of_present
+from mbt_fast.models.head import mean_of_present
 from mbt_fast.models.towers import Record, build_tower
 
 STAMP = {"format": "mbt_fast.fused", "version": 1}  # in the config file, beside the fields
@@ -57,6 +58,7 @@ class FusedClassifier(nn.Module):
     DeiT and AST); where the encoder has none, or norms after pooling, it is the mean of its
     patches, normed as the encoder does. An encoder of images sees every frame of a video: the
     tokens of all frames are one stream, and each frame gets a learned embedding, zero at first.
+    Positions of Hugging Face's ViT, DeiT and AST are interpolated to the size of the input.
 
     Args:
         config: What the model is.
@@ -72,7 +74,13 @@ class FusedClassifier(nn.Module):
         self.config = config
         if towers is None:
             towers = {m: build_tower(record) for m, record in config.towers.items()}
-        self.fused = fuse(towers, config.fusion_layer, config.n_bottlenecks)
+        resizable = any(family.interpolates for family in families_of(towers).values())
+        self.fused = fuse(
+            towers,
+            config.fusion_layer,
+            config.n_bottlenecks,
+            interpolate_pos_encoding=resizable,
+        )
         self.frame_embed = nn.ParameterDict()
         self.n_tokens: dict[str, int] = {}
         width = 0
@@ -103,7 +111,9 @@ class FusedClassifier(nn.Module):
             TypeError: An argument has the wrong type or dtype.
             ValueError: A name, shape, device or value does not fit.
         """
-        return mean_of_present(self.forward_modalities(inputs, lengths), lengths)
+        logits = self.forward_modalities(inputs, lengths)
+        given = {m: length for m, length in (lengths or {}).items() if length is not None}
+        return mean_of_present(logits, list(inputs), given)
 
     def forward_modalities(
         self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor] | None = None

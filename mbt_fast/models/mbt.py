@@ -1,7 +1,7 @@
 """The Multimodal Bottleneck Transformer (Nagrani et al., 2021, arXiv 2107.00135), exactly."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from mbt_fast import checkpoint
 from mbt_fast.config import MBTConfig
 from mbt_fast.layers import Block, Execution, FusionLayer, StreamEmbedding
-from mbt_fast.layers.block import LAYER_NORM_EPS
+from mbt_fast.layers.block import LAYER_NORM_EPS, apply_norm
+from mbt_fast.layers.embed import TOKEN_STD
 from mbt_fast.layers.fusion_layer import SHARED, Streams, enter_fusion
 from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT, run_modalities
-from mbt_fast.models.init import initialise
-from mbt_fast.models.presence import mean_of_present
+from mbt_fast.models.head import mean_of_present, pooled
+from mbt_fast.models.left_out import check_left_out
 from mbt_fast.models.update_order import fuse_in_order, warn_of_no_exchange
 from mbt_fast.ops.autocast import autocast_dtype
 from mbt_fast.ops.checks import check_length
@@ -52,7 +53,7 @@ class MBT(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)  # shared by the modalities
         self.head = nn.Linear(config.hidden_size, config.num_classes)  # likewise
         self._execution = Execution()
-        initialise(self, self.bottleneck_tokens, self.head)
+        self.reset_parameters()
 
     def forward(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> Tensor:
         """Classify.
@@ -60,9 +61,10 @@ class MBT(nn.Module):
         Args:
             inputs: Per modality ``[B, 3, frames, height, width]`` or ``[B, time, mel]``, in the
                 dtype of the weights (any float type under autocast). A modality that is left out is
-                absent for every example.
-            lengths: Per modality int32 ``[B]``: valid own tokens, CLS included; 0 means absent for
-                this example. A modality without an entry, or with ``None``, has no padding.
+                absent for every example; in distributed training give zeros and ``lengths`` of 0.
+            lengths: Per modality int32 or int64 ``[B]``: valid own tokens, any CLS included; 0
+                means absent for this example. A modality without an entry, or with ``None``, has no
+                padding.
 
         Returns:
             Logits ``[B, num_classes]``, the mean over the modalities that are present; zero for an
@@ -72,7 +74,8 @@ class MBT(nn.Module):
             TypeError: An argument has the wrong type or dtype.
             ValueError: A name, shape, device or value does not fit the configuration.
         """
-        return mean_of_present(self.forward_modalities(inputs, lengths), lengths)
+        logits = self.forward_modalities(inputs, lengths)
+        return mean_of_present(logits, list(inputs), _without_none(lengths))
 
     def forward_modalities(
         self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
@@ -80,6 +83,7 @@ class MBT(nn.Module):
         """Logits ``[B, num_classes]`` per modality: what the training loss is made of.
 
         The official loss is the mean of the modalities' losses, not the loss of the mean logits.
+        With ``classifier="gap"`` there is one entry, ``"shared"``, for all modalities.
         Arguments as in ``forward``; logits of examples for which the modality is absent mean
         nothing, and no gradient should be sent through them.
         """
@@ -90,13 +94,19 @@ class MBT(nn.Module):
     def forward_features(
         self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The CLS token ``[B, C]`` of each modality after the final LayerNorm, before the head."""
+        """What the head reads, ``[B, C]`` per modality: the CLS token after the final LayerNorm.
+
+        With ``classifier="gap_per_modality"`` it is the mean over the modality's valid own tokens
+        after that norm; with ``"gap"`` the mean over those of all modalities, named ``"shared"``.
+        """
         lengths = self.check_inputs(inputs, lengths)
+        check_left_out(inputs, {m: self._parts_of(m) for m in self.config.modalities})
         given = [m for m in self.config.modalities if m in inputs]
         streams = run_modalities(partial(self._below_fusion, inputs, lengths), given)
         tokens = self._fuse(streams, lengths)
         with named_range("norm"):
-            return {modality: self.norm(cls) for modality, cls in tokens.items()}
+            features = {modality: apply_norm(self.norm, rows) for modality, rows in tokens.items()}
+        return pooled(features, lengths, self.config.classifier)
 
     def capture(self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None) -> CapturedMBT:
         """Record the forward as a CUDA graph, for inference that does not wait for the host.
@@ -129,6 +139,28 @@ class MBT(nn.Module):
         captured(inputs, lengths)
         return captured
 
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as the official code draws them; the classifier is zero.
+
+        For a model that was built on the meta device, once it has memory: call it on the model,
+        which resets every module below. Sharded parameters (FSDP2) are drawn shard by shard.
+
+        Example:
+            >>> from mbt_fast import create_model
+            >>> with torch.device("meta"):
+            ...     model = create_model("mbt_tiny")
+            >>> model.to_empty(device="cpu").reset_parameters()
+        """
+        for modality in self.embed:
+            self.embedding(modality).reset_parameters()
+        for layer in self.layers:
+            layer.reset_parameters()
+        if self.bottleneck_tokens is not None:
+            nn.init.normal_(self.bottleneck_tokens, std=TOKEN_STD)
+        self.norm.reset_parameters()
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
     def set_backend(self, backend: str) -> "MBT":
         """Choose the backend of every op in the model; returns the model.
 
@@ -156,9 +188,15 @@ class MBT(nn.Module):
 
         Raises:
             TypeError: No such field, or a value of the wrong type.
-            ValueError: ``recompute`` is unknown.
+            ValueError: ``recompute`` is unknown, or ``cls_only`` is asked of a head that reads
+                all tokens.
         """
-        self._execution = replace(self._execution, **changes)
+        execution = replace(self._execution, **changes)
+        if execution.cls_only and not self.config.n_cls:
+            raise ValueError(
+                f"cls_only must be False for classifier={self.config.classifier!r}, got True"
+            )
+        self._execution = execution
         for layer in self.layers:
             layer.set_execution(self._execution)
         return self
@@ -217,12 +255,14 @@ class MBT(nn.Module):
             raise ValueError("inputs must hold at least one modality, got none")
         for modality, x in inputs.items():
             self._check_input(modality, x, inputs)
+        checked = {}
         for modality, length in lengths.items():
             if modality not in inputs:
                 raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
             most = self.config.n_tokens(modality)
-            check_length(f"lengths[{modality!r}]", length, inputs[modality], most)
-        return _without_none(lengths)
+            name = f"lengths[{modality!r}]"
+            checked[modality] = check_length(name, length, inputs[modality], most)
+        return _without_none(checked)
 
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` to ``directory``."""
@@ -260,21 +300,28 @@ class MBT(nn.Module):
         return streams
 
     def _fuse(self, streams: Streams, lengths: dict[str, Tensor]) -> Streams:
-        """Pass the streams through the fused layers; return the CLS token ``[B, C]`` of each."""
+        """Pass the streams through the fused layers; return what the head reads of each.
+
+        That is the CLS token ``[B, C]`` or, where the head pools, all own tokens ``[B, N, C]``.
+        """
         config = self.config
+        own = {modality: x.shape[1] for modality, x in streams.items()}
         fused = self.layers[self._first_fused_layer() :]
         vanilla = config.fusion == "vanilla" and len(config.modalities) > 1
         if fused and vanilla and config.share_encoder:
             return self._encode_jointly(streams, fused, lengths)
-        if fused and self.bottleneck_tokens is not None and config.update_order:
+        tokens = self.bottleneck_tokens if fused else None
+        if tokens is not None and config.update_order:
             rows_of = partial(self._rows_of, cls=[0])
-            tokens = self.bottleneck_tokens
-            return fuse_in_order(fused, streams, tokens, config.update_order, lengths, rows_of)
-        if fused and self.bottleneck_tokens is not None:
-            streams = enter_fusion(streams, self.bottleneck_tokens)
+            streams = fuse_in_order(fused, streams, tokens, config.update_order, lengths, rows_of)
+            fused = []
+        elif tokens is not None:
+            streams = enter_fusion(streams, tokens)
         for layer in fused:
             rows = self._rows_of(layer, [0])
             streams = layer(streams, lengths, n_slots=config.n_slots, pairwise=vanilla, rows=rows)
+        if not config.n_cls:
+            return {modality: x[:, : own[modality]] for modality, x in streams.items()}
         return {modality: x[:, 0] for modality, x in streams.items()}
 
     def _rows_of(self, layer: FusionLayer, cls: list[int]) -> list[int] | None:
@@ -300,13 +347,21 @@ class MBT(nn.Module):
     ) -> Streams:
         """Vanilla fusion with one set of weights: the streams are joined once and stay joined."""
         valid = joint_valid(streams, lengths)
-        cls = [own.start for own in row_ranges(streams).values()]
+        ranges = row_ranges(streams)
+        cls = [own.start for own in ranges.values()]
         joined = {SHARED: torch.cat(list(streams.values()), dim=1)}
         for layer in fused:
             rows = self._rows_of(layer, cls)
             joined = layer(joined, {}, valid=valid, rows=rows)
+        if not self.config.n_cls:
+            return {modality: joined[SHARED][:, own] for modality, own in ranges.items()}
         tokens = joined[SHARED] if rows else take_rows(joined[SHARED], cls)
         return dict(zip(streams, tokens.unbind(1), strict=True))
+
+    def _parts_of(self, modality: str) -> Iterator[nn.Module]:
+        """What is used by one modality alone."""
+        yield self.embed[modality]
+        yield from (layer[modality] for layer in self.layers if modality in layer)
 
     def _check_input(self, modality: str, x: Tensor, inputs: Inputs) -> None:
         name = f"inputs[{modality!r}]"
@@ -317,7 +372,10 @@ class MBT(nn.Module):
         expected = (batch, *self.embedding(modality).input_shape)
         if tuple(x.shape) != expected:
             raise ValueError(f"{name} must have shape {list(expected)}, got {list(x.shape)}")
-        weight = self.norm.weight
+        # Norms may be kept in a wider type than the rest.
+        weight, positions = self.norm.weight, self.embedding(modality).pos_embed
+        if positions.dtype.itemsize < weight.dtype.itemsize:
+            weight = positions
         if not x.is_floating_point() or autocast_dtype(x) != autocast_dtype(weight):
             raise TypeError(
                 f"{name} must have dtype {weight.dtype} like the weights, got {x.dtype}"
@@ -337,6 +395,8 @@ def _embedding(config: MBTConfig, modality: str) -> StreamEmbedding:
         config.patch_size[modality],
         config.n_tokens(modality),
         config.hidden_size,
+        n_cls=config.n_cls,
+        frames=config.sampled_frames(modality),
     )
 
 

@@ -24,8 +24,8 @@ def load_tower(source: str, input_size: Sequence[int]) -> tuple[nn.Module, Recor
     Args:
         source: ``"timm:NAME"`` or ``"hf:NAME"``; in place of a name a directory that the library's
             ``save_pretrained`` wrote, for which no network is needed.
-        input_size: ``(frames, height, width)`` or ``(time, mel)``. timm fits the position
-            embeddings to it; an encoder of Hugging Face has a size of its own.
+        input_size: ``(frames, height, width)`` or ``(time, mel)``, to which timm fits the
+            position embeddings; an encoder of Hugging Face keeps its own.
 
     Returns:
         The encoder without a classifier, and its record.

@@ -45,7 +45,7 @@ def fuse_in_order(
         rows_of: The rows that a layer computes, or ``None`` for all.
 
     Returns:
-        The CLS token ``[B, C]`` of each stream.
+        Own tokens of each stream, or the rows that the last layer computes.
     """
     order = [m for m in order if m in streams]
     own, first = dict(streams), streams[order[0]]
@@ -64,4 +64,4 @@ def fuse_in_order(
             if length:
                 written = torch.where(expand(length[m] > 0, written), written, tokens)
             tokens = written
-    return {m: own[m][:, 0] for m in streams}
+    return own

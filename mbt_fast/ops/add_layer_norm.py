@@ -55,9 +55,9 @@ def add_layer_norm(
         eps: Added to the variance.
         n_bottlenecks: ``P >= 0``, the last ``P`` rows of each stream, which become their mean over
             the streams; 0 leaves the streams to themselves.
-        lengths: ``M`` entries, each ``None`` or int32 ``[B]``; 0 means that the stream is absent
-            for this example: its slots take no part in the mean, and become zero. Own rows are
-            normalised whether they are valid or not.
+        lengths: ``M`` entries, each ``None`` or int32 or int64 ``[B]``; 0 means that the stream is
+            absent for this example: its slots take no part in the mean, and become zero. Own rows
+            are normalised whether they are valid or not.
         backend: ``"auto"``, ``"triton"`` (at most 8192 channels), ``"cpu"``, ``"sdpa"`` or
             ``"reference"``, which are both torch's own.
 

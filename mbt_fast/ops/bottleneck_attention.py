@@ -82,10 +82,10 @@ def bottleneck_attention(
             float64, with any strides; what a Linear of width ``3 * H * D`` returns, viewed. Kernels
             read it in place if the last stride is 1.
         n_bottlenecks: ``P >= 0``, the last ``P`` rows of each stream.
-        lengths: ``M`` entries, each ``None`` (no padding) or int32 ``[B]``: how many own tokens are
-            valid, from 0 to ``N``; 0 means that the stream is absent for this example, slots
-            included. Values are checked on the CPU; on a GPU, where that would wait for the device,
-            larger ones act as ``N`` and negative ones as 0; so too under ``torch.compile``.
+        lengths: ``M`` entries, each ``None`` (no padding) or int32 or int64 ``[B]``: how many own
+            tokens are valid, from 0 to ``N``; 0 means that the stream is absent for this example,
+            slots included. Values are checked on the CPU; on a GPU, where that would wait for the
+            device, larger ones act as ``N`` and negative ones as 0; so too under ``torch.compile``.
         update: ``None``, or ``"mean"`` for the shared update. The paper takes the mean after the
             MLP, so its layers use ``None``.
         scale: Factor on the scores. ``None`` means ``D ** -0.5``.

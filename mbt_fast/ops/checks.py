@@ -167,22 +167,28 @@ def check_lengths(
         raise ValueError(
             f"lengths must have {len(streams)} entries like {name}, got {len(lengths)}"
         )
-    for index, (length, stream) in enumerate(zip(lengths, streams, strict=True)):
+    return [
         check_length(f"lengths[{index}]", length, stream, stream.shape[1] - n_bottlenecks)
-    return list(lengths)
+        for index, (length, stream) in enumerate(zip(lengths, streams, strict=True))
+    ]
 
 
-def check_length(name: str, length: Tensor | None, stream: Tensor, most: int) -> None:
-    """Check one entry, int32 ``[B]`` of valid own tokens or ``None``, against its ``[B, ...]``.
+def check_length(name: str, length: Tensor | None, stream: Tensor, most: int) -> Tensor | None:
+    """Check one entry, ``[B]`` of valid own tokens or ``None``, against its ``[B, ...]``.
+
+    Returns:
+        The entry as int32, which it may be already.
 
     Raises:
-        TypeError: Not an int32 tensor.
+        TypeError: Not a tensor of int32 or int64.
         ValueError: Wrong shape or device, or, on the CPU, a value outside ``0..most``.
     """
     if length is None:
-        return
-    if not isinstance(length, Tensor) or length.dtype != torch.int32:
-        raise TypeError(f"{name} must be an int32 tensor or None, got {kind(length)}")
+        return None
+    if not isinstance(length, Tensor) or length.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"{name} must be an int32 tensor, an int64 tensor or None, got {kind(length)}"
+        )
     batch = stream.shape[0]
     if tuple(length.shape) != (batch,):
         raise ValueError(f"{name} must have shape [{batch}], got {list(length.shape)}")
@@ -193,6 +199,9 @@ def check_length(name: str, length: Tensor | None, stream: Tensor, most: int) ->
         if low < 0 or high > most:
             bad = low if low < 0 else high
             raise ValueError(f"{name} must be in 0..{most}, the own tokens, got {bad}")
+    if length.dtype == torch.int32:
+        return length
+    return length.clamp(0, most).to(torch.int32)  # where values are not read, none wraps around
 
 
 def is_readable(tensor: Tensor) -> bool:

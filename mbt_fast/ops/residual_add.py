@@ -47,10 +47,10 @@ def residual_add(
             is added for, unscaled. That of the others is not read; its gradient is zero.
         n_bottlenecks: ``P >= 0``, the last ``P`` rows of each stream, which become their mean over
             the streams; 0 leaves the streams to themselves.
-        lengths: ``M`` entries, each ``None`` or int32 ``[B]``; 0 means that the stream is absent
-            for this example: its slots take no part in the mean. They receive it all the same, as
-            from ``share_slots_``; ``add_layer_norm`` makes them zero. Where no stream is present
-            the mean is zero.
+        lengths: ``M`` entries, each ``None`` or int32 or int64 ``[B]``; 0 means that the stream is
+            absent for this example: its slots take no part in the mean. They receive it all the
+            same, as from ``share_slots_``; ``add_layer_norm`` makes them zero. Where no stream is
+            present the mean is zero.
         backend: ``"auto"``, ``"triton"`` (at most 8192 channels), ``"cpu"``, ``"sdpa"`` or
             ``"reference"``, which are both torch's own.
 

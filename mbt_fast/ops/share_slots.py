@@ -17,8 +17,8 @@ def share_slots_(
     Args:
         streams: ``M`` tensors ``[B, S_m, C]`` whose last ``P`` rows are the slots.
         n_bottlenecks: ``P``; 0 does nothing.
-        lengths: ``M`` entries, each ``None`` or int32 ``[B]``; 0 means absent, and the slots of an
-            absent stream take no part in the mean. They receive it all the same.
+        lengths: ``M`` entries, each ``None`` or int32 or int64 ``[B]``; 0 means absent, and the
+            slots of an absent stream take no part in the mean. They receive it all the same.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.

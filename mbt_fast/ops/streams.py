@@ -19,8 +19,10 @@ def valid_rows(length: Tensor | None, rows: int, n_bottlenecks: int) -> Tensor |
     if length is None:
         return None
     row = torch.arange(rows, device=length.device)
-    own = row < rows - n_bottlenecks
-    return torch.where(own, row < length[:, None], (length > 0)[:, None])
+    valid = row < length[:, None]
+    if n_bottlenecks == 0:
+        return valid
+    return valid | ((row >= rows - n_bottlenecks) & (length > 0)[:, None])
 
 
 def drop_padding(rows: Tensor, valid: Tensor | None) -> Tensor:

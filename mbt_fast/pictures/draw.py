@@ -139,15 +139,14 @@ def _rows(view: View) -> list[tuple[DrawRow, float]]:
 
 
 def _draw_frames(video: Video, count: int, seconds: float, axes: "Axes") -> Ends:
-    """Evenly spaced frames, so many seconds wide, each from where its part of the time begins."""
+    """Evenly spaced frames, so many seconds wide, each from its own time on."""
     parts, ends = len(video.shares), _ends(video.shares)
     for index in range(count):
-        part = (2 * index + 1) * parts // (2 * count)
-        frame = (2 * part + 1) * len(video.frames) // (2 * parts)
-        left = video.start + video.seconds * index / count
+        part = index * parts // count
+        left = video.times[part]
         extent = (left, left + seconds, 0, 1)
-        _draw_under_map(axes, video.frames[frame], video.shares[part], extent, ends)
-    axes.set(ylim=(0, 1), yticks=[], title=f"{count} of {len(video.frames)} frames")
+        _draw_under_map(axes, video.frames[part], video.shares[part], extent, ends)
+    axes.set(ylim=(0, 1), yticks=[], title=f"{count} of {parts} frames")
     return ends
 
 

@@ -48,13 +48,16 @@ class Explainer:
         self.folder = folder
         self._names: set[str] = set()
 
-    def write(self, model: Model, clip: Clip, record: dict[str, Any]) -> list[Path]:
+    def write(
+        self, model: Model, clip: Clip, record: dict[str, Any], *, mask_padding: bool = False
+    ) -> list[Path]:
         """Explain a clip.
 
         Args:
             model: In eval mode.
             clip: As the model was given it.
             record: Its most probable classes, as ``mbt-fast predict`` reports them.
+            mask_padding: Whether the model was told where the clip ends.
 
         Returns:
             The page and the picture.
@@ -64,7 +67,9 @@ class Explainer:
         """
         weight = next(model.head.parameters())
         inputs = {m: view.to(weight.device, weight.dtype) for m, view in clip.inputs.items()}
-        views = views_of(clip, rollout(model, inputs), model.config.fusion_layer)
+        lengths = {m: length.to(weight.device) for m, length in clip.lengths.items()}
+        result = rollout(model, inputs, lengths if mask_padding else None)
+        views = views_of(clip, result, model.config)
         name = self._name(clip.path)
         page, picture = (self.folder / f"{name}{suffix}" for suffix in (".html", ".png"))
         page.write_text(page_of(record, views), encoding="utf-8")

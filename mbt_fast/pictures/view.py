@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mbt_fast.data import Clip
+from mbt_fast.models import MBTConfig
+from mbt_fast.models.fused_classifier import FusedConfig
 from mbt_fast.rollout import Rollout
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
@@ -17,14 +19,16 @@ class Video:
     """Frames and their map.
 
     Args:
-        frames: ``[T, H, W]``, brightness from 0 to 1.
-        shares: ``[t, h, w]``, share of each patch; ``t`` divides ``T``.
-        start: Of the first frame, in seconds from the beginning of the file.
-        seconds: From the first frame to the end of the last.
+        frames: ``[t, H, W]``, brightness from 0 to 1: of each patch's frames the middle one.
+        shares: ``[t, h, w]``, share of each patch.
+        times: When the frames of each patch begin, in seconds from the beginning of the file.
+        start: Of the first frame that the clip gave.
+        seconds: From that to the end of the last.
     """
 
     frames: Tensor
     shares: Tensor
+    times: tuple[float, ...]
     start: float
     seconds: float
 
@@ -75,36 +79,41 @@ class View:
         return min(p.start for p in parts), max(p.start + p.seconds for p in parts)
 
 
-def views_of(clip: Clip, rollout: Rollout, first_layer: int) -> list[View]:
+def views_of(clip: Clip, rollout: Rollout, config: MBTConfig | FusedConfig) -> list[View]:
     """The views of a clip.
 
     Args:
         clip: With pixels as float.
         rollout: Of its inputs.
-        first_layer: The model's first fused layer.
+        config: Of the model.
     """
     maps = {m: x.cpu() for m, x in rollout.items()}
     return [
         View(
-            video=_video(clip, maps["rgb"][index], index) if "rgb" in maps else None,
+            video=_video(clip, maps["rgb"][index], index, config) if "rgb" in maps else None,
             sound=_sound(clip, maps["spectrogram"][index], index)
             if "spectrogram" in maps
             else None,
             shares=_shares(rollout, index),
             read={m: x[index].cpu() for m, x in rollout.read.items()},
             written={m: x[index].cpu() for m, x in rollout.written.items()},
-            first_layer=first_layer,
+            first_layer=config.fusion_layer,
         )
         for index in range(clip.n_views)
     ]
 
 
-def _video(clip: Clip, shares: Tensor, index: int) -> Video:
+def _video(clip: Clip, shares: Tensor, index: int, config: MBTConfig | FusedConfig) -> Video:
     pixels = (clip.inputs["rgb"][index].float().cpu() + 1) / 2
     luma = pixels.new_tensor(LUMA)[:, None, None, None]
-    window = clip.transform.windows["rgb"]
     frames = (pixels * luma).sum(dim=0).clamp(0, 1)
-    return Video(frames, shares, clip.starts["rgb"][index], float(window.seconds))
+    sampled = config.sampled_frames("rgb") if isinstance(config, MBTConfig) else None
+    numbers = list(range(len(frames))) if sampled is None else list(sampled)
+    each = len(numbers) // len(shares)  # frames of a patch
+    window, start = clip.transform.windows["rgb"], clip.starts["rgb"][index]
+    seconds = float(window.seconds)
+    times = tuple(start + seconds * first / len(frames) for first in numbers[::each])
+    return Video(frames[numbers[each // 2 :: each]], shares, times, start, seconds)
 
 
 def _sound(clip: Clip, shares: Tensor, index: int) -> Sound:

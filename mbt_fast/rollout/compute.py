@@ -137,9 +137,10 @@ def _result(
 ) -> Rollout:
     """Shares of the total, and their mean over the sources that are present."""
     total = learned.sum(dim=-1) + torch.stack([x.sum(dim=-1) for x in masses.values()]).sum(dim=0)
-    present = torch.stack([x.sum(dim=(1, 2)) > 0 for x in begin.values()], dim=1)  # [B, V]
-    scale = torch.where(present & (total > 0), 1 / total, 0)
-    weight = scale / present.sum(dim=1, keepdim=True).clamp(min=1)
+    rows = torch.stack([(x > 0).sum(dim=(1, 2)) for x in begin.values()], dim=1)  # [B, V]
+    scale = torch.where((rows > 0) & (total > 0), 1 / total, 0)
+    votes = rows if observed.joint else (rows > 0).long()
+    weight = scale * votes / votes.sum(dim=1, keepdim=True).clamp(min=1)
 
     def share(x: Tensor) -> Tensor:
         """The mean over the sources of ``[B, V, ...]``."""

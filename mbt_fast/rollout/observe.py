@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbt_fast.models.presence import mean_of_present
+from mbt_fast.models.head import mean_of_present
 from mbt_fast.rollout.steps import Step
 
 Target = int | Tensor
@@ -58,6 +58,7 @@ class Observed:
         grids: By modality, of those that are given.
         valid: By modality bool ``[B, N]``, own tokens that take part, or ``None`` for all.
         start: By modality, the own rows that its classifier reads.
+        joint: Whether one classifier reads the rows of all modalities, each with equal weight.
         num_heads: Of every attention.
         batch: Examples.
         dtype: Of the results.
@@ -68,6 +69,7 @@ class Observed:
     grids: Mapping[str, Grid]
     valid: Mapping[str, Tensor | None]
     start: Mapping[str, Sequence[int]]
+    joint: bool
     num_heads: int
     batch: int
     dtype: torch.dtype
@@ -95,13 +97,14 @@ def hooked(
 
 
 def effects_of(
-    logits: Mapping[str, Tensor],
+    logits: dict[str, Tensor],
+    given: Sequence[str],
     lengths: Mapping[str, Tensor],
     target: Target,
     heads: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """Gradients of each example's logit of ``target`` with respect to attentions' outputs."""
-    mean = mean_of_present(logits, lengths)
+    mean = mean_of_present(logits, given, lengths)
     classes = torch.as_tensor(target, device=mean.device).expand(len(mean))
     chosen = mean.gather(1, classes[:, None].long()).sum()
     return list(torch.autograd.grad(chosen, list(heads), allow_unused=True))

@@ -67,6 +67,7 @@ def observe_fused(
     """
     fused = model if isinstance(model, FusedTowers) else model.fused
     given = {m: length for m, length in (lengths or {}).items() if length is not None}
+    names = [m for m in fused.towers if m in inputs]
     watch = _Watch(fused, with_heads=target is not None)
     effects: Sequence[Tensor | None] = ()
     with torch.set_grad_enabled(target is not None):
@@ -75,8 +76,7 @@ def observe_fused(
         with hooked(watch.before, watch.after):
             logits = _run(model, inputs, given)
         if target is not None:
-            effects = effects_of(logits, given, target, watch.heads)
-    names = [m for m in fused.towers if m in inputs]
+            effects = effects_of(logits, names, given, target, watch.heads)
     first = watch.streams[0]
     early = fused.n_slots if fused.fusion_layer == 0 else 0
     own = {m: x.shape[1] - early for m, x in zip(names, watch.streams, strict=False)}
@@ -88,6 +88,7 @@ def observe_fused(
         grids={m: _grid(fused, m, inputs[m], own[m], watch.patches) for m in names},
         valid={m: valid_rows(given.get(m), own[m], 0) for m in names},
         start={m: _classified(fused, m, own[m]) for m in names},
+        joint=False,
         num_heads=steps[0].attentions[0].packed().shape[3],
         batch=len(first),
         dtype=wide_dtype(first.dtype),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mbt_fast.layers import Block, FusionLayer
+from mbt_fast.layers.block import apply_norm
 from mbt_fast.layers.fusion_layer import SHARED
 from mbt_fast.layers.rows import joint_valid, row_ranges
 from mbt_fast.models import MBT
@@ -65,16 +66,19 @@ def observe_mbt(
         hooks |= dict.fromkeys((block.attn.proj for block in blocks), leave)
         with torch.enable_grad(), hooked(hooks):
             logits = model.forward_modalities(leaves(inputs), lengths)
-        effects = effects_of(logits, given, target, [x for call in calls for x in call.heads])
+        effects = effects_of(
+            logits, names, given, target, [x for call in calls for x in call.heads]
+        )
     steps = list(_steps(calls, names, effects))
     valid = {m: valid_rows(given.get(m), config.n_tokens(m), 0) for m in names}
-    grids = {m: Grid(config.grid(m), extra=1) for m in names}
+    grids = {m: Grid(config.grid(m), extra=config.n_cls) for m in names}
     first = inputs[names[0]]
     return Observed(
         steps=steps,
         grids=grids,
         valid=valid,
-        start={m: [0] for m in names},
+        start={m: [0] if config.n_cls else range(config.n_tokens(m)) for m in names},
+        joint=config.classifier == "gap",
         num_heads=config.num_heads,
         batch=len(first),
         dtype=wide_dtype(first.dtype),
@@ -125,4 +129,4 @@ def _attentions(call: Call, names: Sequence[str]) -> list[Attention]:
 def _packed(block: Block, streams: Sequence[Tensor]) -> Tensor:
     """Query, key and value ``[B, K, 3, H, D]`` of joined streams, by the block's own modules."""
     x = streams[0] if len(streams) == 1 else torch.cat(list(streams), dim=1)
-    return block.attn.split(block.attn.qkv(block.norm1(x)))
+    return block.attn.split(block.attn.qkv(apply_norm(block.norm1, x)))

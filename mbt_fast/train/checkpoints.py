@@ -106,25 +106,25 @@ def prune(run: Path, keep: int, steps: Collection[int] = ()) -> None:
     Raises:
         OSError: A checkpoint cannot be removed.
     """
-    protected = {find(run, LATEST), find(run, BEST)}
-    for folder in sorted(run.glob(f"{FOLDER}/step-*"))[:-keep]:
-        if folder not in protected and step_of(folder) not in steps:
+    latest, best = find(run, LATEST), find(run, BEST)
+    if latest is None:
+        return
+    whole = [folder for folder in sorted(run.glob(f"{FOLDER}/step-*")) if folder <= latest]
+    for folder in whole[:-keep]:
+        if folder != best and step_of(folder) not in steps:
             _remove(folder)
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed process left: checkpoints in part, and those that ``latest`` passed by.
+    """Remove what a killed process wrote, or removed, in part.
+
+    A whole checkpoint that ``latest`` does not name yet stays until the run comes to its step.
 
     Raises:
         OSError: Something cannot be removed.
     """
-    latest = find(run)
-    step = step_of(latest) if latest else -1
     for folder in run.glob(f"{FOLDER}/.step-*"):
         shutil.rmtree(folder)
-    for folder in run.glob(f"{FOLDER}/step-*"):
-        if step_of(folder) > step:
-            _remove(folder)
 
 
 def _remove(folder: Path) -> None:

@@ -69,6 +69,12 @@ class TrainConfig:
         origins = {key: self.origins.get(key, DEFAULT) for key in self.to_flat()}
         object.__setattr__(self, "origins", origins)
         if not self.model.fuse:
+            joint = self.model.values.get("classifier") == "gap"
+            if joint and self.augment.modality_mixup:
+                raise InputError(
+                    'augment.modality_mixup must be false with model.classifier = "gap", which has '
+                    "one output for all modalities"
+                )
             return
         if self.init.vit or self.init.ast:
             raise InputError("init.vit and init.ast must be left out with model.fuse")

@@ -43,6 +43,7 @@ Finite = Annotated[float, Within()]
 NotNegative = Annotated[float, Within(0)]
 PositiveNumber = Annotated[float, Within(0, open=("least",))]
 Share = Annotated[float, Within(0, 1)]
+PositiveShare = Annotated[float, Within(0, 1, open=("least",))]
 ShareBelowOne = Annotated[float, Within(0, 1, open=("most",))]
 
 

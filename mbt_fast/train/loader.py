@@ -6,6 +6,7 @@ evaluation; the fork server imports it once, after which a worker starts in 0.02
 """
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -21,7 +22,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mbt_fast.errors import RunError
 from mbt_fast.train.order import generator
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # which this process alone answers
+# Which this process alone answers; Windows has not all of them.
+SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT")
+    if name in signal.Signals.__members__
+)
 _PRELOADED = ["mbt_fast.train.dataset", "av", "numpy"]
 
 
@@ -88,20 +94,32 @@ class Loader:
 
 
 def init_worker(_: int) -> None:
-    """Make a worker use one thread, and leave signals to the process of the model.
+    """Make a worker use one thread, leave signals to the process of the model, and end with it.
 
-    A cluster sends its signals to all processes of a job, and a terminal its interrupts.
+    A cluster sends its signals to all processes of a job, and a terminal its interrupts. That the
+    process of the model was killed, torch would not notice: it watches the fork server, which lives
+    as long as a worker does.
     """
     torch.set_num_threads(1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def workers_context() -> BaseContext:
-    """How workers are started.
+    """How workers are started: ``spawn`` where a system has no fork server.
 
     The fork server ignores the signals too: it would take the workers with it.
     """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with _ignored_signals():

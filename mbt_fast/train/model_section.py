@@ -8,11 +8,11 @@ from mbt_fast.config import MBTConfig, check_modalities, check_sizes
 from mbt_fast.errors import InputError
 from mbt_fast.models import list_models
 from mbt_fast.models.registry import config_for
+from mbt_fast.models.towers import LIBRARIES
 from mbt_fast.train.fields import Natural, Positive, accept, check_known
 
 _MBT_FIELDS = tuple(f.name for f in fields(MBTConfig) if f.name != "num_classes")
 _OWN = ("fuse", "num_classes")
-SOURCES = ("timm", "hf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class ModelConfig:
         return MBTConfig(**self.values, num_classes=num_classes)
 
     def _fused_values(self) -> dict[str, Any]:
-        accept_sources(self.fuse)
+        _check_sources(self.fuse)
         for key in self.values:
             if key not in ("fusion_layer", "n_bottlenecks", "input_size"):
                 raise InputError(f"model.{key} must be left out with model.fuse: encoders have it")
@@ -102,15 +102,12 @@ def _changed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         changed = base.replace(**values).to_dict()
     except (TypeError, ValueError) as error:
         raise InputError(f"model.{error}") from error
-    return {key: value for key, value in changed.items() if key in _MBT_FIELDS}
+    kept = {key: value for key, value in changed.items() if key in _MBT_FIELDS}
+    return {key: value for key, value in kept.items() if value is not None}  # TOML has no null
 
 
-def accept_sources(fuse: Any) -> None:
-    """Check what names the encoders.
-
-    Raises:
-        InputError: It is not a table from modality to source.
-    """
+def _check_sources(fuse: Any) -> None:
+    """Check what names the encoders."""
     if not isinstance(fuse, Mapping):
         raise InputError(f"model.fuse must be a table from modality to encoder, got {fuse!r}")
     try:
@@ -119,7 +116,7 @@ def accept_sources(fuse: Any) -> None:
         raise InputError(f"model.fuse: {error}") from error
     for modality, source in fuse.items():
         library, sign, name = str(source).partition(":")
-        if library not in SOURCES or not sign or not name:
+        if library not in LIBRARIES or not sign or not name:
             raise InputError(
                 f'model.fuse.{modality} must be "timm:NAME" or "hf:NAME", got {source!r}'
             )

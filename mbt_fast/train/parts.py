@@ -137,19 +137,20 @@ def read_data(config: TrainConfig) -> Data:
     return Data(train, val, test, tuple(names))
 
 
-def build_parts(config: TrainConfig, data: Data) -> Parts:
+def build_parts(config: TrainConfig, data: Data, saved: Path | None = None) -> Parts:
     """Build the model and load its first weights.
 
     Args:
         config: With ``model.num_classes``.
         data: The clips.
+        saved: The last checkpoint of the run, if there is one; see ``start.build``.
 
     Raises:
         InputError: Something does not fit the machine, the clips or the weights.
     """
     device = choose_device(config.train.device)
     dtype, _ = choose_dtype(config.train.dtype, device)
-    model = start.build(config, len(data.names)).to(device)
+    model = start.build(config, len(data.names), saved).to(device)
     transform = start.clip_transform(config, model.config)
     return Parts(config, data, model, transform, device, dtype)
 

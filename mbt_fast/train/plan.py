@@ -69,7 +69,7 @@ def census(data: Data) -> str:
     """The manifests: clips, classes, classes without a clip, files that are not there."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     found = [
-        (name, manifest, _counts(manifest, data.names), _missing(manifest))
+        (name, manifest, manifest.class_counts(data.names), _missing(manifest))
         for name, manifest in splits.items()
         if manifest is not None
     ]
@@ -187,18 +187,14 @@ def _verdict(reading: Reading, learning: Learning, waits: float) -> str:
     return f"waits:    the model, {waits:.0%} of the time; data.workers={enough} would keep up"
 
 
-def _counts(manifest: Manifest, names: tuple[str, ...]) -> torch.Tensor:
-    return manifest.class_counts(names)
-
-
 def _missing(manifest: Manifest) -> tuple[int, list[str]]:
     """How many files are not there, and the first of them."""
-    known: dict[str, bool] = {}
+    last, gone = "", dict[str, None]()
     for entry in manifest:
-        if entry.path not in known:
-            known[entry.path] = Path(entry.path).is_file()
-    gone = [path for path, there in known.items() if not there]
-    return len(gone), gone[:SHOWN]
+        if entry.path != last and not Path(entry.path).is_file():
+            gone[entry.path] = None
+        last = entry.path
+    return len(gone), list(gone)[:SHOWN]
 
 
 def _shortened(names: list[str], count: int | None = None) -> str:

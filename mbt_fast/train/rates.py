@@ -122,12 +122,10 @@ def measure_learning(parts: Parts, seconds: float) -> Learning:
     parts.model.train()
     at_a_time = 1
     try:
-        _gradient(parts, 1)
-        once = timed(lambda: _gradient(parts, 1), parts.device)
+        once = _seconds(parts, 1, seconds)
         if most > 1 and once * most < seconds:
             at_a_time = most
-            _gradient(parts, most)
-            once = timed(lambda: _gradient(parts, most), parts.device)
+            once = _seconds(parts, most, seconds)
         steps.step()
         update = timed(steps.step, parts.device)
     except RuntimeError as error:
@@ -139,6 +137,12 @@ def measure_learning(parts: Parts, seconds: float) -> Learning:
     finally:
         steps.zero_grad()
     return Learning(train.batch_size / at_a_time * once + update, train.batch_size, at_a_time)
+
+
+def _seconds(parts: Parts, count: int, seconds: float) -> float:
+    """Of one gradient; of a second one if the first, which may compile something, was quick."""
+    first = timed(lambda: _gradient(parts, count), parts.device)
+    return first if first > seconds / 2 else timed(lambda: _gradient(parts, count), parts.device)
 
 
 def _gradient(parts: Parts, count: int) -> None:

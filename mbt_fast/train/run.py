@@ -1,5 +1,6 @@
 """What a run leaves in its folder: records, checkpoints, scores and a report."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ _ALARM = (
     "warning: the model predicts the same for every clip; often the learning rate is too high, or "
     "labels and clips do not belong together"
 )
+_REPORT_PAUSE = 20  # drawing takes a second or two, and is to take little of a run's time
 BEST_SCORE = {"multilabel": "mAP", "single": "top1", "verb_noun": "action"}
 
 
@@ -98,6 +100,8 @@ class Run(ExitStack):
         for part in (self.log, self.broken, self.tensorboard):
             self.callback(part.close)
         self._saved = self.step
+        self._next_report = 0.0
+        self._point_to_best()  # of a run that was killed right after the score
 
     def note_broken(self, broken: Sequence[Broken]) -> None:
         """Take down the clips that the coming step could not have.
@@ -150,7 +154,7 @@ class Run(ExitStack):
             if record["constant"]:
                 tqdm.write(_ALARM)
             self._point_to_best()
-            if self.step < self.parts.total_steps:  # at the end ``finish`` writes it
+            if time.monotonic() > self._next_report:
                 self.write_report()
 
     def finish(self, stopped_by: str | None) -> Outcome:
@@ -164,9 +168,11 @@ class Run(ExitStack):
 
     def write_report(self) -> None:
         """Write the page with curves, from the records."""
-        report.write(
-            self.folder / "report.html", self.config, self.log.records, self.broken.records
-        )
+        start = time.monotonic()
+        path = self.folder / "report.html"
+        report.write(path, self.config, self.log.records, self.broken.records)
+        end = time.monotonic()
+        self._next_report = end + _REPORT_PAUSE * (end - start)
 
     def _due(self) -> Iterator[Evaluation]:
         """The scores of this step that the log does not have."""

@@ -12,6 +12,7 @@ from mbt_fast.train.fields import (
     NotNegative,
     Positive,
     PositiveNumber,
+    PositiveShare,
     Section,
     Share,
     ShareBelowOne,
@@ -166,7 +167,7 @@ class LoopConfig(Section):
     warmup_epochs: NotNegative = 0.0
     warmup_steps: Natural | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
-    layer_decay: Share = 1.0
+    layer_decay: PositiveShare = 1.0
     clip_norm: PositiveNumber | None = None
     ema: ShareBelowOne = 0.0
     average_last: Natural = 0
@@ -184,8 +185,6 @@ class LoopConfig(Section):
             raise InputError("train.epochs or train.steps must be given, and not both")
         if self.warmup_epochs and self.warmup_steps is not None:
             raise InputError("train.warmup_epochs or train.warmup_steps must be given, not both")
-        if self.layer_decay == 0:
-            raise InputError("train.layer_decay must be above 0, got 0")
         for name in ("micro_batch", "virtual_devices"):
             parts = getattr(self, name)
             if parts and self.batch_size % parts:

@@ -1,6 +1,7 @@
 """The model with which a run starts, and how it takes clips."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,18 +11,20 @@ from mbt_fast import checkpoint
 from mbt_fast.checkpoint.shapes import check_shapes, expected_shapes
 from mbt_fast.config import MBTConfig
 from mbt_fast.data import ClipTransform
+from mbt_fast.data.transform import KIND
 from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models import MBT
 from mbt_fast.models.fused_classifier import FusedClassifier, FusedConfig
 from mbt_fast.models.saved import Model, load_model
 from mbt_fast.models.towers import load_tower
 from mbt_fast.train.config import TrainConfig
+from mbt_fast.train.sections import InitConfig
 
-_HEAD = ("head.weight", "head.bias")
+_NORM = ("norm.weight", "norm.bias")
 _TRANSFORM = ("fps", "stride", "min_side", "window", "mean", "std", "short", "circular_sound")
 
 
-def build(config: TrainConfig, num_classes: int) -> Model:
+def build(config: TrainConfig, num_classes: int, saved: Path | None = None) -> Model:
     """The model of a run with its first weights, on the CPU and in float32.
 
     Random weights are those of the seed, and the global generator stays as it was.
@@ -30,6 +33,8 @@ def build(config: TrainConfig, num_classes: int) -> Model:
         config: The run.
         num_classes: Outputs of the classifier; with ``task = "verb_noun"`` those of the verbs and
             then those of the nouns.
+        saved: A checkpoint of this run, whose weights the model gets. The files with which the run
+            began are then not needed any more.
 
     Returns:
         A model whose ``forward_modalities(inputs, lengths)`` gives logits per modality and whose
@@ -42,7 +47,14 @@ def build(config: TrainConfig, num_classes: int) -> Model:
     config = config.with_num_classes(num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        model = _fused(config, num_classes) if config.model.fuse else _mbt(config, num_classes)
+        if saved is not None:
+            model = load_model(saved)
+        elif config.model.fuse:
+            model = _fused(config, num_classes)
+        else:
+            model = _mbt(config, num_classes)
+    if isinstance(model, MBT):
+        model.set_execution(recompute=config.train.recompute)
     return model.set_backend(config.train.backend)
 
 
@@ -54,8 +66,11 @@ def clip_transform(config: TrainConfig, model_config: MBTConfig | FusedConfig) -
         model_config: The model; its input sizes.
 
     Raises:
-        InputError: The options contradict one another.
+        InputError: The options contradict one another, or files cannot have a modality.
     """
+    foreign = [m for m in model_config.modalities if m not in KIND]
+    if foreign:
+        raise InputError(f"model.modalities must be of {', '.join(KIND)}, got {foreign[0]!r}")
     options = {name: getattr(config.data, name) for name in _TRANSFORM}
     try:
         return ClipTransform.from_config(model_config, **options)
@@ -64,13 +79,12 @@ def clip_transform(config: TrainConfig, model_config: MBTConfig | FusedConfig) -
 
 
 def _mbt(config: TrainConfig, num_classes: int) -> MBT:
-    mbt_config = config.model.mbt(num_classes)
-    model = MBT(mbt_config).set_execution(recompute=config.train.recompute)
+    model = MBT(config.model.mbt(num_classes))
     init = config.init
     if init.checkpoint:
         _load(model, *_checkpoint(Path(init.checkpoint)))
-    elif init.vit:
-        model.load_state_dict(_pretrained(init.vit, mbt_config))
+    elif init.vit or init.ast:
+        model.load_state_dict(_pretrained(init, model))
     return model
 
 
@@ -124,10 +138,38 @@ def _with_head(state_dict: Mapping[str, Tensor], model: Model) -> dict[str, Tens
     return dict(state_dict) if fits else {**state_dict, **own}
 
 
-def _pretrained(vit: str, config: MBTConfig) -> dict[str, Tensor]:
-    """Weights of an image ViT in every modality, as the official code does it."""
-    try:
-        weights = checkpoint.from_vit(checkpoint.load_vit(vit), config)
-    except ValueError as error:
-        raise InputError(f"init.vit: {error}") from error
+def _pretrained(init: InitConfig, model: MBT) -> dict[str, Tensor]:
+    """Weights of an image ViT in every modality, as the official code does it; then of an AST.
+
+    What is in neither stays random. The last norm, which the modalities share, is the ViT's.
+    """
+    weights = model.state_dict()
+    if init.vit:
+        with _naming("init.vit"):
+            weights = checkpoint.from_vit(checkpoint.load_vit(init.vit), model.config)
+    if init.ast:
+        with _naming("init.ast"):
+            weights |= _sound(init.ast, model.config, norm=not init.vit)
     return {name: tensor.float() for name, tensor in weights.items()}
+
+
+def _sound(ast: str, config: MBTConfig, norm: bool) -> dict[str, Tensor]:
+    """The spectrogram's part of a model, from an AST."""
+    if "spectrogram" not in config.modalities or config.share_encoder:
+        raise ValueError("the model must have blocks of its own for the modality spectrogram")
+    state_dict, grid = checkpoint.load_ast(ast)
+    alone = config.replace(modalities=("spectrogram",))
+    weights = checkpoint.from_vit(state_dict, alone, grid=grid)
+    own = {name: tensor for name, tensor in weights.items() if ".spectrogram." in name}
+    return own | {name: weights[name] for name in _NORM if norm}
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Name the key whose file cannot be used."""
+    try:
+        yield
+    except OSError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{key}: {error}") from error

@@ -4,6 +4,7 @@ import golden
 import msgpack
 import numpy as np
 import pytest
+import torch
 
 from mbt_fast.checkpoint import flax_msgpack, load_scenic, save_scenic
 from mbt_fast.checkpoint.flax_msgpack import pack, unpack
@@ -109,6 +110,84 @@ def test_large_arrays_are_written_in_chunks_and_joined(monkeypatch):
     assert_same_tree(unpack(data), tree)
 
 
+NARROW = ["bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"]
+
+
+def every_pattern(name):
+    """Every bit pattern of a dtype, NaN included, as the bytes of an array ``[2, n]``."""
+    wide = name == "bfloat16"
+    return np.arange(2 ** (16 if wide else 8), dtype=np.uint16 if wide else np.uint8).reshape(2, -1)
+
+
+def bits(tensor):
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_floats_that_numpy_lacks_survive_bit_for_bit(tmp_path, name):
+    patterns = every_pattern(name)
+    leaf = msgpack.ExtType(1, msgpack.packb((patterns.shape, name, patterns.tobytes())))
+    data = msgpack.packb({"params": {"a": leaf}})
+    (tmp_path / "checkpoint").write_bytes(data)
+    tensor = load_scenic(tmp_path / "checkpoint")["a"]
+    assert tensor.dtype == getattr(torch, name)
+    assert tuple(tensor.shape) == patterns.shape
+    assert bits(tensor) == patterns.tobytes()
+    assert pack({"params": {"a": tensor}}) == data
+
+
+def test_narrow_floats_are_those_of_an_independent_implementation():
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="flax's own dtypes are the reference here")
+    for name in NARROW:
+        patterns = every_pattern(name)
+        with np.errstate(invalid="ignore"):  # NaN is among the patterns
+            expected = patterns.view(getattr(ml_dtypes, name)).astype(np.float64)
+        leaf = msgpack.ExtType(1, msgpack.packb((patterns.shape, name, patterns.tobytes())))
+        actual = unpack(msgpack.packb(leaf)).double().numpy()
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_narrow_floats_are_split_and_joined(monkeypatch):
+    monkeypatch.setattr(flax_msgpack, "MAX_CHUNK_BYTES", 40)
+    tensor = torch.arange(33).bfloat16().reshape(3, 11)
+    data = pack({"large": tensor, "scalar": tensor[0, 1], "empty": tensor[:0]})
+    assert set(msgpack.unpackb(data)["large"]["chunks"]) == {"0", "1"}
+    joined = unpack(data)
+    assert torch.equal(joined["large"], tensor)
+    assert joined["scalar"].shape == ()
+    assert joined["empty"].shape == (0, 11)
+
+
+UNNEEDED = {
+    "narrow": (1, (1,), "bfloat16", b"12"),
+    "of a dtype that nobody has": (1, (1,), "int4", b"1"),
+    "of an extension that nobody has": (9, 1),
+}
+
+
+@pytest.mark.parametrize("name", UNNEEDED)
+def test_optimizer_state_that_is_not_needed_does_not_matter(tmp_path, name):
+    code, *parts = UNNEEDED[name]
+    state = msgpack.ExtType(code, msgpack.packb(parts))
+    chunked = {"__msgpack_chunked_array__": True, "shape": {"0": 1}, "chunks": {"0": state}}
+    tree = {
+        "params": {"a": {"b": msgpack.unpackb(pack(np.zeros(2, np.float32)))}},
+        "opt_state": {"0": {"mu": state, "nu": chunked, 7: None}},
+    }
+    (tmp_path / "checkpoint").write_bytes(msgpack.packb(tree))
+    assert_same_tree(load_scenic(tmp_path / "checkpoint"), {"a/b": np.zeros(2, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "mark", ["_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "default/_METADATA"]
+)
+def test_an_orbax_directory_is_named_as_such(tmp_path, mark):
+    (tmp_path / mark).parent.mkdir(exist_ok=True)
+    (tmp_path / mark).touch()
+    with pytest.raises(CheckpointError, match=r"an orbax directory.*flax\.serialization\.to_bytes"):
+        load_scenic(tmp_path)
+
+
 def extension(code, *parts):
     return msgpack.packb({"params": {"a": msgpack.ExtType(code, msgpack.packb(parts))}})
 
@@ -124,11 +203,13 @@ BROKEN = {
     "mapping in mapping": b"\x81\xa1a" * 100_000,
     "not a mapping": msgpack.packb([1, 2]),
     "no parameters": msgpack.packb({"step": 1, "model": {}}),
+    "key of two lines": msgpack.packb({"step\nparams": 1}),
     "empty parameters": msgpack.packb({"params": {}}),
     "parameter is text": msgpack.packb({"params": {"a": "text"}}),
     "unknown extension": extension(9, 1),
     "unknown dtype": extension(1, (1,), "object", b"12345678"),
-    "bfloat16": extension(1, (1,), "bfloat16", b"12"),
+    "bfloat16 of half an element": extension(1, (1,), "bfloat16", b"123"),
+    "dtype of a parameter that nobody has": extension(1, (1,), "float3", b"12"),
     "wrong length": extension(1, (3,), "float32", b"12345678"),
     "inferred extent": extension(1, (-1,), "float32", b"12345678"),
     "enormous extent": extension(1, (2**63, 2**63), "float32", b"12345678"),

@@ -106,6 +106,16 @@ def test_new_input_size_resizes_the_positions_of_that_modality(tmp_path):
     assert_equal(state_dict, {n: t for n, t in weights().items() if n != name})
 
 
+def test_positions_without_cls_are_resized_too(tmp_path):
+    config = CONFIG.replace(classifier="gap")
+    save_pretrained(tmp_path, config, weights(config))
+    _, state_dict = load_pretrained(tmp_path, input_size={"spectrogram": (36, 8)})
+    name = "embed.spectrogram.pos_embed"
+    old, new = weights(config)[name].view(5, 2, 8), state_dict[name].view(9, 2, 8)
+    assert torch.equal(new[::2], old)
+    assert torch.equal(new[1::2], (old[1:] + old[:-1]) / 2)
+
+
 def test_video_positions_are_linear_along_each_of_three_axes():
     new_config = MBTConfig.from_dict(
         {**CONFIG.to_dict(), "input_size": {"rgb": (10, 20, 12), "spectrogram": (20, 8)}}

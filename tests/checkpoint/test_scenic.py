@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from mbt_fast import MBTConfig
-from mbt_fast.checkpoint import expected_shapes, infer_config, scenic_to_torch, torch_to_scenic
+from mbt_fast.checkpoint import (
+    expected_shapes,
+    infer_config,
+    load_scenic,
+    save_scenic,
+    scenic_to_torch,
+    torch_to_scenic,
+)
+from mbt_fast.checkpoint.flax_msgpack import unpack
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.errors import CheckpointError
 from mbt_fast.models.mbt import MBT
@@ -48,7 +56,7 @@ def test_scenic_to_torch_to_scenic_is_exact(name, prefix):
 
 
 @pytest.mark.parametrize("name", golden.NAMES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_torch_to_scenic_to_torch_is_exact(name, dtype):
     config, _ = read(name)
     generator = torch.Generator().manual_seed(0)
@@ -144,12 +152,23 @@ def test_error_counts_what_it_does_not_show():
 def test_dtypes_that_the_other_side_does_not_have_are_refused():
     config, params = read("bottleneck")
     state_dict = scenic_to_torch(params, config)
-    state_dict["head.bias"] = state_dict["head.bias"].bfloat16()
-    with pytest.raises(CheckpointError, match=r"output_projection/bias must be .*, got bfloat16"):
+    state_dict["head.bias"] = state_dict["head.bias"].int()
+    with pytest.raises(CheckpointError, match=r"output_projection/bias must be .*, got int32"):
         torch_to_scenic(state_dict, config)
     params["cls"] = params["cls"].astype(np.int32)
     with pytest.raises(CheckpointError, match=r"cls must be one of float16, .*, got int32"):
         scenic_to_torch(params, config)
+
+
+def test_bfloat16_goes_to_an_official_file_and_back(tmp_path):
+    config, params = read("bottleneck")
+    state_dict = {n: t.bfloat16() for n, t in scenic_to_torch(params, config).items()}
+    save_scenic(torch_to_scenic(state_dict, config), tmp_path / "bf16.checkpoint")
+    back = scenic_to_torch(load_scenic(tmp_path / "bf16.checkpoint"), config)
+    assert all(torch.equal(back[name], tensor) for name, tensor in state_dict.items())
+    assert {tensor.dtype for tensor in back.values()} == {torch.bfloat16}
+    momentum = unpack((tmp_path / "bf16.checkpoint").read_bytes())["optimizer"]["state"]
+    assert momentum["param_states"]["cls"]["momentum"].dtype == torch.bfloat16
 
 
 def test_gradients_of_unused_parameters_are_zero():

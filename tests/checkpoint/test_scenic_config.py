@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from mbt_fast import MBTConfig
-from mbt_fast.scenic_config import config_from_scenic
+from mbt_fast.scenic_config import config_from_scenic, sampled_frames
 
 OFFICIAL = {
     "modality_fusion": ("spectrogram", "rgb"),
@@ -51,6 +52,41 @@ def test_every_key_lands_in_its_field():
     )
 
 
+@pytest.mark.parametrize("classifier", ["gap", "gap_per_modality"])
+def test_a_mean_has_no_bottleneck_beyond_the_official_number(classifier):
+    values = config_from_scenic({**OFFICIAL, "classifier": classifier}, SHAPES)
+    assert values["classifier"] == classifier
+    assert values["n_bottlenecks"] == 4
+
+
+@pytest.mark.parametrize("size", [[16, 12, 2], [16, 12]])
+def test_sampled_frames_are_cut_into_patches_one_by_one(size):
+    temporal = {"method": "temporal_sampling", "n_sampled_frames": 8}
+    changes = {"temporal_encoding_config": temporal, "patches": {"size": size}}
+    config = MBTConfig.from_scenic({**OFFICIAL, **changes}, SHAPES)
+    assert config.n_sampled_frames == 8
+    assert config.patch_size == {"spectrogram": (16, 12), "rgb": (1, 16, 12)}
+    assert config.grid("rgb") == (8, 14, 18)
+
+
+def test_sampled_frames_are_the_official_ones():
+    """The official code calls ``arange`` on floats, whose length numpy rounds up."""
+    for frames in range(1, 65):
+        for count in range(1, frames + 2):
+            step = frames / (count + 1) if count < frames else 1
+            times = np.arange(step if count < frames else 0, frames, step, dtype=np.float32)
+            expected = np.minimum(np.round(times).astype(int), frames - 1)
+            assert sampled_frames(frames, count) == tuple(expected), (frames, count)
+    assert sampled_frames(32, 4) == (6, 13, 19, 26)
+    assert len(sampled_frames(32, 2)) == 3  # one more than asked for
+
+
+def test_num_classes_under_dataset_configs_is_found():
+    config = {key: value for key, value in OFFICIAL.items() if key != "num_classes"}
+    config["dataset_configs"] = {"num_classes": 309}
+    assert MBTConfig.from_scenic(config, SHAPES).num_classes == 309
+
+
 def test_batch_dimension_may_be_left_out():
     bare = {modality: shape[1:] for modality, shape in SHAPES.items()}
     assert config_from_scenic(OFFICIAL, bare) == config_from_scenic(OFFICIAL, SHAPES)
@@ -80,11 +116,27 @@ def test_stochastic_depth_may_be_none():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classifier": "gap"}, "classifier must be 'token', got 'gap'"),
+        (
+            {"classifier": "gmp"},
+            "classifier must be 'token' or 'gap' or 'gap_per_modality', got 'gmp'",
+        ),
         ({"attention_dropout_rate": 0.1}, "attention_dropout_rate must be 0, got 0.1"),
         (
+            {"temporal_encoding_config": {"method": "2d_conv"}},
+            "method must be '3d_conv' or 'temporal_sampling', got '2d_conv'",
+        ),
+        (
             {"temporal_encoding_config": {"method": "temporal_sampling"}},
-            "temporal_encoding_config.method must be '3d_conv', got 'temporal_sampling'",
+            "temporal_encoding_config.n_sampled_frames must be an integer, got None",
+        ),
+        (
+            {
+                "temporal_encoding_config": {
+                    "method": "temporal_sampling",
+                    "n_sampled_frames": 0,
+                }
+            },
+            "temporal_encoding_config.n_sampled_frames must be at least 1, got 0",
         ),
         (
             {"attention_config": {"type": "factorized_encoder"}},

@@ -133,6 +133,29 @@ def test_bottleneck_count_that_makes_no_grid_is_refused():
     assert tokens["bottleneck_tokens"].shape == (1, 6, WIDTH)
 
 
+@pytest.mark.parametrize("classifier", ["gap", "gap_per_modality"])
+def test_a_head_that_pools_takes_nothing_of_cls(classifier):
+    target, source = config(classifier=classifier, n_bottlenecks=4), vit()["pos_embed"]
+    state_dict = from_vit(vit(), target)
+    assert {n: tuple(t.shape) for n, t in state_dict.items()} == expected_shapes(target)
+    positions = state_dict["embed.rgb.pos_embed"]
+    assert torch.equal(positions, torch.cat([source[:, 1:]] * 2, dim=1))
+    corners = source[0, [1 + 0, 1 + 13, 1 + 182, 1 + 195]]
+    assert torch.equal(state_dict["bottleneck_tokens"][0], corners)
+    with pytest.raises(ValueError, match=r"n_bottlenecks must be a multiple of 2 for .* got 5"):
+        from_vit(vit(), target.replace(n_bottlenecks=5))
+
+
+def test_sampled_frames_take_the_kernel_and_the_grid_for_each_frame():
+    target = config(patch_size={"rgb": (1, 4, 4), "spectrogram": (4, 4)}, n_sampled_frames=3)
+    state_dict = from_vit(vit(), target)
+    assert torch.equal(
+        state_dict["embed.rgb.proj.weight"][:, :, 0], vit()["patch_embed.proj.weight"]
+    )
+    frame, positions = vit()["pos_embed"][:, 1:], state_dict["embed.rgb.pos_embed"][:, 1:]
+    assert torch.equal(positions, torch.cat([frame] * 3, dim=1))
+
+
 def test_normal_bottlenecks_are_drawn_from_the_generator():
     def tokens(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -204,7 +227,7 @@ def test_pre_logits_are_dropped_but_not_from_under_a_head():
             {"patch_size": {"rgb": (1, 4, 4), "spectrogram": (8, 8)}},
             r"patch_size must be one \(height, width\) for a ViT, got \[\(4, 4\), \(8, 8\)\]",
         ),
-        ({"x": torch.zeros(1)}, {}, "num_layers must be the depth of the ViT = 0, got 2"),
+        ({"x": torch.zeros(1)}, {}, "a ViT must have blocks, with the names of .*, got x$"),
     ],
 )
 def test_what_differs_is_named(source, changes, message):

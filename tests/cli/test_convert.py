@@ -21,6 +21,7 @@ from mbt_fast.checkpoint import (
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.checkpoint.shapes import vit_shapes
 from mbt_fast.cli import convert
+from mbt_fast.cli.convert_sources import guess_format
 from mbt_fast.cli.main import main
 from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models.registry import config_for
@@ -80,6 +81,44 @@ def test_whole_scenic_config_brings_the_input_sizes(tmp_path):
         "spectrogram": SIZES["spectrogram"],
         "rgb": SIZES["rgb"],
     }
+
+
+def published_config():
+    """Laid out as ``configs/audioset/balanced_audioset_base.py``: a head that bottlenecks lack."""
+    data = {**DATASET, "num_classes": SCENIC_CONFIG["num_classes"]}
+    model = {k: v for k, v in SCENIC_CONFIG.items() if k not in ("num_classes", "classifier")}
+    return {"dataset_configs": data, "model": {**model, "classifier": "gap"}}
+
+
+def test_the_published_config_is_converted_with_the_head_of_the_checkpoint(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(published_config()))
+    source = (golden.CHECKPOINT, tmp_path / "mbt", "--config", tmp_path / "config.json")
+    run(*source, "--set", "classifier=token")
+    config, _ = load_pretrained(tmp_path / "mbt")
+    assert config == golden.config_of(golden.read())
+    line = config_error(tmp_path, capsys, published_config(), folder="other")
+    assert "classifier must be 'token' for weights with cls and clsspectrogram, got 'gap'" in line
+
+
+def test_official_keys_are_set_before_the_official_config_is_checked(tmp_path):
+    content = {**SCENIC_CONFIG, "dataset_configs": DATASET, "num_classes": None}
+    content["attention_dropout_rate"] = 0.1
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = (golden.CHECKPOINT, tmp_path / "mbt", "--config", tmp_path / "config.json")
+    with pytest.raises(InputError, match="attention_dropout_rate must be 0, got"):
+        run(*source, "--set", "num_classes=7")
+    run(*source, "--set", "num_classes=7", "--set", "attention_dropout_rate=0")
+    assert load_pretrained(tmp_path / "mbt")[0].num_classes == 7
+    with pytest.raises(CheckpointError, match=r"bottleneck must be \[1, 4, 24\], got \[1, 5, 24\]"):
+        run(
+            *source,
+            "--set",
+            "num_classes=7",
+            "--set",
+            "attention_dropout_rate=0",
+            "--set",
+            "n_bottlenecks=4",
+        )
 
 
 def test_scenic_without_config_is_inferred_and_says_what_it_assumed(tmp_path, capsys):
@@ -184,6 +223,8 @@ def test_ambiguous_paths_need_the_flags(tmp_path, source, destination, message):
         ("a.safetensors", "vit"),
         ("a.npz", "vit"),
         ("a.pth", "vit"),
+        ("a.ckpt", "vit"),
+        ("a.pth.tar", "vit"),
         ("a.checkpoint", "scenic"),
         ("a.msgpack", "scenic"),
         ("mbtb32_as-500k_rgb-spec", "scenic"),
@@ -191,20 +232,21 @@ def test_ambiguous_paths_need_the_flags(tmp_path, source, destination, message):
     ],
 )
 def test_source_format_follows_the_rule_in_help(tmp_path, name, source_format):
-    assert convert._guess_source(tmp_path / name) == source_format
+    assert guess_format(tmp_path / name) == source_format
 
 
-def config_error(tmp_path, capsys, content, *flags):
+def config_error(tmp_path, capsys, content, *flags, folder="mbt"):
     """The line that ``mbt-fast convert`` prints of a config file."""
+    capsys.readouterr()
     (tmp_path / "config.json").write_text(json.dumps(content))
     source = str(golden.CHECKPOINT)
-    files = [source, str(tmp_path / "mbt"), "--config", str(tmp_path / "config.json")]
+    files = [source, str(tmp_path / folder), "--config", str(tmp_path / "config.json")]
     assert main(["convert", *files, *flags]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("mbt-fast: error: ")
     assert captured.err.count("\n") == 1
-    assert not (tmp_path / "mbt").exists()
+    assert not (tmp_path / folder).exists()
     return captured.err
 
 

@@ -14,7 +14,7 @@ import mbt_fast
 from mbt_fast.cli.main import main
 from mbt_fast.data import ClipTransform, load_clip
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")
 pytest.importorskip("safetensors")
@@ -189,6 +189,53 @@ def test_a_bad_clip_does_not_stop_the_others(tmp_path, capsys):
     report = json.loads(out.read_text())
     assert [clip["path"] for clip in report["clips"]] == [NASA]
     assert report["errors"] == [{"path": str(bad), "error": f"{bad}: no such file"}]
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A clip with one packet of its video overwritten."""
+    with av.open(NASA) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][40]
+        position, size = packet.pos, packet.size
+    data = bytearray(Path(NASA).read_bytes())
+    data[position : position + size] = b"\xff" * size
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data)
+    return path
+
+
+def test_a_damaged_clip_is_used_and_called_so(damaged, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert predict(NASA, damaged, *TINY, "--json", out) == 0
+    assert capsys.readouterr().out.count("  damaged: 1 packet skipped\n") == 1
+    assert [clip["skipped"] for clip in json.loads(out.read_text())["clips"]] == [0, 1]
+
+
+def test_a_clip_that_is_cut_off_is_used_and_called_so(tmp_path, capsys):
+    data, path = Path(NASA).read_bytes(), tmp_path / "cut.mp4"
+    path.write_bytes(data[: int(len(data) * 0.6)])
+    assert predict(path, *TINY) == 0
+    assert "\n  damaged: cut off, the file ends at 2." in capsys.readouterr().out
+
+
+def test_a_damaged_clip_is_refused_if_asked_for(damaged, capsys):
+    assert predict(damaged, NASA, *TINY, "--errors", "strict") == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"mbt-fast: error: {damaged}: damaged, cannot be decoded past ")
+    assert captured.err.count("\n") == 1
+    assert NASA in captured.out
+
+
+def test_any_fault_of_a_clip_leaves_the_batch_going(monkeypatch, wav, capsys):
+    def fail(self):
+        raise IndexError("list index out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mbt_fast.data.video.VideoCollector.spans", fail)
+        assert predict(NASA, wav, *TINY) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert str(wav) in captured.out
 
 
 @pytest.mark.parametrize(

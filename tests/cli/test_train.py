@@ -1,6 +1,7 @@
 """``mbt-fast train`` from the command line, and its run as a checkpoint for other commands."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -58,6 +59,18 @@ def test_run_has_the_configuration_with_all_overrides(run):
     assert (config["train.seed"], config["train.lr"]) == (3, 0.1)
 
 
+def test_run_goes_on_without_the_files_with_which_it_began(run, folder, tmp_path, capsys):
+    begin = tmp_path / "begin"
+    MBT.from_pretrained(run).save_pretrained(begin)
+    command = ["train", str(folder / "recipe.toml"), f"init.checkpoint={begin}"]
+    command += ["--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    shutil.rmtree(begin)
+    assert main(command) == 0
+    first, again = capsys.readouterr().out.splitlines()
+    assert first == again
+
+
 def test_shorthands_are_values_of_the_section_train(folder, capsys):
     recipe = folder / "recipe.toml"
     options = ("--backend", "reference", "--recompute", "mlp")
@@ -104,18 +117,32 @@ def test_run_is_a_checkpoint_for_predict_with_its_own_labels_and_front_end(
     assert report["notes"] == []
 
 
+def probabilities(clip, checkpoint, folder, *options):
+    """What predict says of a clip, by class."""
+    out = folder / "out.json"
+    command = ["predict", str(clip), "--checkpoint", str(checkpoint), "--json", str(out), *options]
+    assert main(command) == 0
+    classes = json.loads(out.read_text())["clips"][0]["classes"]
+    return {entry["label"]: entry["probability"] for entry in classes}
+
+
 def test_front_end_of_the_run_is_used_unless_it_is_given(run, folder, tmp_path):
-    clip = str(next((folder / "clips").iterdir()))
+    clip = next((folder / "clips").iterdir())
+    usual = probabilities(clip, run, tmp_path)
+    assert usual == probabilities(clip, run, tmp_path, "--spec-mean", "-3.0")
+    assert usual != probabilities(clip, run, tmp_path, "--spec-mean", "4.0")
 
-    def probabilities(*options):
-        out = tmp_path / "out.json"
-        command = ["predict", clip, "--checkpoint", str(run), "--json", str(out), *options]
-        assert main(command) == 0
-        classes = json.loads(out.read_text())["clips"][0]["classes"]
-        return {entry["label"]: entry["probability"] for entry in classes}
 
-    assert probabilities() == probabilities("--spec-mean", "-3.0")
-    assert probabilities() != probabilities("--spec-mean", "4.0")
+def test_padding_is_masked_as_it_was_in_the_run(run, tmp_path):
+    """The window has 0.64 s of sound, the clip 0.3 s."""
+    list(write_synthetic(tmp_path, SyntheticSet(clips=2, classes=2, seconds=0.3)))
+    masked = tmp_path / "masked"
+    shutil.copytree(resolve_run(run), masked)
+    state = json.loads((masked / "state.json").read_text())
+    state["config"]["data.mask_padding"] = True
+    (masked / "state.json").write_text(json.dumps(state))
+    clip = next((tmp_path / "clips").iterdir())
+    assert probabilities(clip, masked, tmp_path) != probabilities(clip, run, tmp_path)
 
 
 def test_run_is_a_checkpoint_for_convert_and_from_pretrained(run, tmp_path, capsys):

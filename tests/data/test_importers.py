@@ -207,6 +207,16 @@ def test_kinetics_sounds_is_a_list_of_classes(folder, capsys):
     assert "left out, of other classes: 1 clips" in capsys.readouterr().out
 
 
+def test_a_clip_that_is_annotated_twice(folder, capsys):
+    Path("a.csv").write_text("abcdefghijk,1,dog,train\nabcdefghijk,1,dog,train\n")
+    touch("clips/abcdefghijk_000001.mp4")
+    assert len(imported("vggsound", "a.csv")) == 1
+    assert "left out, repeated: 1 clips" in capsys.readouterr().out
+    Path("a.csv").write_text("abcdefghijk,1,dog,train\nabcdefghijk,1,cat,train\n")
+    error = refused(capsys, "vggsound", "a.csv")
+    assert "got 'abcdefghijk_000001' with dog and with cat" in error
+
+
 def test_kinetics_needs_its_columns(folder, capsys):
     Path("train.csv").write_text("label,video\nx,y\n")
     assert "must have the column 'youtube_id'" in refused(capsys, "kinetics", "train.csv")

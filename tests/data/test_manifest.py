@@ -94,7 +94,11 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path):
     [
         ("", "must have rows, got none"),
         ("path,labels\n", "must have rows, got none"),
-        ("file,labels\na.mp4,x\n", "line 2: path must name a file, got none"),
+        (
+            "file,labels\na.mp4,x\n",
+            "the header must have the column 'path', got ['file', 'labels']",
+        ),
+        ("path,labels\n,x\n", "line 2: path must name a file, got none"),
         ("path\na\n\n\nb,c\n", "line 5 must have 1 columns like the header, got 2"),
         ('path,labels\na, "x, y"\n', "line 2 must have 2 columns like the header, got 3"),
         ("path,path\na,b\n", "each column must have a name of its own"),
@@ -127,6 +131,8 @@ def test_bad_csv_is_refused_with_its_line(read, text, message):
         ('["a"]\n', "line 1 must be a JSON object"),
         ('{"path": 1.5}\n', "line 1: path must be text, got 1.5"),
         ('{"path": "a", "start": true}\n', "start must be a number of at least 0, got True"),
+        ('{"path": "a", "offset": 1.5, "size": 2}\n', "offset must be a number of at least 0"),
+        ('{"labels": "x"}\n', "line 1: path must name a file, got none"),
         ('{"path": "a", "labels": [true]}\n', "labels must be text, got True"),
         ('{"path": "a", "labels": {"x": 1}}\n', "labels must be text"),
     ],

@@ -18,7 +18,7 @@ TRANSFORM = ClipTransform(rgb=(2, 32, 32), spectrogram=(64, 32))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic")
-    options = ["--clips", "40", "--seconds", "0.7", "--val", "0.5"]
+    options = ["--clips", "40", "--classes", "4", "--seconds", "0.7", "--val", "0.5"]
     options += ["--broken", "0.1", "--silent", "0.2"]
     assert main(["data", "synthetic", str(folder), *options]) == 0
     return folder

@@ -106,9 +106,9 @@ def test_a_seek_changes_nothing(tmp_path, monkeypatch, name, video, audio):
     # The clocks of mkv, webm and flv count milliseconds: there sound may be shifted by less.
     rate = 48000 if audio == "libopus" else 44100
     path = encode(tmp_path / name, video=video, audio=audio, rate=rate)
-    windows = [read_window(path, BOTH, position=p) for p in (0.3, 0.61, 1.0)]
+    windows = [read_window(path, BOTH, position=p) for p in (0.0, 0.3, 0.61, 1.0)]
     monkeypatch.setattr(Decoder, "_targets", lambda *_: iter([None]))
-    for position, window in zip((0.3, 0.61, 1.0), windows, strict=True):
+    for position, window in zip((0.0, 0.3, 0.61, 1.0), windows, strict=True):
         same(window, read_window(path, BOTH, position=position))
 
 
@@ -139,6 +139,17 @@ def long_copy(source, path, times):
     return path
 
 
+class CountingFile(io.FileIO):
+    """A file that counts the bytes that are read of it."""
+
+    taken = 0
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.taken += len(data)
+        return data
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_an_hour_costs_no_more_than_a_minute(tmp_path, monkeypatch, suffix):
     minute = encode(
@@ -147,11 +158,12 @@ def test_an_hour_costs_no_more_than_a_minute(tmp_path, monkeypatch, suffix):
     read = {}
     for times in (1, 60):
         path = long_copy(minute, tmp_path / f"{times}.{suffix}", times)
-        with counted(monkeypatch) as counts:
-            clip = read_window(path, BOTH, position=0.7)
+        with counted(monkeypatch) as counts, CountingFile(path) as file:
+            clip = read_window(file, BOTH, position=0.7)
         assert clip.duration == pytest.approx(60 * times, abs=1)
         read[times] = sum(n for what, n in counts.items() if "packets" in what), counts["frames"]
     assert all(hour <= 1.5 * one for one, hour in zip(read[1], read[60], strict=True)), read
+    assert file.taken < path.stat().st_size / 20  # and this is mostly the index
 
 
 def test_what_lies_between_views_is_not_decoded(tmp_path, monkeypatch):

@@ -115,6 +115,28 @@ def test_counter_agrees_exactly(overrides, backend, cls_only):
         assert both == batch * training_flops(model.config, cls_only=cls_only).total
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"classifier": "gap"},
+        {"classifier": "gap_per_modality", "fusion": "vanilla"},
+        {"classifier": "gap", "fusion": "vanilla", "share_encoder": True},
+        {"n_sampled_frames": 2, "input_size": {"rgb": (8, 32, 32)}},
+    ],
+    ids=str,
+)
+def test_counter_agrees_with_heads_that_pool_and_sampled_frames(overrides):
+    model = create_model("mbt_tiny", **overrides).set_backend("sdpa")
+    shapes = {m: model.embedding(m).input_shape for m in model.config.modalities}
+    with FlopCounterMode(display=False) as counter:
+        logits = model({m: torch.randn(2, *shape) for m, shape in shapes.items()})
+    assert counter.get_total_flops() == 2 * forward_flops(model.config).total
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    both = counter.get_total_flops() + backward.get_total_flops()
+    assert both == 2 * training_flops(model.config).total
+
+
 def test_figure_3_to_within_the_element_wise_share():
     """XLA counts 0.5 to 0.8 % beyond matrix products in the official code."""
     points = figure3.points()

@@ -373,7 +373,7 @@ BAD = {
         "'spectrogram' without input",
     ),
     "length dtype": (
-        GOOD, {"rgb": int32(1, 1).long()}, TypeError, r"lengths\['rgb'\] must be an int32",
+        GOOD, {"rgb": int32(1, 1).short()}, TypeError, r"lengths\['rgb'\] must be an int32",
     ),
     "length value": (GOOD, {"rgb": int32(1, 10)}, ValueError, r"in 0\.\.9, the own tokens, got 10"),
 }  # fmt: skip

@@ -300,8 +300,8 @@ BAD = {
         "lengths must have 1 entries",
     ),
     "lengths dtype": (
-        [GOOD], 4, {"lengths": [INT.long()]}, TypeError,
-        r"lengths\[0\] must be an int32 tensor or None, got a tensor of torch.int64",
+        [GOOD], 4, {"lengths": [INT.short()]}, TypeError,
+        r"lengths\[0\] must be an int32 tensor, an int64 tensor or None, got",
     ),
     "lengths list": ([GOOD], 4, {"lengths": [[3, 4]]}, TypeError, r"lengths\[0\] must be an int32"),
     "lengths shape": ([GOOD], 4, {"lengths": [INT[:1]]}, ValueError, r"must have shape \[2\]"),

@@ -26,7 +26,7 @@ def explained():
     model = create_model("mbt_tiny").eval()
     clip = load_clip(NASA, ClipTransform.from_config(model.config), n_views=2)
     result = rollout(model, clip.inputs)
-    return views_of(clip, result, model.config.fusion_layer), clip, result
+    return views_of(clip, result, model.config), clip, result
 
 
 @pytest.fixture

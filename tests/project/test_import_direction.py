@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {
     *("av", "jinja2", "matplotlib", "msgpack", "numpy", "pytest", "safetensors", "tabulate"),
-    *("tensorboard", "tomli", "tomli_w", "tqdm", "triton"),
+    *("tensorboard", "timm", "tomli", "tomli_w", "tqdm", "transformers", "triton"),
 }
 PUBLIC = {"", "dispatch", "functional", "testing"}  # "": the names that mbt_fast itself lists
 OPS = {"dispatch", "functional", "ops"}

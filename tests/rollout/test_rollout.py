@@ -3,7 +3,7 @@
 import pytest
 import torch
 from backends import backends_of
-from materialised import expected_for_class, expected_rollout
+from materialised import Materialised, expected_for_class, expected_rollout
 from model_cases import FUSIONS, changes, int32, lengths, random_inputs, tiny
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -149,6 +149,35 @@ def test_shares_sum_to_one(options, target):
     assert all((x >= 0).all() for x in (*result.values(), result.bottlenecks))
     assert not result["rgb"][0].any()
     assert not result["rgb"][2].flatten()[2:].any(), "patches of padding"
+
+
+@pytest.mark.parametrize("classifier", ["gap", "gap_per_modality"])
+def test_a_head_that_pools_starts_at_all_tokens(classifier):
+    model = tiny(classifier=classifier)
+    inputs, counts = random_inputs(batch=1), {"rgb": 3, "spectrogram": 8}
+    result = rollout(model, inputs, {m: int32(n) for m, n in counts.items()})
+    with torch.no_grad():
+        forward = Materialised(model, inputs, counts)
+    product = forward.rollout(lambda number, matrices: matrices.mean(0))
+    rows = {m: slice(start, start + counts[m]) for m, start in forward.cls_rows().items()}
+    each = {m: forward.split(product[r].mean(0))[0] for m, r in rows.items()}
+    for source, expected in each.items():
+        for m, x in result.by_source[source].items():
+            torch.testing.assert_close(x.flatten()[: counts[m]], expected[m], **EXACT)
+    weights = {m: n / 11 if classifier == "gap" else 0.5 for m, n in counts.items()}
+    mean = sum(weights[m] * each[m]["rgb"] for m in each)
+    torch.testing.assert_close(result["rgb"].flatten()[:3], mean, **EXACT)
+    torch.testing.assert_close(total(result), torch.ones(1, dtype=torch.float64))
+    assert not result.cls["rgb"].any()
+
+
+def test_sampled_frames():
+    patch = {"rgb": (1, 16, 16), "spectrogram": (16, 16)}
+    model = tiny(n_sampled_frames=2, input_size={"rgb": (5, 32, 32)}, patch_size=patch)
+    inputs = inputs_of(model)
+    result = rollout(model, inputs)
+    assert result["rgb"].shape == (2, 2, 2, 2)
+    assert_as_expected(result, expected_rollout(model, inputs, None))
 
 
 def test_three_modalities_in_order():

@@ -1,6 +1,7 @@
 """Generated clips, and a configuration that trains on them in seconds."""
 
 import pytest
+import torch
 
 from mbt_fast.data.synthetic import SyntheticSet, write_synthetic
 from mbt_fast.train import TrainConfig, report
@@ -42,10 +43,19 @@ every_steps = 3
 def clips(tmp_path_factory):
     """20 clips of 4 classes, 16 of them for training; 2 cannot be read, 3 are without sound."""
     folder = tmp_path_factory.mktemp("clips")
-    made = SyntheticSet(clips=20, seconds=0.6, broken=0.1, silent=0.15)
+    made = SyntheticSet(20, classes=4, seconds=0.6, broken=0.1, silent=0.15)
     list(write_synthetic(folder, made))
     (folder / "recipe.toml").write_text(RECIPE)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Leave the cores to the workers: threads that wait for one another suffer most from them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

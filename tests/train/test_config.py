@@ -153,6 +153,7 @@ def test_one_modality_of_a_recipe_for_two(recipe):
         ("train.lr=-1", r"train\.lr must be above 0, got -1"),
         ("train.lr=nan", r"train\.lr must be above 0, got nan"),
         ("data.mean=inf", r"data\.mean must be finite, got inf"),
+        ("train.layer_decay=0", r"train\.layer_decay must be in \(0, 1\], got 0"),
         ("train.momentum=1.0", r"train\.momentum must be in \[0, 1\), got 1\.0"),
         ("data.workers=2.5", r"data\.workers must be an integer, got 2\.5"),
         ("data.train=3", r"data\.train must be a string, got 3"),

@@ -1,10 +1,12 @@
 """The model with which a run starts: random, from an image ViT, from a checkpoint, or fused."""
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from encoder_cases import TimmViT
 from safetensors.torch import save_file
 from torch import nn
 
@@ -79,6 +81,32 @@ def test_image_vit_is_taken_the_official_way(config, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
+def test_ast_starts_the_spectrogram_and_an_image_vit_the_rest(config, tmp_path):
+    """An AST has 2 tokens beside its patches, here 2 x 4 along (mel, time), and one channel."""
+    shapes = vit_shapes(64, 128, 4, (16, 16), 1 + 2 * 2)
+    vit = {name: torch.randn(shape) for name, shape in shapes.items()}
+    save_file(vit, tmp_path / "vit.safetensors")
+    ast = {name: torch.randn(shape) for name, shape in shapes.items()}
+    ast |= {
+        "pos_embed": torch.randn(1, 2 + 12 * 4, 64),
+        "dist_token": torch.randn(1, 1, 64),
+        "patch_embed.proj.weight": torch.randn(64, 1, 16, 16),
+    }
+    torch.save({f"module.v.{name}": tensor for name, tensor in ast.items()}, tmp_path / "ast.pth")
+    files = [f"init.vit={tmp_path / 'vit.safetensors'}", f"init.ast={tmp_path / 'ast.pth'}"]
+    both = start.build(config(*files), CLASSES).state_dict()
+    image = start.build(config(files[0]), CLASSES).state_dict()
+    sound = start.build(config(files[1]), CLASSES).state_dict()
+    fresh = start.build(config(), CLASSES).state_dict()
+    for name, tensor in both.items():
+        assert torch.equal(tensor, (sound if ".spectrogram." in name else image)[name]), name
+    for name, tensor in sound.items():
+        new = ".spectrogram." in name or name.startswith("norm.")
+        assert torch.equal(tensor, fresh[name]) != new or name.startswith("head."), name
+    block = sound["blocks.0.spectrogram.mlp.fc1.weight"]
+    assert torch.equal(block, ast["blocks.0.mlp.fc1.weight"])
+
+
 def test_checkpoint_of_another_size_and_other_classes(config, tmp_path):
     """Positions are resized, the classifier stays zero, all else is taken over."""
     saved = start.build(config("train.seed=1"), 7)
@@ -138,6 +166,13 @@ def test_clip_transform_has_the_model_sizes_and_the_options_of_the_data(config):
     assert (transform.rgb, transform.spectrogram) == ((2, 32, 32), (64, 32))
     assert (transform.stride, transform.mean, transform.std) == (2, 1.5, 2.5)
     assert transform.window == "hann"
+
+
+def test_modality_that_no_file_has_is_named(config):
+    sizes = ("model.input_size.touch=[64, 32]", "model.patch_size.touch=[16, 16]")
+    configured = config('model.modalities=["rgb", "touch"]', *sizes)
+    with pytest.raises(InputError, match=r"model\.modalities must be of .*, got 'touch'"):
+        start.clip_transform(configured, configured.model.mbt(CLASSES))
 
 
 FUSED = """
@@ -243,13 +278,76 @@ def test_absent_modality_of_a_fused_pair_is_left_out(config, encoders):
 
 
 def test_video_encoder_reads_all_frames_at_once(config, encoders):
-    model = start.build(config(text=FUSED.replace("hf:image", "hf:video")), CLASSES).eval()
+    text = FUSED.replace("hf:image", "hf:video")
+    model = start.build(config("model.fusion_layer=2", text=text), CLASSES).eval()
     nn.init.normal_(model.head["rgb"].weight)
     clip = {"rgb": inputs()["rgb"]}
     tokens = encoders["video"].eval()(clip["rgb"].transpose(1, 2)).last_hidden_state
     assert not model.frame_embed
     assert model.n_tokens["rgb"] == tokens.shape[1]
-    assert model(clip).shape == (2, CLASSES)
+    assert torch.equal(model(clip), model.head["rgb"](tokens.mean(dim=1)))
+
+
+class Timm(types.ModuleType):
+    """As much of timm as is asked for: it notes how, and makes small encoders of its kind."""
+
+    def __init__(self):
+        super().__init__("timm")
+        self.calls = []
+
+    def create_model(self, name, **options):
+        self.calls.append((name, options))
+        tower = TimmViT()
+        tower.head = nn.Identity()
+        return tower
+
+
+def test_encoders_of_timm_are_made_for_the_size_of_the_input(config, tmp_path, monkeypatch):
+    timm = Timm()
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    text = FUSED.replace("hf:image", "timm:vit").replace("hf:sound", "timm:ast")
+    sizes = ("model.input_size.rgb=[2, 12, 8]", "model.input_size.spectrogram=[12, 8]")
+    model = start.build(config(*sizes, text=text), CLASSES).eval()
+    assert timm.calls == [
+        (name, {"num_classes": 0, "img_size": (12, 8), "pretrained": True})
+        for name in ("vit", "ast")
+    ]
+    for head in model.head.values():
+        nn.init.normal_(head.weight)
+    clip = {"rgb": torch.randn(2, 3, 2, 12, 8), "spectrogram": torch.randn(2, 12, 8)}
+    save_model(tmp_path / "saved", model)
+    loaded = load_model(tmp_path / "saved").eval()
+    assert [options.get("pretrained", False) for _, options in timm.calls[2:]] == [False, False]
+    assert torch.equal(loaded(clip), model(clip))
+
+
+def test_library_that_is_not_installed_is_named(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    text = FUSED.replace("hf:image", "timm:vit")
+    with pytest.raises(InputError, match=r"encoder 'timm:vit' needs the package 'timm'"):
+        start.build(config(text=text), CLASSES)
+
+
+def test_input_that_does_not_fit_its_encoder_is_named(config, encoders):
+    size, text = "model.input_size.rgb=[2, 48, 48]", FUSED.replace("hf:image", "hf:video")
+    with pytest.raises(InputError, match=r"model\.fuse: input_size\.rgb must fit its encoder"):
+        start.build(config(size, text=text), CLASSES)
+
+
+def test_positions_are_interpolated_to_the_size_of_the_input(config, encoders):
+    sizes = ("model.input_size.rgb=[1, 48, 48]", "model.input_size.spectrogram=[96, 32]")
+    model = start.build(config("model.fusion_layer=2", *sizes, text=FUSED), CLASSES).eval()
+    nn.init.normal_(model.head["rgb"].weight)
+    clip = inputs(frames=1, size=48, time=96)
+    hidden = encoders["image"].eval()(clip["rgb"][:, :, 0], interpolate_pos_encoding=True)
+    logits = model.forward_modalities(clip)
+    assert torch.equal(logits["rgb"], model.head["rgb"](hidden.last_hidden_state[:, 0]))
+
+
+def test_encoder_that_cannot_be_loaded_is_named(config, encoders, tmp_path):
+    (tmp_path / "image" / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"the encoder 'hf:.*image' cannot be loaded"):
+        start.build(config(text=FUSED), CLASSES)
 
 
 def test_every_parameter_of_a_fused_pair_is_trained(config, encoders):

@@ -8,9 +8,10 @@ from typing import Any
 from mbt_fast.cli.data.options import add_manifest, add_workers, progress
 from mbt_fast.cli.outputs import check_writable
 from mbt_fast.data.classes import ClassIndex
+from mbt_fast.data.examine import examine
 from mbt_fast.data.labels import read_labels
 from mbt_fast.data.manifest import Manifest
-from mbt_fast.data.survey import Survey, examine
+from mbt_fast.data.survey import Survey
 
 HELP = "Decode all clips of a manifest; list the broken ones and count the classes."
 _SHOWN = 20  # lines of a list
@@ -69,9 +70,10 @@ def _print(record: dict[str, Any], survey: Survey) -> None:
         print(f"with {kind}: {counts.total():,}, without: {len(survey.without[kind]):,}")
         for form, count in counts.most_common(3):
             print(f"  {count:,} x {form}")
+    print(f"pictures all the same: {len(survey.still):,}, sound all silence: {len(survey.muted):,}")
     print(f"broken: {len(survey.broken):,}")
-    for line in list(survey.broken.values())[:_SHOWN]:
-        print(f"  {line}")
+    for name, reason in list(survey.broken.items())[:_SHOWN]:
+        print(f"  {name}: {reason}")
     if len(survey.broken) > _SHOWN:
         print(f"  and {len(survey.broken) - _SHOWN:,} more, see --json")
     rows = [(name, counts["clips"], counts["broken"]) for name, counts in record["classes"].items()]

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.cap is not None and args.cap < 1:
         raise InputError(f"--cap must be at least 1, got {args.cap}")
     segments, names = READERS[args.dataset](args.annotations, args.labels)
-    segments = _selected(segments, names, args.split)
+    segments = _selected(_unique(segments), names, args.split)
     found, missing = find_clips(segments, args.clips, args.whole_videos)
     kept = found
     if args.cap is not None:
@@ -93,6 +93,21 @@ def run(args: argparse.Namespace) -> int:
     print(_describe(Census.of(names, [segment for segment, _ in kept], missing)))
     print(f"hash of ids and labels: {Manifest.read(args.out).hash}")
     return 0
+
+
+def _unique(segments: list[Segment]) -> list[Segment]:
+    """The segments without repetitions; says how many there are."""
+    known: dict[str, Segment] = {}
+    for segment in segments:
+        first = known.setdefault(segment.id, segment)
+        if first != segment:
+            raise InputError(
+                f"annotations must have each clip once, got {segment.id!r} with "
+                f"{', '.join(first.classes)} and with {', '.join(segment.classes)}"
+            )
+    if len(known) < len(segments):
+        print(f"left out, repeated: {len(segments) - len(known):,} clips")
+    return list(known.values())
 
 
 def _selected(segments: list[Segment], names: Sequence[str], split: str | None) -> list[Segment]:

@@ -12,7 +12,7 @@ from mbt_fast.errors import InputError
 _TIME = re.compile(r"(\d+:){0,2}\d+(\.\d*)?", re.ASCII)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """One row of an annotation file.
 

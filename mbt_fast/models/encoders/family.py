@@ -42,6 +42,7 @@ class Family(ABC):
     optional_parts: ClassVar[tuple[str, ...]] = ()
     layer_needs: ClassVar[tuple[Need, ...]] = ()
     training_needs: ClassVar[tuple[Need, ...]] = ()  # of a layer that is taken apart in training
+    interpolates: ClassVar[bool] = False  # positions, in embed_resized
 
     def body(self, tower: Tower) -> Tower:
         """The encoder itself, if ``tower`` puts a head on top of it."""
@@ -72,6 +73,10 @@ class Family(ABC):
     @abstractmethod
     def embed(self, tower: Tower, x: Tensor) -> Tensor:
         """Map the tower's input to the tokens ``[B, N, C]`` that its first layer takes."""
+
+    def embed_resized(self, tower: Tower, x: Tensor) -> Tensor:
+        """As ``embed``, for an input of another size: with its positions interpolated."""
+        return self.embed(tower, x)
 
     @abstractmethod
     def packed(self, layer: Layer, x: Tensor) -> Tensor:

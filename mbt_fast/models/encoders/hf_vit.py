@@ -1,21 +1,21 @@
 """Towers with the attributes of Hugging Face's ViT, DeiT, AST (before and since 5) and VideoMAE."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import interpolate, linear
 
+from mbt_fast.layers.hooks import are_unmodified, is_everything_watched
 from mbt_fast.models.encoders.family import NO_DROPOUT, Family, Layer, Need, Tower, apply_part
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class _HuggingFace(Family):
     """What both layouts share: ``embeddings``, ``layernorm``, and a head around the encoder."""
 
     cuts_patches = "embeddings.patch_embeddings.projection"
+    interpolates = True
 
     def body(self, tower: Tower) -> Tower:
         """The encoder inside ``ViTForImageClassification`` and its like."""
@@ -28,6 +28,13 @@ class _HuggingFace(Family):
     def swaps_axes(self, x: Tensor) -> bool:
         """AST takes ``[B, time, mel]``, and convolves ``[B, 1, mel, time]``."""
         return x.ndim == 3
+
+    def embed_resized(self, tower: Tower, x: Tensor) -> Tensor:
+        """ViT and DeiT interpolate by themselves; AST's positions are interpolated here."""
+        embeddings = self.body(tower).embeddings
+        if hasattr(embeddings, "interpolate_pos_encoding"):
+            return embeddings(x, interpolate_pos_encoding=True)
+        return _embed_spectrogram(embeddings, x)
 
     def norm(self, tower: Tower, x: Tensor) -> Tensor:
         """The result is the ``last_hidden_state``."""
@@ -76,10 +83,15 @@ class HuggingFaceVideoMAE(HuggingFaceViT4):
 
     title = "a Hugging Face VideoMAE"
     signs = ("embeddings.patch_embeddings.tubelet_size", "encoder.layer")
+    interpolates = False
 
     def embed(self, tower: Tower, x: Tensor) -> Tensor:
         """Patches of video ``[B, T, 3, H, W]``, none of them masked, and positions."""
         return self.body(tower).embeddings(x, None)
+
+    def embed_resized(self, tower: Tower, x: Tensor) -> Tensor:
+        """Its positions are computed for one size."""
+        return self.embed(tower, x)
 
     def norm(self, tower: Tower, x: Tensor) -> Tensor:
         """The result is the ``last_hidden_state``."""
@@ -117,6 +129,19 @@ class HuggingFaceViT5(_HuggingFace):
         return layer.dropout(layer.mlp(layer.layernorm_after(y))) + y
 
 
+def _embed_spectrogram(embeddings: Any, x: Tensor) -> Tensor:
+    """AST's embedding of ``[B, time, mel]``, its grid of positions resized as AST's authors do."""
+    first = [embeddings.cls_token, embeddings.distillation_token]
+    patches = embeddings.patch_embeddings(x)
+    tokens = torch.cat([*(t.expand(x.shape[0], -1, -1) for t in first), patches], dim=1)
+    projection, positions = embeddings.patch_embeddings.projection, embeddings.position_embeddings
+    grid = positions[:, len(first) :].mT.unflatten(2, embeddings.get_shape(embeddings.config))
+    sizes = zip((x.shape[2], x.shape[1]), projection.kernel_size, projection.stride, strict=True)
+    size = [(rows - kernel) // stride + 1 for rows, kernel, stride in sizes]
+    resized = interpolate(grid, size=size, mode="bilinear").flatten(2).mT
+    return embeddings.dropout(tokens + torch.cat([positions[:, : len(first)], resized], dim=1))
+
+
 def _packed(linears: Sequence[nn.Linear], x: Tensor, num_heads: int) -> Tensor:
     """Pack query, key and value of three Linears.
 
@@ -134,7 +159,6 @@ def _packed(linears: Sequence[nn.Linear], x: Tensor, num_heads: int) -> Tensor:
 
 def _are_plain(linears: Sequence[nn.Linear]) -> bool:
     """Linears of torch's own, all with a bias or none, and nothing that would go unnoticed."""
-    if any(type(module) is not nn.Linear for module in linears):
+    if is_everything_watched() or not are_unmodified((nn.Linear, linears)):
         return False
-    hooked = any(getattr(module, hooks) for module in linears for hooks in HOOKS)
-    return not hooked and len({module.bias is None for module in linears}) == 1
+    return len({module.bias is None for module in linears}) == 1
