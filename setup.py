@@ -24,6 +24,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOTS = {"mbt_fast": "mbt_fast", "mbt_fast.kernels": "kernels"}
@@ -39,10 +40,14 @@ SIMD_FLAGS = {  # csrc/cpu/simd/<instruction set>.cpp
 CUDA_FOLDER = Path("csrc/cuda")
 CUDA_INSTANCES = [(element, dim) for element in ("Bfloat16", "Float16") for dim in (64, 128)]
 CUDA_FLAGS = "-O3 -std=c++17 -lineinfo -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden,-Wno-psabi"
-FLAGS = (
-    "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Werror=return-type"
-    " -Wno-maybe-uninitialized"  # false alarms inside GCC 12's own headers of intrinsics
-)
+FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp -Wall -Wextra -Werror=return-type"
+GCC_FLAGS = "-Wno-maybe-uninitialized"  # false alarms inside GCC 12's own headers of intrinsics
+OPENMP = "install OpenMP for clang (libomp-dev or libomp-devel), or set CXX=g++"
+HINTS = {  # part of a compiler's message: what to do about it
+    "Python.h": "install Python's headers (python3-dev or python3-devel)",
+    "omp.h": OPENMP,
+    "-lomp": OPENMP,
+}
 
 
 def native_sources() -> dict[str, str]:
@@ -61,6 +66,13 @@ def compiler() -> str | None:
     named = os.environ.get("CXX")
     candidates = [named] if named else ["c++", "g++", "clang++"]
     return next((c for c in candidates if shutil.which(shlex.split(c)[0])), None)
+
+
+def flags() -> str:
+    """Options for the C++ compiler; clang does not know all of GCC's warnings."""
+    command = [*shlex.split(compiler()), "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return FLAGS if "clang" in said else f"{FLAGS} {GCC_FLAGS}"
 
 
 def why_not_native() -> str | None:
@@ -122,9 +134,35 @@ def cuda_source_hash() -> str:
 def first_error(output: str) -> str:
     """The line of a compiler's output that names the error, with a hint where one is known."""
     lines = output.splitlines() or ["it says nothing"]
-    line = next((line for line in lines if "error:" in line.lower()), lines[-1]).strip()
-    hint = "; install Python's headers (python3-dev or python3-devel)" if "Python.h" in line else ""
-    return line + hint
+    for part, hint in HINTS.items():
+        line = next((line for line in lines if part in line and "cannot find" in line), None)
+        line = line or next((line for line in lines if part in line and "error" in line), None)
+        if line:
+            return f"{line.strip()}; {hint}"
+    return next((line for line in lines if "error:" in line.lower()), lines[-1]).strip()
+
+
+LEFT_OUT: dict[str, str] = {}  # extension: why it is not built
+
+
+def note(folder: Path, name: str, reason: str | None) -> None:
+    """Leave in the package why an extension is not in it: ``mbt_fast.ops.extension`` reads it."""
+    path = folder / f"{name.rpartition('.')[2]}.not-built"
+    if reason is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(reason)
+
+
+class BuildPackage(build_py):
+    """Copy the package, with notes of what is left out."""
+
+    def run(self) -> None:
+        """In an editable install the notes stand beside the sources."""
+        super().run()
+        folder = Path("mbt_fast") if self.editable_mode else Path(self.build_lib) / "mbt_fast"
+        for name in WRITE_NINJA:
+            note(folder, name, LEFT_OUT.get(name))
 
 
 class NinjaBuild(build_ext):
@@ -149,6 +187,7 @@ class NinjaBuild(build_ext):
             reason = f"{COMPILERS[ext.name]()} failed: {first_error(done.stdout)}"
             if ext.optional:
                 print(f"mbt_fast: building without {ext.name}: {reason}", flush=True)
+                note(target.parent, ext.name, reason)
             raise CompileError(reason)
 
 
@@ -158,7 +197,7 @@ def write_compile_rule(out) -> None:
 
     includes = [pybind11.get_include(), sysconfig.get_path("include")]
     out.variable("cxx", compiler())
-    out.variable("flags", f"{FLAGS} {' '.join(f'-isystem {path}' for path in includes)}")
+    out.variable("flags", f"{flags()} {' '.join(f'-isystem {path}' for path in includes)}")
     out.variable("more", os.environ.get("CXXFLAGS", ""))
     compile_one = "$cxx -MMD -MF $out.d $flags $extra $more -c $in -o $out"
     out.rule("compile", compile_one, depfile="$out.d", deps="gcc")
@@ -239,7 +278,9 @@ def extensions() -> dict:
             raise SystemExit(f"{switch}=1, but {reason}")
         else:
             print(f"mbt_fast: building without {name}: {reason}")
-    return {"ext_modules": modules, "cmdclass": {"build_ext": NinjaBuild}} if modules else {}
+            LEFT_OUT[name] = reason
+    commands = {"build_py": BuildPackage, "build_ext": NinjaBuild}
+    return {"ext_modules": modules, "cmdclass": commands}
 
 
 setup(

@@ -4,7 +4,8 @@ import posixpath
 import re
 from pathlib import Path
 
-import backends  # beside this file
+import backends  # beside this file, as is tested
+import tested
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,7 @@ def on_files(files, config):
     for page, document in DOCUMENTS.items():
         files.append(File.generated(config, page, content=with_links_to_pages(page, document)))
     files.append(File.generated(config, "backends.md", content=backends.page()))
+    files.append(File.generated(config, "tested.md", content=tested.page()))
     return files
 
 

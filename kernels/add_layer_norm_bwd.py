@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mbt_fast.kernels.column_sums import sum_columns, tiles_per_chunk
 from mbt_fast.kernels.launch import (
+    OPTIONS,
     device_of,
     given,
     given_lengths,
@@ -44,7 +45,7 @@ from mbt_fast.kernels.rows import (
     store_branch_gradient,
 )
 from mbt_fast.kernels.table import row_tile
-from mbt_fast.kernels.tiles import find_stream, pick, pick_int, store_tile
+from mbt_fast.kernels.tiles import find_stream, only_if, pick, pick_int, store_tile
 
 
 @triton.jit
@@ -65,7 +66,7 @@ def _gradient(
     along_xhat = tl.sum(g * xhat, 1) / C
     dx = (g - along_mean[:, None] - xhat * along_xhat[:, None]) * rstd[:, None]
     if HAS_DSUM != 0:
-        given = inside & is_set(HAS_DSUM, m, M)
+        given = only_if(inside, is_set(HAS_DSUM, m, M))
         dx += load_rows(dsum_ptrs, dsum_strides, m, b, row, given, M, C, BLOCK_C)
     return dx, dnormed, xhat
 
@@ -99,8 +100,8 @@ def _slots_of_all(
         S = pick_int(rows, m, M)
         dx, _, _ = _gradient(
             x_ptrs, dnormed_ptrs, dsum_ptrs, stats_ptrs, load_channels(weight_ptrs[m], C, BLOCK_C),
-            strides, dnormed_strides, dsum_strides, m, b, slot + (S - P), (slot < P) & present, S,
-            B, M, HAS_DSUM, C, BLOCK_C,
+            strides, dnormed_strides, dsum_strides, m, b, slot + (S - P),
+            only_if(slot < P, present), S, B, M, HAS_DSUM, C, BLOCK_C,
         )  # fmt: skip
         total += dx
     mean = total / tl.maximum(count, 1.0)
@@ -238,7 +239,7 @@ def launch(
                 strides_of(sums), strides_of(dnormed), strides_of(also), rows, tiles, chunks, step,
                 sum(chunks), slot_tiles, batch, n_bottlenecks, M=len(sums), HAS_DSUM=has_dsum,
                 HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
-                BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps,
+                BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps, **OPTIONS,
             )  # fmt: skip
         sum_columns(partial.flatten(0, 1), dparameters, (*chunks, *chunks))
     for grad, summed in zip(grads, dparameters, strict=True):

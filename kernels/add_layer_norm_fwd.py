@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mbt_fast.kernels.launch import (
+    OPTIONS,
     device_of,
     given,
     given_lengths,
@@ -32,7 +33,7 @@ from mbt_fast.kernels.launch import (
 )
 from mbt_fast.kernels.rows import is_marked, is_set, load_channels, load_sum, mean_of_slots
 from mbt_fast.kernels.table import row_tile
-from mbt_fast.kernels.tiles import find_stream, pick, pick_int, store_tile
+from mbt_fast.kernels.tiles import find_stream, only_if, pick, pick_int, store_tile
 
 
 @triton.jit
@@ -45,7 +46,7 @@ def _write(
     x = x.to(normed_ptr.dtype.element_ty)
     if WRITES_SUM != 0:
         sum_ptr = pick(sum_ptrs, m, M) + b * S * C
-        store_tile(sum_ptr, row, C, x, inside & is_set(WRITES_SUM, m, M), C, BLOCK_C)
+        store_tile(sum_ptr, row, C, x, only_if(inside, is_set(WRITES_SUM, m, M)), C, BLOCK_C)
     x = x.to(tl.float32)
     mean = tl.sum(x, 1) / C
     deviation = tl.where(tl.arange(0, BLOCK_C)[None, :] < C, x - mean[:, None], 0.0)
@@ -170,5 +171,5 @@ def launch(
             slot_tiles, batch, n_bottlenecks, eps, M=len(streams), HAS_BRANCH=has_branch,
             WRITES_SUM=sum(1 << m for m, is_written in enumerate(written) if is_written),
             HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
-            BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps,
+            BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps, **OPTIONS,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mbt_fast.kernels.bias_gelu_fwd import CUBIC, SCALE, check_form, place, tanh_cdf
 from mbt_fast.kernels.column_sums import MOST_CHUNKS, sum_columns, tiles_per_chunk
-from mbt_fast.kernels.launch import device_of
+from mbt_fast.kernels.launch import OPTIONS, device_of
 
 
 @triton.jit(do_not_specialize=["rows", "step"])
@@ -52,7 +52,7 @@ def bias_gelu_bwd_kernel(
             x += bias
         dout = tl.load(dout_ptr + row * C + channel, mask=mask, other=0.0).to(tl.float32)
         cdf = tanh_cdf(x)
-        dx = dout * (cdf + x * cdf * (1.0 - cdf) * (SCALE * (1.0 + 3 * CUBIC * x * x)))
+        dx = dout * (cdf + x * cdf * (1.0 - cdf) * ((1.0 + x * (3 * CUBIC) * x) * SCALE))
         dbias += dx
         tl.store(dx_ptr + row * C + channel, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if HAS_BIAS:
@@ -86,7 +86,7 @@ def _launch_one(dx: Tensor, dbias: Tensor, dout: Tensor, x: Tensor, bias: Tensor
         bias_gelu_bwd_kernel[(chunks * blocks,)](
             dout.contiguous(), x.contiguous(), x if bias is None else bias.contiguous(), dx,
             partial, rows, step, HAS_BIAS=bias is not None, C=x.shape[-1], BLOCK_R=tile.block_r,
-            BLOCK_C=tile.block_c, num_warps=tile.num_warps,
+            BLOCK_C=tile.block_c, num_warps=tile.num_warps, **OPTIONS,
         )  # fmt: skip
         if bias is not None:
             sum_columns(partial, [dbias], [chunks])

@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mbt_fast.kernels.launch import device_of
+from mbt_fast.kernels.launch import OPTIONS, device_of
 from mbt_fast.kernels.table import GELU_CHANNELS, RowTile, row_tile
 
+# Constants stand to the right of tensors: on the left the interpreter of Triton 3.8 refuses them.
 SCALE = tl.constexpr(2 * 0.7978845608028654)  # 2 sqrt(2 / pi)
 CUBIC = tl.constexpr(0.044715)
 
@@ -22,7 +23,7 @@ CUBIC = tl.constexpr(0.044715)
 @triton.jit
 def tanh_cdf(x):
     """The distribution function of the approximation."""
-    return 1.0 / (1.0 + tl.exp(-SCALE * x * (1.0 + CUBIC * x * x)))
+    return 1.0 / (1.0 + tl.exp(x * -SCALE * (1.0 + x * CUBIC * x)))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -64,7 +65,7 @@ def launch(
                 bias_gelu_fwd_kernel[(triton.cdiv(rows, tile.block_r) * blocks,)](
                     x.contiguous(), x if bias is None else bias.contiguous(), out, rows,
                     HAS_BIAS=bias is not None, C=x.shape[-1], BLOCK_R=tile.block_r,
-                    BLOCK_C=tile.block_c, num_warps=tile.num_warps,
+                    BLOCK_C=tile.block_c, num_warps=tile.num_warps, **OPTIONS,
                 )  # fmt: skip
 
 

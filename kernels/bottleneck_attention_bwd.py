@@ -37,6 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mbt_fast.kernels.launch import (
+    OPTIONS,
     Streams,
     block_d,
     device_of,
@@ -332,7 +333,7 @@ def launch(
             tuple(streams.lengths), strides_of(streams.qkv), strides_of(grads), *sizes, scale,
             HAS_DLSE=sum(1 << m for m, d in enumerate(dlse) if d is not None),
             UPDATE_MEAN=update_mean, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages, **shared,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages, **OPTIONS, **shared,
         )  # fmt: skip
         for kernel, name in (
             (bottleneck_attention_bwd_dkdv_kernel, "dkdv"),
@@ -344,7 +345,7 @@ def launch(
                 tuple(streams.qkv), grads, tuple(stats), deltas, tuple(streams.arrange(dqkv)),
                 tuple(streams.lengths), strides_of(streams.qkv), strides_of(grads), *sizes, scale,
                 BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, num_warps=tiles.num_warps,
-                num_stages=tiles.num_stages, **shared,
+                num_stages=tiles.num_stages, **OPTIONS, **shared,
             )  # fmt: skip
 
 

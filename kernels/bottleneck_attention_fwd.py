@@ -35,7 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mbt_fast.kernels.launch import Streams, block_d, device_of, precision_of, strides_of
+from mbt_fast.kernels.launch import OPTIONS, Streams, block_d, device_of, precision_of, strides_of
 from mbt_fast.kernels.table import tiles_for
 from mbt_fast.kernels.tiles import (
     LN_2,
@@ -261,5 +261,5 @@ def launch(
             HAS_LENGTHS=streams.has_lengths, UPDATE_MEAN=update_mean, D=head_dim,
             BLOCK_D=block_d(head_dim), BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
             PRECISION=precision_of(qkv[0].dtype), num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
+            num_stages=tiles.num_stages, **OPTIONS,
         )  # fmt: skip

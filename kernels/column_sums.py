@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mbt_fast.kernels.launch import OPTIONS
 from mbt_fast.kernels.table import RowTile
 from mbt_fast.kernels.tiles import pick, pick_int
 
@@ -56,7 +57,7 @@ def sum_columns(partial: Tensor, outs: Sequence[Tensor], counts: Sequence[int]) 
     firsts = tuple(sum(counts[:k]) for k in range(len(counts)))
     column_sums_kernel[(len(outs) * triton.cdiv(channels, tile.block_c),)](
         partial, tuple(outs), firsts, tuple(counts), K=len(outs), C=channels,
-        BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps,
+        BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps, **OPTIONS,
     )  # fmt: skip
 
 

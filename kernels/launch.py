@@ -8,6 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
+# What every kernel is compiled with: products and sums fused to one rounding. Triton has done so by
+# default, and announces that it will not.
+OPTIONS = {"enable_fp_fusion": True}
+
 
 class Streams(NamedTuple):
     """The streams of a call as kernel arguments: longest first, so that short ones fill gaps."""

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mbt_fast.kernels.launch import (
+    OPTIONS,
     device_of,
     given_lengths,
     given_masks,
@@ -108,5 +109,5 @@ def launch(
             strides_of(branches), rows, tiles, slot_tiles, batch, n_bottlenecks,
             M=len(streams), HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths,
             SHARES=n_bottlenecks > 0, C=channels, BLOCK_R=tile.block_r, BLOCK_C=tile.block_c,
-            num_warps=tile.num_warps,
+            num_warps=tile.num_warps, **OPTIONS,
         )  # fmt: skip

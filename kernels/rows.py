@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from mbt_fast.kernels.tiles import load_tile, pick, pick_int, pick_stride, store_tile
+from mbt_fast.kernels.tiles import load_tile, only_if, pick, pick_int, pick_stride, store_tile
 
 
 @triton.jit
@@ -43,7 +43,8 @@ def load_sum(
         added = is_set(HAS_BRANCH, m, M)
         if HAS_KEEP != 0:
             added = added & is_marked(keep_ptrs, HAS_KEEP, m, b, M)
-        x += load_rows(branch_ptrs, branch_strides, m, b, row, inside & added, M, C, BLOCK_C)
+        inside = only_if(inside, added)
+        x += load_rows(branch_ptrs, branch_strides, m, b, row, inside, M, C, BLOCK_C)
     return x
 
 
@@ -61,8 +62,8 @@ def mean_of_slots(
         count += present.to(tl.float32)
         total += load_sum(
             stream_ptrs, branch_ptrs, keep_ptrs, strides, branch_strides, m, b,
-            slot + (pick_int(rows, m, M) - P), (slot < P) & present, M, HAS_BRANCH, HAS_KEEP, C,
-            BLOCK_C,
+            slot + (pick_int(rows, m, M) - P), only_if(slot < P, present), M, HAS_BRANCH, HAS_KEEP,
+            C, BLOCK_C,
         )  # fmt: skip
     return total / tl.maximum(count, 1.0)
 
@@ -75,7 +76,7 @@ def store_branch_gradient(
     """Write the gradient of a branch where it is another than ``dx``, that of its stream."""
     if HAS_KEEP != 0:
         kept = tl.where(is_marked(keep_ptrs, HAS_KEEP, m, b, M), dx, 0.0)
-        apart = inside & is_set(HAS_KEEP, m, M)
+        apart = only_if(inside, is_set(HAS_KEEP, m, M))
         store_tile(pick(dbranch_ptrs, m, M) + b * S * C, row, C, kept, apart, C, BLOCK_C)
 
 

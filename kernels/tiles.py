@@ -89,10 +89,19 @@ def valid_counts(length_ptrs, m, b, rows, P, M: tl.constexpr, HAS_LENGTHS: tl.co
 
 
 @triton.jit
+def only_if(mask, condition):
+    """The mask if a scalar condition holds, else an empty one.
+
+    From Triton 3.8 on the interpreter takes ``mask & condition`` for integers, and refuses it.
+    """
+    return (mask & condition) != 0
+
+
+@triton.jit
 def is_valid(row, length, count, rows, P):
     """Which of the rows take part."""
     slot = (row >= rows - P) & (row < rows)
-    return ((row < length) | slot) & (count > 0)
+    return only_if((row < length) | slot, count > 0)
 
 
 @triton.jit

@@ -44,8 +44,10 @@ def run(args: argparse.Namespace) -> int:
     dtype, why_dtype = machine.choose_dtype(args.dtype, device)
     first, *others = args.batch_size or [1]
     found = Comparisons(Setting(args.mode, first, device, dtype))
-    with model_options.measuring("bench", first, device) as bar:
-        found.on_call = bar.update
+    load = machine.OtherLoad()
+    with model_options.measuring("bench", first, device) as clock:
+        clock.expect(args.seconds)
+        found.on_call = clock.tick
         chosen = recommend.run(
             found,
             config,
@@ -53,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
             sizes=others if args.batch_size else None,
             any_dtype=args.dtype == "auto",
         )
-    conditions = _conditions(config, found, why_dtype)
+    conditions = _conditions(config, found, why_dtype, load.sentence())
     code = chosen.code() if chosen else None
-    said = code or "no line of code to copy: the models were not compared"
+    said = code or "no line of code to copy: the comparison of the models did not end"
     print(found.text(), said, runs.as_lines(conditions), sep="\n\n")
     if args.json:
         document = {
@@ -67,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
             "code": code,
         }
         args.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 130 if found.interrupted else 0
+    return 130 if found.cut_short == recommend.INTERRUPTED else 0
 
 
-def _conditions(config: MBTConfig, found: Comparisons, why_dtype: str) -> dict[str, str]:
+def _conditions(config: MBTConfig, found: Comparisons, why_dtype: str, load: str) -> dict[str, str]:
     slots = f", B = {config.n_slots}" if config.n_slots else ""
     return runs.conditions(
         config,
@@ -78,8 +80,9 @@ def _conditions(config: MBTConfig, found: Comparisons, why_dtype: str) -> dict[s
         why_dtype,
         fusion=f"{config.fusion} at layer {config.fusion_layer}{slots}",
         times="medians of interleaved rounds after warm-up; ratios round by round, with the "
-        "middle 60 %" + ("; interrupted" if found.interrupted else ""),
+        "middle 60 %" + (f"; {found.cut_short}" if found.cut_short else ""),
         fastest=f"least time per clip, and up to {ALIKE} times as much",
+        machine=load,
         memory="peak: tensors allocated in the call, of the model with its weights; kept: for the "
         "backward",
     )

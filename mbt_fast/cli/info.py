@@ -16,12 +16,18 @@ from mbt_fast.ops.dispatch import verdict
 from mbt_fast.profiling.machine import device_name
 
 HELP = "Show versions, devices, the compiled part, and every backend with its reasons."
-OPTIONAL = ("triton", "av", "numpy", "msgpack", "safetensors", "tabulate", "tqdm")
+OPTIONAL = (
+    *("triton", "av", "numpy", "msgpack", "safetensors", "tabulate", "tqdm", "jinja2"),
+    *("matplotlib", "tomli_w"),
+)
+ABSENT = "not installed"
+Facts = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print all facts, for bug reports")
+    parser.add_argument("--verbose", action="store_true", help="a line for each fact")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,21 +36,43 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
-    for name, value in facts.items():
+    for name, value in (facts if args.verbose else _summary(facts)).items():
         if isinstance(value, dict):
             print(f"{name}:")
             for key, entry in value.items():
                 print(f"  {key:<12} {entry}")
         else:
             print(f"{name}: {value}")
+    if not args.verbose:
+        print("more: --verbose shows it line by line, --json for bug reports")
     return 0
 
 
-def collect() -> dict[str, Any]:
+def _summary(facts: Facts) -> Facts:
+    """The facts on one screen: details of kernels and packages become one line each."""
+    packages, cuda = facts["packages"], facts["cuda part"]
+    installed = [f"{name} {version}" for name, version in packages.items() if version != ABSENT]
+    missing = [name for name, version in packages.items() if version == ABSENT]
+    verified = facts["kernels verified on a GPU"]
+    passed = [name for name, said in verified.items() if not said.startswith("no")]
+    return facts | {
+        "packages": "; not installed: ".join(filter(None, map(", ".join, (installed, missing)))),
+        "devices": ", ".join(f"{name} {what}" for name, what in facts["devices"].items()),
+        "cuda part": f"for {cuda['for']}, {cuda['compiler']}" if isinstance(cuda, dict) else cuda,
+        "cpu features": ", ".join(name for name, has in facts["cpu features"].items() if has),
+        "cpu kernels": facts["cpu kernels"]["in use"],
+        "kernels verified on a GPU": f"{len(passed)} of {len(verified)}: {', '.join(passed)}"
+        if passed
+        else f"none of {len(verified)}",
+    }
+
+
+def collect() -> Facts:
     """Everything that ``info`` shows, as plain data."""
     return {
         "mbt_fast": mbt_fast.__version__,
         "python": platform.python_version(),
+        "platform": platform.platform(),
         "torch": torch.__version__,
         "packages": {name: _version(name) for name in OPTIONAL},
         "cpu threads": torch.get_num_threads(),
@@ -109,4 +137,4 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return ABSENT

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -87,23 +88,56 @@ def check_numbers(args: argparse.Namespace, *more: str) -> None:
                 raise InputError(f"{option} must be positive, got {number}")
 
 
+class Clock:
+    """A progress bar of a run that ends by the clock: percent of its time, and what is left."""
+
+    def __init__(self, command: str) -> None:
+        """Show nothing yet but the command."""
+        from tqdm import tqdm
+
+        self._command, self._start = command, time.monotonic()
+        self._bar = tqdm(
+            desc=command, bar_format="{desc}", file=sys.stderr, leave=False, miniters=0
+        )
+
+    def expect(self, seconds: float, what: str = "") -> None:
+        """Say how long all of it takes, from its start, and what that is."""
+        said = f"mbt-fast {self._command}: {what}about {seconds:.0f} s"
+        self._bar.write(said, file=sys.stderr)
+        self._bar.total = seconds
+        self._bar.bar_format = "{desc} {percentage:3.0f}%|{bar}|"
+        self.tick()
+
+    def tick(self) -> None:
+        """Show the time that has passed."""
+        total = self._bar.total or 0.0
+        passed = min(total, time.monotonic() - self._start)
+        left = f"{self._command}, {total - passed:.0f} s left:"
+        self._bar.set_description_str(left, refresh=False)
+        self._bar.update(passed - self._bar.n)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
+
+
 @contextmanager
-def measuring(command: str, batch_size: int, device: Any) -> Iterator[Any]:
-    """A progress bar, while whose block lasts models are run.
+def measuring(command: str, batch_size: int, device: Any) -> Iterator[Clock]:
+    """A clock, while whose block lasts models are run.
 
     Raises:
         InputError: They do not fit into memory; anything else that fails is a bug, and stays one.
     """
-    from tqdm import tqdm
-
     # The profiler that counts memory would announce itself on stderr for every model.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    clock = Clock(command)
     try:
-        with tqdm(desc=command, unit="call", file=sys.stderr, leave=False) as bar:
-            yield bar
-    except RuntimeError as error:
+        yield clock
+    except (RuntimeError, MemoryError) as error:
         if machine.is_out_of_memory(error):
             raise InputError(
                 f"--batch-size must fit into memory: {batch_size} clips do not fit on {device}"
             ) from error
         raise
+    finally:
+        clock.close()

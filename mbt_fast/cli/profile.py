@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 from mbt_fast.cli import model_options
@@ -9,9 +10,19 @@ from mbt_fast.cli.outputs import check_writable
 from mbt_fast.dispatch import check_name
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBTConfig
-from mbt_fast.profiling import budget, figure3, machine, plots, runs, sweep, trace
+from mbt_fast.profiling import (
+    budget,
+    figure3,
+    machine,
+    plots,
+    runs,
+    sweep,
+    sweep_page,
+    sweep_table,
+    trace,
+)
+from mbt_fast.profiling.plan import Plan
 from mbt_fast.profiling.runs import Setting
-from mbt_fast.profiling.timing import Deadline
 
 HELP = "Show what fusing early, late or through bottlenecks costs: FLOPs, latency, memory."
 PAPER_LAYERS = (0, 4, 8, 10, 12)  # of 12
@@ -57,26 +68,55 @@ def run(args: argparse.Namespace) -> int:
     setting = Setting(args.mode, args.batch_size, device, dtype, args.backend)
     base, configs = _models(args)
     records = [sweep.record_of(config, setting) for config in configs]
-    interrupted, measured = False, not args.flops_only
-    if measured:
-        deadline = Deadline(args.seconds)
-        with model_options.measuring("profile", args.batch_size, device) as bar:
-            interrupted = sweep.measure(records, configs, setting, deadline, bar.update)
+    interrupted = False
+    about_run: dict[str, str] = {}
+    if not args.flops_only:
+        interrupted, about_run = _measure(args, base, configs, setting, records)
     conditions = sweep.conditions(
-        base, setting, why_dtype, records, measured=measured, interrupted=interrupted
+        base,
+        setting,
+        why_dtype,
+        records,
+        measured=not args.flops_only,
+        interrupted=interrupted,
+        **about_run,
     )
-    print(sweep.text(records, macs=args.macs), runs.as_lines(conditions), sep="\n\n")
+    print(sweep_table.text(records, macs=args.macs), runs.as_lines(conditions), sep="\n\n")
     if args.budget_gflops is not None or args.budget_ms is not None:
         print("", budget.sentence(records, base, args.budget_gflops, args.budget_ms), sep="\n")
     if args.json:
         stamped = [{**record, "conditions": conditions} for record in records]
         args.json.write_text(json.dumps(stamped, indent=1) + "\n")
     if args.html:
-        args.html.write_text(sweep.page(records, conditions), encoding="utf-8")
+        args.html.write_text(sweep_page.page(records, conditions), encoding="utf-8")
     if args.trace and not interrupted:
         usual = (config for config in configs if config.fusion_layer == base.fusion_layer)
         print("", trace.write_trace(args.trace, next(usual, configs[0]), setting), sep="\n")
     return 130 if interrupted else 0
+
+
+def _measure(
+    args: argparse.Namespace,
+    base: MBTConfig,
+    configs: list[MBTConfig],
+    setting: Setting,
+    records: list[sweep.Record],
+) -> tuple[bool, dict[str, str]]:
+    """Fill in the records; whether this was interrupted, and conditions of the run."""
+    announced: list[Plan] = []
+    load, start = machine.OtherLoad(), time.monotonic()
+    with model_options.measuring("profile", args.batch_size, setting.device) as clock:
+
+        def announce(plan: Plan) -> None:
+            announced.append(plan)
+            clock.expect(plan.seconds, plan.sentence())
+
+        interrupted = sweep.measure(
+            records, configs, base, setting, args.seconds, on_plan=announce, on_call=clock.tick
+        )
+    took = f"{time.monotonic() - start:.0f} s"
+    said = "".join(f", {plan.seconds:.0f} s announced" for plan in announced)
+    return interrupted, {"time": took + said, "machine": load.sentence()}
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
-from mbt_fast.data.measure import check_reached
-from mbt_fast.data.media import packets, reason, to_seconds
+from mbt_fast.data.measure import check_reached, is_one_of
+from mbt_fast.data.media import is_of_machine, packets, reason, to_seconds
 from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
 
@@ -125,13 +125,23 @@ class Decoder:
                     stamp = self._source.start
                 elif stamp is None:
                     return  # behind a seek it could lie anywhere
+                elif time is None and isinstance(frame, av.AudioFrame):
+                    stamp = _unrounded(stamp, frame, self._source.starts[kind])
                 time, before = stamp if time is None else max(time, stamp), frame
                 yield time, frame
+        reached = target if time is None or before is None else time + duration(before)
+        self._check_end(kind, reached or self._source.start)
+
+    def _check_end(self, kind: str, reached: Fraction) -> None:
+        """Refuse a stream whose frames end long before the header says: at ``reached``, or before.
+
+        Raises:
+            ClipError: It does.
+        """
         stated = self._source.stated.get(kind)
         if stated is not None:
             zero = self._source.start
-            end = zero if time is None or before is None else time + duration(before)
-            check_reached(self._source.media.name, kind, end - zero, stated - zero)
+            check_reached(self._source.media.name, kind, reached - zero, stated - zero)
 
     def _packets(self, kind: str, target: Fraction | None) -> "Iterator[Packet]":
         name = self._source.media.name
@@ -145,6 +155,8 @@ class Decoder:
             except StopIteration:
                 return
             except Exception as error:
+                if is_of_machine(error):
+                    raise
                 if not self._tolerate:
                     raise ClipError(f"{name}: damaged ({reason(error)})") from error
                 self.skipped += failures == 0  # one place, however often it is tried
@@ -158,6 +170,8 @@ class Decoder:
         try:
             return packet.decode()
         except Exception as error:
+            if is_of_machine(error):
+                raise
             if self._tolerate:
                 self.skipped += 1
                 return []
@@ -175,18 +189,36 @@ class Decoder:
                 self._container.streams[index].codec_context.thread_count = 1
         self._untouched = False
         if target is not None:
-            stream = self._container.streams[self._source.streams[kind]]
             try:
-                tick = to_seconds(1, stream.time_base) or Fraction(0)
-                self._container.seek(int(target / tick), stream=stream)
+                self._seek(self._container, kind, target)
             except Exception as error:
                 raise _CannotSeekError from error
         return self._container
+
+    def _seek(self, container: "InputContainer", kind: str, target: Fraction) -> None:
+        if kind == "audio" and is_one_of(container, ("matroska",)):
+            # Its index lists the video only: by the sound, all that comes before would be read.
+            container.seek(int(target * 1_000_000))
+            return
+        stream = container.streams[self._source.streams[kind]]
+        tick = to_seconds(1, stream.time_base) or Fraction(0)
+        container.seek(int(target / tick), stream=stream)
 
     def _close(self) -> None:
         if self._container is not None:
             self._container.close()
             self._container = None
+
+
+def _unrounded(stamp: Fraction, frame: "AudioFrame", start: Fraction) -> Fraction:
+    """The exact time of a frame of sound, if all before it since ``start`` are as long as it.
+
+    Matroska counts milliseconds, so that what is read from there on was up to 16 samples beside
+    what is read from the beginning. Frames of other lengths are seldom found within a tick.
+    """
+    length, tick = duration(frame), to_seconds(1, frame.time_base)
+    exact = start + round((stamp - start) / length) * length
+    return exact if tick and abs(exact - stamp) <= tick else stamp
 
 
 def duration(frame: "Frame") -> Fraction:

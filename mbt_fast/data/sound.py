@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16000
 FRAMES_PER_SECOND = 100  # of a spectrogram
-_JITTER = Fraction(1, 100)  # seconds
+_JITTER = 0.01  # seconds
+_AT_ONCE = 8192  # samples to resample in one go
+_HIGHEST_RATE = 4_000_000  # a damaged file may state any
 _PLANES = 8  # PyAV reads beyond the pointers of so many planes; packed samples have one
 
 
@@ -57,7 +59,7 @@ class AudioWindow:
 
 
 @dataclass
-class _Piece:
+class Piece:
     """Samples of one view that follow one another in the file.
 
     Args:
@@ -75,12 +77,13 @@ class _Piece:
         """Behind the last sample."""
         return self.start + len(self.row)
 
-    def copy(self, samples: Tensor, begin: int) -> None:
-        """Take what falls into the piece of samples that start at ``begin``."""
-        low, high = max(begin, self.start), min(begin + len(samples), self.end)
-        if low < high:
-            self.row[low - self.start : high - self.start] = samples[low - begin : high - begin]
-            self.heard = max(self.heard, high - self.start)
+    def copy(self, sound: Iterable[tuple[int, Tensor]]) -> None:
+        """Take what falls into the piece, of samples and where the first of them lies."""
+        for begin, samples in sound:
+            low, high = max(begin, self.start), min(begin + len(samples), self.end)
+            if low < high:
+                self.row[low - self.start : high - self.start] = samples[low - begin : high - begin]
+                self.heard = max(self.heard, high - self.start)
 
 
 class AudioCollector:
@@ -110,13 +113,13 @@ class AudioCollector:
         self._waveform = torch.zeros(len(starts), window.samples)
         first, last = (round(time * SAMPLE_RATE) for time in (segment.start, segment.end))
         self._lap = max(last - first, 1)  # samples until the segment comes again
-        self._pieces: list[list[_Piece]] = []
+        self._pieces: list[list[Piece]] = []
         for row, start in zip(self._waveform, starts, strict=True):
             begin = round(start * SAMPLE_RATE)
             before = min(max(last - begin, 0), window.samples)
-            pieces = [_Piece(row[:before], begin)]
+            pieces = [Piece(row[:before], begin)]
             if wrap:
-                pieces.append(_Piece(row[before : self._lap], first))
+                pieces.append(Piece(row[before : self._lap], first))
             self._pieces.append(pieces)
         self._sound = MonoSound()
 
@@ -155,17 +158,18 @@ class AudioCollector:
         return [min(ceil(piece.heard / hop), self._window.time) for (piece,) in self._pieces]
 
     def _copy(self, sound: Iterable[tuple[int, Tensor]]) -> None:
-        for begin, samples in sound:
-            for pieces in self._pieces:
-                for piece in pieces:
-                    piece.copy(samples, begin)
+        samples = list(sound)
+        for pieces in self._pieces:
+            for piece in pieces:
+                piece.copy(samples)
 
 
 class MonoSound:
     """Turns frames of any format into samples of one channel at 16 kHz.
 
     Frames that follow one another are a run. A run begins at a time that both rates meet, with
-    silence in front of its first frame: so samples are the same wherever reading began.
+    silence in front of its first frame: so samples are the same wherever reading began, if the
+    first frame has the time that it would have had in a run from the beginning.
     """
 
     def __init__(self) -> None:
@@ -173,48 +177,62 @@ class MonoSound:
         self.came = False
         self.position = 0  # behind the last sample that was given out
         self._form: tuple[str, str, int] | None = None  # of the current run
-        self._next = Fraction(0)  # when the current run goes on
+        self._next = 0  # the sample, at the rate of the file, that would go on with the run
+        self._waiting: list[Tensor] = []  # samples of the run, at the rate of the file
+        self._n_waiting = 0
         self._packer: AudioResampler | None = None
         self._resampler: AudioResampler | None = None
 
     def push(self, time: Fraction, frame: "AudioFrame") -> "Iterator[tuple[int, Tensor]]":
         """Take a frame that starts at ``time``; give samples with the index of the first one."""
         self.came = True
-        form = (frame.format.name, frame.layout.name, frame.sample_rate)
-        silence = 0
-        if form != self._form or abs(time - self._next) > _JITTER:
+        rate = frame.sample_rate
+        form = (frame.format.name, frame.layout.name, rate)
+        first = round(time * rate)
+        if form != self._form or abs(first - self._next) > rate * _JITTER:
             yield from self.flush()
-            silence = self._begin(time, form)
-        samples = self._mean(frame)
-        if silence:
-            samples = torch.cat((torch.zeros(silence), samples))
-        self._next += Fraction(frame.samples, frame.sample_rate)
-        if frame.sample_rate != SAMPLE_RATE:
-            samples = self._resampled(samples, frame.sample_rate)
-        yield self.position, samples
-        self.position += len(samples)
+            self._begin(first, form)
+        self._wait(self._mean(frame))
+        self._next += frame.samples
+        if self._n_waiting >= _AT_ONCE:
+            yield from self._give()
 
     def flush(self) -> "Iterator[tuple[int, Tensor]]":
         """End the run; give what is held back."""
-        if self._resampler is not None:
-            held = _samples(self._resampler.resample(None))
-            yield self.position, held
-            self.position += len(held)
+        yield from self._give(last=True)
         self._form = self._resampler = None
 
-    def _begin(self, time: Fraction, form: tuple[str, str, int]) -> int:
-        """Begin a run; the samples of silence before its first frame."""
+    def _wait(self, samples: Tensor) -> None:
+        self._waiting.append(samples)
+        self._n_waiting += len(samples)
+
+    def _give(self, last: bool = False) -> "Iterator[tuple[int, Tensor]]":
+        """Resample what waits, many frames at once: a frame of its own costs more than it holds."""
+        if self._waiting:
+            samples = torch.cat(self._waiting)
+            self._waiting, self._n_waiting = [], 0
+            yield from self._place(self._resampled(samples))
+        if last and self._resampler is not None:
+            yield from self._place(_samples(self._resampler.resample(None)))
+
+    def _place(self, samples: Tensor) -> "Iterator[tuple[int, Tensor]]":
+        yield self.position, samples
+        self.position += len(samples)
+
+    def _begin(self, first: int, form: tuple[str, str, int]) -> None:
+        """Begin a run with a sample, and with the silence before it."""
         from av import AudioResampler
 
         rate = form[2]
-        first = round(time * rate)
+        if not 0 < rate <= _HIGHEST_RATE:
+            raise ValueError(f"sample rate must be in [1, {_HIGHEST_RATE}], got {rate}")
         silence = first % (rate // gcd(rate, SAMPLE_RATE))
         self.position = (first - silence) * SAMPLE_RATE // rate
-        self._form, self._next = form, time
+        self._form, self._next = form, first
         self._packer = AudioResampler("flt")
         if rate != SAMPLE_RATE:
             self._resampler = AudioResampler("fltp", layout="mono", rate=SAMPLE_RATE)
-        return silence
+        self._wait(torch.zeros(silence))
 
     def _mean(self, frame: "AudioFrame") -> Tensor:
         """The mean of the channels; FFmpeg's downmix of equal channels is sqrt(2) too loud."""
@@ -227,13 +245,13 @@ class MonoSound:
         packed = [torch.from_numpy(part.to_ndarray()) for part in self._packer.resample(frame)]
         return torch.cat(packed, 1).view(-1, channels).mean(1)
 
-    def _resampled(self, samples: Tensor, rate: int) -> Tensor:
+    def _resampled(self, samples: Tensor) -> Tensor:
         from av import AudioFrame
 
-        if self._resampler is None:
-            raise RuntimeError("a run must have begun")
+        if self._resampler is None or self._form is None:
+            return samples
         mono = AudioFrame.from_ndarray(samples.numpy()[None], "fltp", "mono")
-        mono.sample_rate = rate
+        mono.sample_rate = self._form[2]
         return _samples(self._resampler.resample(mono))
 
 

@@ -11,9 +11,11 @@ kernels of ``amx`` on tiles emulated in AVX-512.
 import importlib
 import importlib.util
 import os
+from pathlib import Path
 from types import ModuleType
 
 MODULE = "mbt_fast._C"
+PACKAGE = Path(__file__).parents[1]
 CUDA_MODULE = "mbt_fast._cuda"  # apart, so that it cannot keep the CPU kernels from loading
 
 # Kernels that no machine of the kind they are for has run, and what was done instead.
@@ -50,12 +52,20 @@ def cuda_module() -> ModuleType:
 def why_missing(name: str = MODULE) -> list[str]:
     """Reasons for which an extension cannot be used; empty if it can."""
     if importlib.util.find_spec(name) is None:
-        return [f"{name} is not built: {_INSTALL[name]}"]
+        return [f"{name} is not built: {_why_not_built(name)}"]
     try:
         _load(name)
     except ImportError as error:
         return [f"{name} is installed but fails to load: {error}"]
     return []
+
+
+def _why_not_built(name: str) -> str:
+    """The reason that the build left beside the package, or what it may have been."""
+    note = PACKAGE / f"{name.rpartition('.')[2]}.not-built"
+    if not note.exists():
+        return _INSTALL[name]
+    return f"{note.read_text()} (when mbt-fast was built; install it again to try again)"
 
 
 def why_no_cuda_kernels() -> list[str]:

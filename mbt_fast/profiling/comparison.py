@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mbt_fast.profiling import runs, tables
-from mbt_fast.profiling.runs import ENDS, MIB, Measurement, Setting
+from mbt_fast.profiling import tables
+from mbt_fast.profiling.measurement import ENDS, MIB, Measurement, measure
+from mbt_fast.profiling.runs import Setting
 from mbt_fast.profiling.tables import ABSENT, significant, with_tails
 from mbt_fast.profiling.timing import Deadline, Run, median_and_tails
 
@@ -71,9 +72,9 @@ class Row:
             "note": self.note,
         }
         if self.ran:
-            measured = self.measurement.as_record(self.batch_size)
-            record |= {f"ms_{end}": measured[f"latency_ms_{end}"] for end in ENDS}
-            record["clips_per_second"] = measured["clips_per_second"]
+            latencies = self.measurement.latencies()
+            record |= {f"ms_{end}": latencies[f"latency_ms_{end}"] for end in ENDS}
+            record["clips_per_second"] = 1 / self.seconds_per_clip
             record["fastest"] = self in fastest(rows)
         if self.ran and rows[0].ran:
             times = zip(ENDS, self.times_faster(rows[0]), strict=True)
@@ -91,21 +92,21 @@ def fastest(rows: Iterable[Row]) -> list[Row]:
 
 @dataclass
 class Comparisons:
-    """All comparisons of a run, complete or cut short by a KeyboardInterrupt.
+    """All comparisons of a run, complete or cut short.
 
     Args:
         setting: How models are run; the first batch size.
         on_call: Called after each call.
         rows: By level and entry; the baseline is the first.
         taken: By op, the backend that ``"auto"`` takes.
-        interrupted: Whether the run was cut short.
+        cut_short: Why the rest of the run was left out; empty if none was.
     """
 
     setting: Setting
     on_call: Callable[[], object] = lambda: None
     rows: dict[tuple[str, str], list[Row]] = field(default_factory=dict)
     taken: dict[str, str] = field(default_factory=dict)
-    interrupted: bool = False
+    cut_short: str = ""
 
     def add(self, rows: Sequence[Row], deadline: Deadline) -> None:
         """Measure the rows that have a call, and keep all.
@@ -114,8 +115,8 @@ class Comparisons:
             KeyboardInterrupt: Pressed in the meantime; what was measured is kept.
         """
         calls = {row.variant: row.call for row in rows if row.call is not None}
-        outcome = runs.measure(
-            calls, self.setting.device, deadline, may_leave_out=True, on_call=self.on_call
+        outcome = measure(
+            calls, self.setting.device, deadline, may_be_refused=True, on_call=self.on_call
         )
         found = []
         for row in rows:

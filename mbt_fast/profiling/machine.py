@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from mbt_fast.errors import InputError
 from mbt_fast.ops import extension
 
+BUSY = 0.1  # of a CPU that each of our threads wants, taken by others
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -99,6 +101,42 @@ def free_bytes(device: torch.device) -> int:
         if found:
             return 1024 * int(found[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class OtherLoad:
+    """What other processes, and other guests of the host, take of the CPUs since it was made."""
+
+    def __init__(self) -> None:
+        """From now."""
+        self._before, self._at = self._seconds(), time.monotonic()
+
+    @staticmethod
+    def _seconds() -> float | None:
+        """CPU seconds of all but this process, as far as the system tells."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        own = os.times()
+        return busy_seconds(stat.read_text()) - own.user - own.system
+
+    def sentence(self) -> str:
+        """How busy the machine was; that its times are too long, if it was."""
+        now, passed = self._seconds(), time.monotonic() - self._at
+        if now is None or self._before is None:
+            return "unknown on this system"
+        total, wanted = os.cpu_count() or 1, torch.get_num_threads()
+        others = max(0.0, now - self._before) / max(passed, 1e-9)
+        said = f"others took {others:.1f} of {total} CPUs"
+        if others < BUSY * wanted + max(0, total - wanted):
+            return f"quiet, {said}"
+        return f"BUSY, {said}: times are longer than on a quiet machine"
+
+
+def busy_seconds(stat: str) -> float:
+    """CPU seconds that are neither idle nor waiting, from the text that Linux has of all CPUs."""
+    user, nice, system, _idle, _wait, *rest = map(int, stat.partition("\n")[0].split()[1:])
+    interrupts_and_stolen = rest[:3]  # what follows is part of user and nice
+    return (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,32 +4,30 @@ All variants give the same results. The fastest are marked, and one line of code
 that the model should use.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mbt_fast import dispatch
-from mbt_fast.functional import add_layer_norm, bias_gelu, bottleneck_attention, residual_add
 from mbt_fast.layers.execution import RECOMPUTE
 from mbt_fast.models import MBT, MBTConfig
 from mbt_fast.profiling import runs
-from mbt_fast.profiling.comparison import Comparisons, Row, fastest, times_as_fast, verdicts_in
-from mbt_fast.profiling.machine import dtype_name, free_bytes
-from mbt_fast.profiling.runs import NO_MEMORY, Setting
+from mbt_fast.profiling.comparison import Comparisons, Row, fastest, times_as_fast
+from mbt_fast.profiling.machine import dtype_name, free_bytes, is_out_of_memory
+from mbt_fast.profiling.measurement import NO_MEMORY
+from mbt_fast.profiling.op_calls import ops_of, timed_call, verdicts_of
+from mbt_fast.profiling.runs import Setting
 from mbt_fast.profiling.timing import Deadline, Run, peak_memory, saved_bytes
 
 DTYPES = (torch.bfloat16, torch.float32)
 STOCK = ("sdpa", "reference")  # the first that has an op is its baseline
 SHARES = {"op": 0.15, "layer": 0.2, "model": 0.7}  # of what is left; batch sizes get the rest
 LAYER, VARIANTS, BATCH_SIZE = "fusion layer", "variants", "batch size"
+INTERRUPTED, OUT_OF_MEMORY = "interrupted", "out of memory"
 DOUBLINGS = 8
 ROOM = 0.8  # of the free memory
-INTERPRETED = "not run: Triton's interpreter says nothing about the kernel's speed"
 
 
 @dataclass(frozen=True)
@@ -95,10 +93,13 @@ def run(
 
     Returns:
         The variant of the model to take; ``None`` if the models were not compared.
+
+    Raises:
+        RuntimeError: The memory does not suffice for anything at all.
     """
-    peak_memory(lambda: None, found.setting.device)  # a profiler's first start takes seconds
     chosen, deadline = None, Deadline(seconds)
     try:
+        peak_memory(lambda: None, found.setting.device)  # a profiler's first start takes seconds
         compare_ops(found, config, deadline.share(SHARES["op"]))
         models = Models(config, found.setting)
         compare_layers(found, models.of(found.setting.dtype), deadline.share(SHARES["layer"]))
@@ -107,7 +108,11 @@ def run(
         if chosen:
             compare_batch_sizes(found, models, chosen, sizes, deadline)
     except KeyboardInterrupt:
-        found.interrupted = True
+        found.cut_short = INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or not found.rows:
+            raise
+        found.cut_short = OUT_OF_MEMORY
     return chosen
 
 
@@ -132,27 +137,15 @@ def suggestion(found: Comparisons, chosen: Variant) -> list[dict[str, str]]:
     ]
 
 
-class Op(NamedTuple):
-    """An op at the shapes that the model gives it.
-
-    Args:
-        leaves: The tensors that get gradients in training.
-        run: Calls the op on a backend; returns all that it computes.
-    """
-
-    leaves: Sequence[Tensor]
-    run: Callable[[str], Sequence[Tensor]]
-
-
 def compare_ops(found: Comparisons, config: MBTConfig, deadline: Deadline) -> None:
     """Every op on every backend that can run it by name; stock PyTorch first."""
     setting = found.setting
-    ops = dict(_ops(config, setting))
+    ops = dict(ops_of(config, setting))
     for index, (name, op) in enumerate(ops.items()):
-        verdicts = _verdicts(op, setting.device)
+        verdicts = verdicts_of(op, setting.device)
         found.taken[name] = next(b for b, said in verdicts.items() if "auto takes it" in said)
         calls = {
-            backend: _timed(partial(op.run, backend), op.leaves, setting)
+            backend: timed_call(partial(op.run, backend), op.leaves, setting)
             for backend, said in verdicts.items()
             if not said.startswith("no")
         }
@@ -162,61 +155,6 @@ def compare_ops(found: Comparisons, config: MBTConfig, deadline: Deadline) -> No
             for backend in sorted(verdicts, key=lambda backend: backend != stock)
         ]
         found.add(rows, deadline.share(1 / (len(ops) - index)))
-
-
-def _ops(config: MBTConfig, setting: Setting) -> Iterator[tuple[str, Op]]:
-    """The ops with random tensors, of all streams; GELU of the longest."""
-    slots = config.n_slots
-    rows = [config.n_tokens(m) + slots for m in config.modalities]
-
-    def random(*shape: int) -> Tensor:
-        x = torch.randn(*shape, device=setting.device, dtype=setting.dtype)
-        return x.requires_grad_(setting.mode == "train")
-
-    batch, width = setting.batch_size, config.hidden_size
-    qkv = [random(batch, row, 3, config.num_heads, max(config.head_dim, 16)) for row in rows]
-    yield "bottleneck_attention", Op(qkv, lambda b: bottleneck_attention(qkv, slots, backend=b))
-    hidden = random(batch, max(rows), config.mlp_dim)
-    yield "bias_gelu", Op([hidden], lambda b: [bias_gelu(hidden, backend=b)])
-    x, branches = ([random(batch, row, width) for row in rows] for _ in range(2))
-    weights, biases = ([random(width) for _ in rows] for _ in range(2))
-
-    def norm(backend: str) -> Sequence[Tensor]:
-        sums, normed = add_layer_norm(
-            x, branches, weights, biases, n_bottlenecks=slots, backend=backend
-        )
-        return [*sums, *normed]
-
-    def add(backend: str) -> Sequence[Tensor]:
-        return residual_add(x, branches, n_bottlenecks=slots, backend=backend)
-
-    yield "add_layer_norm", Op([*x, *branches, *weights, *biases], norm)
-    yield "residual_add", Op([*x, *branches], add)
-
-
-def _verdicts(op: Op, device: torch.device) -> dict[str, str]:
-    """What dispatch says of every backend: one for another device refuses, and shows the table."""
-    try:
-        op.run("cpu" if device.type == "cuda" else "cuda")
-    except dispatch.BackendError as error:
-        verdicts = verdicts_in(str(error))
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        verdicts["triton"] = INTERPRETED
-    return verdicts
-
-
-def _timed(outs: Callable[[], Sequence[Tensor]], leaves: Sequence[Tensor], setting: Setting) -> Run:
-    """What is timed: the forward, or forward and backward."""
-    if setting.mode == "forward":
-        return torch.inference_mode()(outs)
-    gradients: list[Tensor] = []  # drawn in the first call
-
-    def step() -> object:
-        found = outs()
-        gradients.extend(torch.randn_like(out) for out in found[len(gradients) :])
-        return torch.autograd.grad(found, leaves, gradients)
-
-    return step
 
 
 def compare_layers(found: Comparisons, model: MBT, deadline: Deadline) -> None:
@@ -234,7 +172,7 @@ def compare_layers(found: Comparisons, model: MBT, deadline: Deadline) -> None:
 
     leaves = [*parameters, *streams.values()]
     rows = [
-        Row("layer", LAYER, name, setting.batch_size, _timed(partial(outs, v), leaves, setting))
+        Row("layer", LAYER, name, setting.batch_size, timed_call(partial(outs, v), leaves, setting))
         for name, v in variants.items()
     ]
     found.add(rows, deadline)

@@ -1,22 +1,24 @@
-"""``mbt-fast profile``: what each fusion costs at each fusion layer, as records, table and page.
+"""``mbt-fast profile``: what each fusion costs at each fusion layer, as records.
 
 A record is a dict: the model and how it is run, FLOPs in closed form, and what was measured.
+``sweep_table`` and ``sweep_page`` show them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from mbt_fast import dispatch
 from mbt_fast.flops import forward_flops, training_flops
-from mbt_fast.models import MBTConfig
-from mbt_fast.profiling import figure3, machine, plots, runs, tables
-from mbt_fast.profiling.page import Section, render
-from mbt_fast.profiling.runs import ENDS, Measurement, Setting
-from mbt_fast.profiling.tables import ABSENT, significant, with_tails
-from mbt_fast.profiling.timing import Deadline
+from mbt_fast.models import MBT, MBTConfig
+from mbt_fast.profiling import machine, measurement, plan, runs
+from mbt_fast.profiling.measurement import INTERRUPTED, MIB, NO_MEMORY, NO_TIME, Measurement
+from mbt_fast.profiling.plan import Plan
+from mbt_fast.profiling.runs import Setting
+from mbt_fast.profiling.timing import Deadline, Run
 
 # Names on the command line: fusion, share_encoder.
 FUSIONS = {
@@ -25,22 +27,8 @@ FUSIONS = {
     "vanilla-shared": ("vanilla", True),
 }
 GIGA = 1e9
-UNITS = "GFLOPs per clip, 2 per multiply-add; the total includes stem and head."
-MACS = "GMACs per clip, 1 per multiply-add; the total includes stem and head."
-RATIOS = "Ratios are to vanilla fusion with own weights at the same fusion layer L_f."
-TITLE = "What fusion costs: MBT, layer by layer"
-VARIANTS = """\
-bottleneck: the modalities exchange only B shared tokens (Eq. 7-9 of arXiv 2107.00135).
-
-vanilla (own weights): pairwise attention. Each modality's tokens attend to all tokens, with the \
-modality's own weights (Eq. 5-6).
-
-vanilla (shared weights): self-attention over all tokens, with one set of weights (Eq. 4).
-
-Fusion layer 0 is early fusion. At the number of layers only the logits meet: late fusion."""
 
 Record = dict[str, Any]
-Series = dict[str, list[plots.Point]]
 
 
 def variants(
@@ -82,40 +70,152 @@ def record_of(config: MBTConfig, setting: Setting) -> Record:
         "gflops_linear": cost.linear / GIGA,
         "gflops_stem_head": cost.stem_head / GIGA,
         "gflops_official": gflops_of(config, setting.mode, "official"),
-        **Measurement().as_record(setting.batch_size),
+        **measured_part(Measurement(), setting.batch_size),
     }
 
 
 def measure(
     records: Sequence[Record],
     configs: Sequence[MBTConfig],
+    base: MBTConfig,
     setting: Setting,
-    deadline: Deadline,
+    seconds: float,
+    *,
+    on_plan: Callable[[Plan], object] = lambda plan: None,
     on_call: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Measure each distinct computation once, and fill in the records.
+    """Measure one call, then of each distinct computation what fits; fill in the records.
 
     Args:
         records: One for each config.
         configs: The models; those with the same encoder share their weights.
+        base: The model at its own fusion layer, the last to be left out.
         setting: How they are run.
-        deadline: No round starts that would end later, after the first two.
+        seconds: For all.
+        on_plan: Called once with what will be measured.
         on_call: Called after each call.
 
     Returns:
         Whether a KeyboardInterrupt left some out.
+
+    Raises:
+        MemoryError: Not even one model fits.
     """
-    distinct = list(dict.fromkeys(map(computed_as, configs)))
-    models = runs.build_models(distinct, setting)
-    inputs = runs.random_inputs(models[0], setting.batch_size)
-    steps = {str(i): runs.step_of(model, inputs, setting) for i, model in enumerate(models)}
-    outcome = runs.measure(steps, setting.device, deadline, on_call=on_call)
+    deadline = Deadline(seconds)
+    models = _Models(configs, setting, on_call)
+    chosen = _by_importance(models.distinct, base)
+    first, interrupted = chosen[0][0], False
+    try:
+        interrupted = models.measure([first], Deadline(0))
+        if not interrupted:
+            one_call = models.of(first).seconds[0]
+            passed = seconds - deadline.left()
+            found = plan.choose(
+                chosen, models.costs, of_first=one_call, passed=passed, seconds=seconds
+            )
+            on_plan(found)
+            interrupted = models.measure(found.names, deadline)
+    except KeyboardInterrupt:  # while models were built
+        interrupted = True
     for record, config in zip(records, configs, strict=True):
-        index = distinct.index(computed_as(config))
-        found = outcome.measured.get(str(index), Measurement())
-        resting = sum(x.nbytes for x in (*models[index].parameters(), *inputs.values()))
-        record.update(found.as_record(setting.batch_size, resting))
-    return outcome.interrupted
+        record.update(models.record_of(computed_as(config), interrupted))
+    return interrupted
+
+
+def _by_importance(distinct: Mapping[str, MBTConfig], base: MBTConfig) -> list[list[str]]:
+    """Names of the models of each fusion layer; the layer that is left out first comes last."""
+    layers = [config.fusion_layer for config in distinct.values()]
+    return [
+        [name for name, config in distinct.items() if config.fusion_layer == layer]
+        for layer in plan.by_importance(layers, base.fusion_layer)
+    ]
+
+
+class _Models:
+    """The distinct models of a profile: built when they are measured, with weights in common."""
+
+    def __init__(
+        self, configs: Sequence[MBTConfig], setting: Setting, on_call: Callable[[], object]
+    ) -> None:
+        self._setting, self._on_call = setting, on_call
+        self.distinct = {str(i): c for i, c in enumerate(dict.fromkeys(map(computed_as, configs)))}
+        self.costs = {name: gflops_of(c, setting.mode) for name, c in self.distinct.items()}
+        self._models: dict[str, MBT] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._inputs: dict[str, Tensor] = {}
+        self._measured: dict[str, Measurement] = {}
+
+    def of(self, name: str) -> Measurement:
+        """What was measured of a model.
+
+        Raises:
+            MemoryError: It does not fit.
+        """
+        found = self._measured[name]
+        if found.why_not == NO_MEMORY:
+            raise MemoryError(NO_MEMORY)
+        return found
+
+    def measure(self, names: Sequence[str], deadline: Deadline) -> bool:
+        """Measure models; return whether a KeyboardInterrupt left some out."""
+        steps = {}
+        for name in names:
+            try:
+                steps[name] = self._step(name)
+            except (RuntimeError, MemoryError) as error:
+                if not machine.is_out_of_memory(error):
+                    raise
+                self._measured[name] = Measurement(why_not=NO_MEMORY)
+        outcome = measurement.measure(
+            steps,
+            self._setting.device,
+            deadline,
+            before=self._measured,
+            costs=self.costs,
+            on_call=self._on_call,
+        )
+        self._measured |= outcome.measured
+        return outcome.interrupted
+
+    def _step(self, name: str) -> Run:
+        if name not in self._models:
+            config = self.distinct[name]
+            (self._models[name],) = runs.build_models([config], self._setting, self._weights)
+        model = self._models[name]
+        self._inputs = self._inputs or runs.random_inputs(model, self._setting.batch_size)
+        return runs.step_of(model, self._inputs, self._setting)
+
+    def record_of(self, config: MBTConfig, interrupted: bool) -> Record:
+        """The measured part of a record."""
+        name = next(name for name, known in self.distinct.items() if known == config)
+        left_out = Measurement(why_not=INTERRUPTED if interrupted else NO_TIME)
+        found = self._measured.get(name, left_out)
+        resting = 0
+        if name in self._models:
+            resting = sum(
+                x.nbytes for x in (*self._models[name].parameters(), *self._inputs.values())
+            )
+        return measured_part(found, self._setting.batch_size, resting)
+
+
+def measured_part(found: Measurement, batch_size: int, resting_bytes: int = 0) -> Record:
+    """Latency, memory and throughput; ``None`` where nothing was measured.
+
+    Args:
+        found: What was measured.
+        batch_size: Clips of a call.
+        resting_bytes: Weights and inputs, which exist before the call.
+    """
+    peak = found.peak_bytes
+    return {
+        "latency_ms_quick": 1e3 * found.quick if found.seconds else None,
+        **found.latencies(),
+        "latency_ms_rounds": [1e3 * seconds for seconds in found.seconds],
+        "peak_memory_mb": None if peak is None else (resting_bytes + peak) / MIB,
+        "clips_per_second": batch_size / found.quick if found.seconds else None,
+        "rounds": len(found.seconds),
+        "why_not": found.why_not,
+    }
 
 
 def computed_as(config: MBTConfig) -> MBTConfig:
@@ -133,17 +233,18 @@ def conditions(
     *,
     measured: bool,
     interrupted: bool = False,
+    **more: str,
 ) -> dict[str, str]:
-    """Under which the records were taken."""
-    counts = sorted({record["rounds"] for record in records})
+    """Under which the records were taken; ``more`` are other conditions, by name."""
+    counts = sorted({record["rounds"] for record in records if record["rounds"]}) or [0]
     span = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    more = {
+    of_run = {
         "attention": _attention(base, setting),
-        "rounds": f"{span} rounds, interleaved, after one warm-up call; late fusion without shared "
-        "weights measured once" + ("; interrupted" if interrupted else ""),
+        "rounds": f"{span}, interleaved after the first, which follows a warm-up call; late "
+        "fusion without shared weights measured once" + ("; interrupted" if interrupted else ""),
         "memory": "weights, inputs and the peak of tensors allocated in the call",
     }
-    said = runs.conditions(base, setting, why_dtype, **more)
+    said = runs.conditions(base, setting, why_dtype, **of_run, **more)
     if measured:
         return said
     about_model = ("model", "input", "versions", "date", "command")
@@ -162,133 +263,6 @@ def _attention(config: MBTConfig, setting: Setting) -> str:
         with suppress(dispatch.BackendError):
             runs_it.append(f"{what} by {dispatch.select(call, setting.backend).name}")
     return ", ".join(runs_it)
-
-
-def series_name(record: Mapping[str, Any]) -> str:
-    """What a line of the plots is called; records that differ in the fusion layer share it."""
-    if record["fusion"] == "bottleneck":
-        shared = ", shared weights" if record["share_encoder"] else ""
-        return f"bottleneck (B = {record['n_bottlenecks']}{shared})"
-    return f"{record['fusion']} ({'shared' if record['share_encoder'] else 'own'} weights)"
-
-
-def table(
-    records: Sequence[Record], *, official: bool = False
-) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells; columns without a value are left out.
-
-    Args:
-        records: Of a profile.
-        official: Whether to show what the official code spends.
-    """
-    pairwise = {
-        r["fusion_layer"]: r for r in records if r["fusion"] == "vanilla" and not r["share_encoder"]
-    }
-
-    def ratio(record: Record, key: str, digits: int) -> str:
-        base = pairwise.get(record["fusion_layer"], {}).get(key)
-        value = record[key]
-        return f"{value / base:.{digits}f}" if base and value is not None else ABSENT
-
-    columns: dict[str, Callable[[Record], str]] = {
-        "fusion": series_name,
-        "L_f": lambda record: str(record["fusion_layer"]),
-        "linear\nGFLOPs": lambda record: _gflops(record["gflops_linear"]),
-        "attention\nGFLOPs": lambda record: _gflops(record["gflops_attention"]),
-        "total\nGFLOPs": lambda record: _gflops(record["gflops"]),
-        "total\nratio": partial(ratio, key="gflops", digits=3),
-        "official\ncode": lambda r: _gflops(r["gflops_official"]) if official else ABSENT,
-        "median ms\n[p20-p80]": lambda r: with_tails([r[f"latency_ms_{end}"] for end in ENDS]),
-        "time\nratio": partial(ratio, key="latency_ms_median", digits=2),
-        "peak\nMB": lambda record: significant(record["peak_memory_mb"]),
-        "clips/s": lambda record: significant(record["clips_per_second"]),
-    }
-    return tables.cells(records, columns)
-
-
-def _gflops(value: float) -> str:
-    return f"{value:.2f}" if value >= 1 else significant(value)
-
-
-def text(records: Sequence[Record], *, macs: bool = False) -> str:
-    """The table for a terminal. Needs the package ``tabulate``.
-
-    Args:
-        records: Of a profile.
-        macs: Count a multiply-add as one, not two.
-    """
-    if macs:
-        records = [
-            {k: v / 2 if k.startswith("gflops") else v for k, v in r.items()} for r in records
-        ]
-    headers, rows = table(records)
-    headers = [header.replace("GFLOPs", "GMACs") if macs else header for header in headers]
-    body = tables.text(headers, rows, left=["fusion"])
-    return f"{body}\n\n{MACS if macs else UNITS}\n{RATIOS}"
-
-
-def page(records: Sequence[Record], conditions: Mapping[str, str]) -> str:
-    """The report as HTML. Needs the extra ``bench``."""
-    counted = _plot(_lines(records, "gflops"), "GFLOPs per clip (2 per multiply-add)")
-    measured = [
-        _plot(series, label)
-        for key, label, ends in (
-            ("latency_ms_median", "ms per batch, bars: p20 to p80", "latency_ms_p{}"),
-            ("peak_memory_mb", "peak memory in MB", ""),
-            ("clips_per_second", "clips per second", ""),
-        )
-        if (series := _lines(records, key, ends))
-    ]
-    sections = [
-        Section("FLOPs", VARIANTS, plots=[counted]),
-        *([Section("Measured", plots=measured)] if measured else []),
-        _paper(records),
-        Section("All records", f"{UNITS} {RATIOS}", table=table(records, official=True)),
-    ]
-    return render(TITLE, runs.as_lines(conditions), sections)
-
-
-def _paper(records: Sequence[Record]) -> Section:
-    """Figure 3, and the FLOPs of this profile in the same count."""
-    said = (
-        "Figure 3 of the paper: accuracy (AudioSet mini, mean and standard deviation of 3 runs), "
-        f"which a profile does not measure, and cost under these conditions: {figure3.CONDITIONS}."
-        "\n\nLast, the cost in this profile, counted like the paper's. The inputs may differ from "
-        "the paper's: compare the shapes of the lines."
-    )
-    accuracy: Series = {
-        fusion: [(x, mean, mean - std, mean + std) for x, (mean, std) in values.items()]
-        for fusion, values in figure3.MEAN_AVERAGE_PRECISION.items()
-    }
-    printed: Series = {
-        fusion: [(x, y, None, None) for x, y in values.items()]
-        for fusion, values in figure3.GFLOPS.items()
-    }
-    ours: Series = {
-        name: [(x, y / 2, None, None) for x, y, *_ in points]
-        for name, points in _lines(records, "gflops_official").items()
-    }
-    drawn = [
-        _plot(accuracy, "mAP in %, Figure 3"),
-        _plot(printed, "GMACs per clip, Figure 3"),
-        _plot(ours, "GMACs per clip, this profile"),
-    ]
-    return Section("Beside the paper", said, plots=drawn)
-
-
-def _lines(records: Sequence[Record], key: str, ends: str = "") -> Series:
-    """Series name to points, of the records that have a value."""
-    series: Series = {}
-    for record in records:
-        if record[key] is not None:
-            low, high = (record[ends.format(end)] if ends else None for end in (20, 80))
-            point = (record["fusion_layer"], record[key], low, high)
-            series.setdefault(series_name(record), []).append(point)
-    return series
-
-
-def _plot(series: Mapping[str, Sequence[plots.Point]], ylabel: str) -> str:
-    return plots.svg(partial(plots.lines, series=series, xlabel="fusion layer", ylabel=ylabel))
 
 
 def _count(mode: str) -> Callable[..., Any]:

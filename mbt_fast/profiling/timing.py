@@ -7,6 +7,7 @@ counted, not sampled: the peak of a call, and what it keeps for the backward.
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import sqrt
 from statistics import median, quantiles
 from typing import NamedTuple
 
@@ -49,6 +50,23 @@ def median_and_tails(values: Sequence[float]) -> tuple[float, float, float]:
     return median(values), tails[0], tails[3]
 
 
+def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median of a whole population lies, with 95 % confidence; no distribution assumed.
+
+    The ends are order statistics, two standard deviations of Binomial(n, 1/2) from the middle. Up
+    to 5 values give their whole range, which is less sure.
+    """
+    ordered = sorted(values)
+    cut = max(0, int(len(ordered) / 2 - sqrt(len(ordered))))
+    return ordered[cut], ordered[-1 - cut]
+
+
+def quickest_fifth(values: Sequence[float]) -> float:
+    """Mean of the quickest fifth of at least one time: others on the machine only slow it down."""
+    count = max(1, len(values) // 5)
+    return sum(sorted(values)[:count]) / count
+
+
 def timed(run: Run, device: torch.device) -> float:
     """Seconds that one call takes: by the clock on the CPU, between two events on a GPU.
 
@@ -84,7 +102,8 @@ def interleaved_times(
     Args:
         variants: What to time, by name.
         device: Where it runs.
-        seconds: No further round starts that would end after this.
+        seconds: No further round starts that would end after this, and no further call starts after
+            it.
         min_rounds: This many rounds run in any case.
         max_rounds: No more rounds than this run.
         on_call: Called after each call with its name and its seconds.
@@ -98,11 +117,13 @@ def interleaved_times(
     try:
         for index in range(max_rounds):
             passed = time.perf_counter() - start
-            if index >= min_rounds and passed + passed / index > seconds:
+            if index >= max(1, min_rounds) and passed + passed / index > seconds:
                 break
             names = list(variants)
             shuffle(names)
             for name in names:
+                if index >= min_rounds and time.perf_counter() - start > seconds:
+                    return Times(times, interrupted=False)
                 times[name].append(timed(variants[name], device))
                 on_call(name, times[name][-1])
     except KeyboardInterrupt:

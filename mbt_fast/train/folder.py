@@ -1,6 +1,5 @@
 """The folder of a run: one process at a time, one configuration for ever."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +17,18 @@ LABELS_FILE = "labels.txt"
 def locked(run: Path) -> Iterator[None]:
     """Make the folder, and keep other processes from training in it meanwhile.
 
-    The system releases the lock of a process that is killed.
+    The system releases the lock of a process that is killed. Windows has no such lock.
 
     Raises:
         InputError: Another process trains there.
         OSError: The folder cannot be made or written.
     """
     run.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
     handle = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:

@@ -22,7 +22,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mbt_fast.errors import RunError
 from mbt_fast.train.order import generator
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # which this process alone answers
+# Which this process alone answers; Windows has not all of them.
+SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT")
+    if name in signal.Signals.__members__
+)
 _PRELOADED = ["mbt_fast.train.dataset", "av", "numpy"]
 
 
@@ -109,10 +114,12 @@ def _end_with_parent() -> None:
 
 
 def workers_context() -> BaseContext:
-    """How workers are started.
+    """How workers are started: ``spawn`` where a system has no fork server.
 
     The fork server ignores the signals too: it would take the workers with it.
     """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with _ignored_signals():

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 
+from mbt_fast.checkpoint.runs import find_checkpoint
 from mbt_fast.errors import InputError, RunError
-from mbt_fast.train import checkpoints, optimizer
+from mbt_fast.models.head import presence
+from mbt_fast.train import optimizer
 from mbt_fast.train.averaging import Ema
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import Batch, TrainingClips, collate_items, rows
@@ -55,11 +57,11 @@ def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
     check_same_config(folder, config)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
-        parts = build_parts(config, data, checkpoints.find(folder))
+        parts = build_parts(config, data, find_checkpoint(folder))
         stack.enter_context(locked(folder))
         write_config(folder, config, data.names)
         stop = stack.enter_context(Stopping())
-        return stack.enter_context(Loop(parts, folder, stop)).run()
+        return stack.enter_context(Loop(parts, folder, stop)).train()
 
 
 class Loop(ExitStack):
@@ -79,7 +81,7 @@ class Loop(ExitStack):
         self.optimizer, self.schedule = optimizer.build(
             parts.model, self.settings, parts.total_steps, warmup
         )
-        self.augment = parts.augment()
+        self.augment, self.n_verbs = parts.augment(), parts.data.n_verbs
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         half = parts.dtype is torch.float16
         if half and self.settings.virtual_devices > 1:
@@ -87,13 +89,13 @@ class Loop(ExitStack):
         self.scaler = torch.amp.GradScaler(parts.device.type, enabled=half)
         self.ema = Ema(parts.model, self.settings.ema) if self.settings.ema else None
         state = TrainingState(parts.model, self.optimizer, self.scaler, self.ema)
-        self.logged = self.enter_context(Run(parts, state, folder))
+        self.run = self.enter_context(Run(parts, state, folder))
 
-    def run(self) -> Outcome:
+    def train(self) -> Outcome:
         """Train until the end, or until it is to stop."""
         from tqdm import tqdm
 
-        run, total, meter = self.logged, self.parts.total_steps, Meter(self.settings.batch_size)
+        run, total, meter = self.run, self.parts.total_steps, Meter(self.settings.batch_size)
         run.score_if_due(self.stop)
         self.batches = batches = self._loader(run.step)
         with tqdm(total=total, initial=run.step, unit="step", disable=None) as bar:
@@ -167,14 +169,14 @@ class Loop(ExitStack):
             torch.manual_seed(seed_of(train.seed, "layers", step, number, first))
             with self.parts.autocast():
                 logits = model.forward_modalities(inputs, lengths)
-            present = {m: length > 0 for m, length in lengths.items()}
+            present = {m: p[:, 0] for m, p in presence(logits, list(inputs), lengths).items()}
             total, by_modality = loss(
                 logits,
                 targets,
                 task=train.task,
                 smoothing=self.parts.config.augment.label_smoothing,
                 present=present,
-                n_verbs=self.parts.data.n_verbs,
+                n_verbs=self.n_verbs,
             )
             self.scaler.scale(total * size / len(group)).backward()
             losses.add(total, by_modality, present, size)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,16 +11,43 @@ import torch
 from mbt_fast import __version__
 from mbt_fast.cli import info
 from mbt_fast.cli.main import main
-from mbt_fast.ops import dispatch
+from mbt_fast.ops import dispatch, extension
 
 
-def test_info_names_every_backend_and_what_no_hardware_has_run(capsys):
+def test_info_names_every_backend_on_one_screen(monkeypatch, capsys):
+    """It had 65 lines, most of them registers of CUDA kernels on a machine without a GPU."""
+    kernels = {f"kernel {number} float16 64": (168, 0, 0) for number in range(24)}
+    built = {"compiler": "release 13.0", "architectures": "sm_90a", "sources": "0" * 64}
+    module = SimpleNamespace(ptxas=kernels, shared_memory={}, **built)
+    monkeypatch.setattr(extension, "why_no_cuda_kernels", list)
+    monkeypatch.setattr(extension, "cuda_module", lambda: module)
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     for row in dispatch.BACKENDS:
         assert f"  {row.name} " in out
-    assert torch.__version__ in out
-    assert "  amx          never run on a CPU with AMX" in out
+    assert f"torch: {torch.__version__}\n" in out
+    assert "cuda part: for sm_90a, release 13.0\n" in out
+    assert "kernels verified on a GPU: none of 5\n" in out
+    assert len(out.splitlines()) <= 24
+    assert "registers" not in out
+
+
+def test_verbose_info_has_what_no_hardware_has_run(capsys):
+    assert main(["info", "--verbose"]) == 0
+    assert "  amx          never run on a CPU with AMX" in capsys.readouterr().out
+
+
+def test_packages_that_are_not_installed_are_named(monkeypatch, capsys):
+    def version(name):
+        if name == "av":
+            raise info.importlib.metadata.PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(info.importlib.metadata, "version", version)
+    assert main(["info"]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("packages"))
+    assert line.startswith("packages: triton 1.2, numpy 1.2, ")
+    assert line.endswith("; not installed: av")
 
 
 def test_info_as_json_has_the_facts_of_the_text(capsys):
@@ -29,7 +57,7 @@ def test_info_as_json_has_the_facts_of_the_text(capsys):
     assert facts["mbt_fast"] == __version__
     assert facts["backends"]["sdpa"] == "yes"
     assert "cpu" in facts["devices"]
-    assert main(["info"]) == 0
+    assert main(["info", "--verbose"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines if line[0] != " "] == list(facts)
 

@@ -43,7 +43,12 @@ def test_compiler_is_named():
 
 def test_missing_and_broken_extensions_are_explained(monkeypatch, tmp_path):
     monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(extension, "PACKAGE", tmp_path)
     assert "install g++ or clang++" in extension.why_missing()[0]
+    (tmp_path / "_C.not-built").write_text("clang++ failed: no omp.h")
+    assert extension.why_missing()[0].startswith(
+        "mbt_fast._C is not built: clang++ failed: no omp.h (when mbt-fast was built; "
+    )
     monkeypatch.undo()
     broken = tmp_path / "_C.so"
     broken.write_bytes(b"not a library")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import attention_cases
@@ -21,7 +22,10 @@ if "triton" not in BACKENDS:
     why = dispatch.explain([torch.zeros(1, 1, 3, 1, 16, device=DEVICE)])
     pytest.skip(f"no triton here:\n{why}", allow_module_level=True)
 
-from mbt_fast.kernels import column_sums, launch, table
+import triton
+import triton.language as tl
+
+from mbt_fast.kernels import column_sums, launch, table, tiles
 
 CASE = attention_cases.CASES["absent-stream"]
 TWO = layer_cases.CASES["two-streams"]
@@ -196,6 +200,45 @@ def test_every_shipped_configuration_gives_the_same(arch, head_dim, dtype, monke
     monkeypatch.setattr(table, "arch_of", lambda tensor: arch)
     shapes = [(1, 135, 3, 1, head_dim), (1, 21, 3, 1, head_dim)]
     compare("triton", streams_of(shapes, dtype), 4, update="mean")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_global_constant_stands_right_of_a_tensor(name):
+    """From Triton 3.8 on its interpreter refuses ``CONSTANT * tensor``: "cannot convert"."""
+    constants: set[str] = set()
+    for path in SOURCES.values():
+        constants.update(re.findall(r"^(\w+) = tl.constexpr", path.read_text(), re.MULTILINE))
+    for node in ast.walk(ast.parse(SOURCES[name].read_text())):
+        if isinstance(node, ast.BinOp):
+            left = node.left.operand if isinstance(node.left, ast.UnaryOp) else node.left
+            assert not (isinstance(left, ast.Name) and left.id in constants), ast.unparse(node)
+
+
+@triton.jit
+def joined_kernel(out_ptr, n, condition):
+    number = tl.arange(0, 8)
+    tl.store(out_ptr + number, 1.0, mask=tiles.only_if(number < n, condition > 0))
+
+
+@pytest.mark.parametrize(("condition", "written"), [(1, 5), (0, 0)])
+def test_a_mask_may_depend_on_a_scalar(condition, written):
+    """From Triton 3.8 on its interpreter refused it: "mask has unsupported dtype"."""
+    out = torch.zeros(8, device=DEVICE)
+    joined_kernel[(1,)](out, 5, condition)
+    assert out.tolist() == [1.0] * written + [0.0] * (8 - written)
+
+
+def test_every_launch_asks_for_fused_products_and_sums(launches):
+    """Triton fuses by default up to 3.9, and no longer from 3.10 on."""
+    case = layer_cases.CASES["three-streams"]
+    for op in (NORM, RESIDUAL):
+        results(op, case, op.make(case), "triton")
+    x = torch.zeros(3, 8, device=DEVICE, requires_grad=True)
+    bias_gelu(x, x[0].detach().requires_grad_(), backend="triton").sum().backward()
+    qkv = [stream.requires_grad_() for stream in make_qkv(CASE)]
+    sum(out.sum() for out in bottleneck_attention(qkv, 4, backend="triton")).backward()
+    assert {name for name, *_ in launches} == {*KERNELS}
+    assert all(given["enable_fp_fusion"] is True for *_, given in launches)
 
 
 def test_launch_order_is_longest_first():

@@ -5,18 +5,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from mbt_fast.profiling import runs, timing
+from mbt_fast.profiling import measurement, timing
 
 TICK = 1e-3  # seconds of every call
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Every look at the clock is one tick later; no comparison has more than three rounds."""
+    """Every look at the clock is one tick later; no comparison has more than three rounds.
+
+    Its value is the tick, in seconds.
+    """
     ticks = count()
     fake = SimpleNamespace(perf_counter=lambda: TICK * next(ticks))
     monkeypatch.setattr(timing, "time", fake)
-    monkeypatch.setattr(runs, "MAX_ROUNDS", 3)
+    monkeypatch.setattr(measurement, "MAX_ROUNDS", 3)
+    return TICK
 
 
 @pytest.fixture
@@ -34,7 +38,8 @@ def interrupt_at(monkeypatch):
 
             return wrapper
 
-        monkeypatch.setattr(runs, "peak_memory", interrupted(runs.peak_memory))
+        monkeypatch.setattr(measurement, "peak_memory", interrupted(measurement.peak_memory))
+        monkeypatch.setattr(measurement, "timed", interrupted(measurement.timed))
         monkeypatch.setattr(timing, "timed", interrupted(timing.timed))
 
     return arrange

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from mbt_fast import dispatch
 from mbt_fast.cli.main import main
 from mbt_fast.models import MBT
 from mbt_fast.models.registry import config_for
-from mbt_fast.profiling import recommend, runs
+from mbt_fast.profiling import measurement, recommend
 from mbt_fast.profiling.comparison import Comparisons, Row, fastest
+from mbt_fast.profiling.measurement import Measurement
 from mbt_fast.profiling.recommend import Variant
-from mbt_fast.profiling.runs import Measurement, Setting
+from mbt_fast.profiling.runs import Setting
 from mbt_fast.profiling.timing import Deadline
 
 TINY = ["bench", "--model", "mbt_tiny", "--dtype", "float32", "--device", "cpu"]
@@ -145,20 +147,54 @@ def test_no_time_leaves_out_and_says_so(tmp_path, capsys):
     assert code == 0
     ran = {row["variant"] for row in document["rows"] if row["rounds"]}
     assert ran <= {"sdpa", "reference", "batch 1"}  # the baselines, which run in any case
-    assert any(row["note"] == runs.NO_TIME for row in document["rows"])
+    assert any(row["note"] == measurement.NO_TIME for row in document["rows"])
     assert "--seconds were over" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("ticks", [40, 80, 120, 160, 240, 320])
+def test_what_was_measured_is_shown_wherever_the_time_runs_out(tmp_path, capsys, clock, ticks):
+    """It crashed at its end where the time ran out between two batch sizes."""
+    code, document = bench(tmp_path, "--seconds", str(ticks * clock))
+    assert code == 0
+    out = capsys.readouterr().out
+    rows = document["rows"]
+    assert any(row["rounds"] for row in rows)
+    assert any(row["note"] == measurement.NO_TIME for row in rows)
+    for row in rows:
+        assert row["rounds"] or row["note"]
+        assert f"\n{row['variant']}" in out
+    grown = rows_of(document, "model", "batch size")
+    assert [row["batch_size"] for row in grown.values()] == [1 << n for n in range(len(grown))]
+
+
 @pytest.mark.usefixtures("clock")
-@pytest.mark.parametrize("at", [1, 30])
+@pytest.mark.parametrize("at", [2, 9, 30, 41, 60])
 def test_interrupt_keeps_what_was_measured_and_says_so(tmp_path, interrupt_at, capsys, at):
     interrupt_at(at)
     code, document = bench(tmp_path, "--batch-size", "1")
     assert code == 130
     assert document["conditions"]["times"].endswith("interrupted")
-    assert (document["suggestion"], document["code"]) == ([], None)
-    assert any(row["rounds"] for row in document["rows"]) == (at > 1)
-    assert "the models were not compared" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    compared = any(row["entry"] == "batch size" for row in document["rows"])
+    assert compared == bool(document["suggestion"]) == bool(document["code"])
+    assert compared or "the comparison of the models did not end" in out
+    assert any(row["rounds"] for row in document["rows"]) == (at > 2)
+    assert all(row["rounds"] or row["note"] for row in document["rows"])
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_was_measured_is_shown_if_a_later_comparison_does_not_fit(
+    tmp_path, capsys, monkeypatch
+):
+    def refuse(configs, setting):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(recommend.runs, "build_models", refuse)
+    code, document = bench(tmp_path)
+    assert code == 0
+    assert {row["part"] for row in document["rows"]} == {"op"}
+    assert document["conditions"]["times"].endswith("out of memory")
+    assert "op: bias_gelu" in capsys.readouterr().out
 
 
 def test_a_bad_number_and_too_large_a_batch_are_one_line(capsys):
@@ -280,7 +316,7 @@ def test_batch_sizes_that_do_not_fit_into_memory_are_left_out(monkeypatch):
     recommend.compare_batch_sizes(found, models, variant, [2], Deadline(300))
     assert [(r.ran, r.note) for r in found.of("model", "batch size")] == [
         (True, ""),
-        (False, runs.NO_MEMORY),
+        (False, measurement.NO_MEMORY),
     ]
 
 
@@ -288,18 +324,33 @@ def measure(error, **options):
     def fail():
         raise error
 
-    return runs.measure({"small": lambda: None, "large": fail}, CPU, Deadline(300), **options)
+    return measurement.measure(
+        {"small": lambda: None, "large": fail}, CPU, Deadline(300), **options
+    )
 
 
 def test_what_does_not_fit_is_left_out_and_the_rest_goes_on():
     error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
-    found = measure(error, may_leave_out=True).measured
+    found = measure(error).measured
     assert found["small"].seconds
-    assert found["large"] == Measurement(why_not=runs.NO_MEMORY)
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
+    assert found["large"] == Measurement(why_not=measurement.NO_MEMORY)
+
+
+def test_what_does_not_fit_any_more_keeps_no_time():
+    calls = count()
+
+    def grow():
+        if next(calls) == 4:
+            raise MemoryError
+
+    found = measurement.measure({"small": lambda: None, "grows": grow}, CPU, Deadline(300)).measured
+    assert len(found["small"].seconds) == measurement.MAX_ROUNDS
+    assert found["grows"] == Measurement(why_not=measurement.NO_MEMORY)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), dispatch.BackendError("not this one")])
+def test_another_error_is_not_hidden(error):
+    with pytest.raises(type(error), match=str(error)):
         measure(error)
-
-
-def test_another_error_is_not_hidden():
-    with pytest.raises(RuntimeError, match="a bug"):
-        measure(RuntimeError("a bug"), may_leave_out=True)
+    if isinstance(error, dispatch.BackendError):
+        assert measure(error, may_be_refused=True).measured["large"].why_not == str(error)

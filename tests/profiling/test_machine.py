@@ -1,5 +1,7 @@
 """The device that a name stands for, and what is said of one that cannot be used."""
 
+import sys
+
 import pytest
 import torch
 
@@ -84,3 +86,11 @@ def test_a_cpu_is_told_by_family_and_model_too():
     assert machine.cpu_name(CPUINFO) == "AMD EPYC (family 25, model 17)"
     assert machine.cpu_name("processor : 0\nmodel name : Neoverse\n") == "Neoverse"
     assert machine.cpu_name("processor : 0\nCPU implementer : 0x41\n") is None
+
+
+@pytest.mark.parametrize("command", ["profile", "bench"])
+def test_without_the_compiled_part_one_line_says_so(monkeypatch, capsys, command):
+    monkeypatch.setitem(sys.modules, "mbt_fast._C", None)  # as if it were not installed
+    assert main([command, "--model", "mbt_tiny", "--device", "cpu", "--seconds", "0"]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("kernels: "))
+    assert line.startswith("kernels: none, PyTorch's own functions run: mbt_fast._C is not built: ")

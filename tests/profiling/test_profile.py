@@ -10,7 +10,7 @@ from mbt_fast import MBT, MBTConfig, dispatch
 from mbt_fast.cli.main import main
 from mbt_fast.flops import forward_flops, training_flops
 from mbt_fast.models.registry import config_for
-from mbt_fast.profiling import budget, figure3, runs, sweep
+from mbt_fast.profiling import budget, figure3, measurement, runs, sweep, sweep_table
 from mbt_fast.profiling.tables import significant
 
 KEYS = {
@@ -31,7 +31,7 @@ def profile(tmp_path, *arguments):
 
 def test_a_run_from_end_to_end(tmp_path, capsys):
     html = tmp_path / "profile.html"
-    code, records = profile(tmp_path, "--seconds", "0", "--html", str(html))
+    code, records = profile(tmp_path, "--seconds", "3", "--html", str(html))
     assert code == 0
     assert sorted({r["fusion_layer"] for r in records}) == [0, 1, 3, 4]
     for record in records:
@@ -75,7 +75,7 @@ def test_records(tmp_path, mode):
 def test_late_fusion_is_measured_once(tmp_path, monkeypatch):
     built = []
     original = runs.build_models
-    monkeypatch.setattr(runs, "build_models", lambda c, s: built.extend(c) or original(c, s))
+    monkeypatch.setattr(runs, "build_models", lambda c, *a: built.extend(c) or original(c, *a))
     _, records = profile(tmp_path, "--fusion-layers", "4", "--fusions", "bottleneck", "vanilla")
     assert len(built) == 1
     assert records[0]["latency_ms_median"] == records[1]["latency_ms_median"] is not None
@@ -121,16 +121,18 @@ def test_figure3(capsys):
 @pytest.mark.parametrize(
     ("at", "timed"),
     [
-        (3, range(1)),  # in the warm-up of 11 models: no times
-        (16, range(1, 12)),  # in the first round: some
-        (25, range(12, 13)),  # in the second: all
+        (1, range(1)),  # in the first call: nothing
+        (2, range(1)),
+        (3, range(1, 2)),  # after the first model: its time
+        (16, range(2, 12)),  # in the warm-up of 11 models: some times
+        (25, range(12, 13)),  # in the second round: all
     ],
 )
 def test_interrupt_keeps_what_was_measured_and_says_so(tmp_path, interrupt_at, capsys, at, timed):
     interrupt_at(at)
     code, records = profile(tmp_path)
     assert code == 130
-    assert any(r["peak_memory_mb"] is not None for r in records)
+    assert all(r["rounds"] or r["why_not"] == measurement.INTERRUPTED for r in records)
     assert sum(r["latency_ms_median"] is not None for r in records) in timed
     assert records[0]["conditions"]["rounds"].endswith("interrupted")
     assert "interrupted" in capsys.readouterr().out
@@ -188,13 +190,13 @@ def records_of(base, layers, counts, latency=None):
 
 def test_ratios_are_to_vanilla_with_own_weights_at_the_same_layer():
     records = records_of(config_for("mbt_tiny"), [0, 4], [4], lambda r: 2.0 + r["fusion_layer"])
-    headers, rows = sweep.table(records)
+    headers, rows = sweep_table.table(records)
     assert "official\ncode" not in headers
     ratios = {(row[0], row[1]): row[headers.index("total\nratio")] for row in rows}
     at_0 = [r["gflops"] for r in records if r["fusion_layer"] == 0]
     assert ratios["bottleneck (B = 4)", "0"] == f"{at_0[0] / at_0[1]:.3f}"
     assert ratios["vanilla (own weights)", "0"] == ratios["bottleneck (B = 4)", "4"] == "1.000"
-    headers, rows = sweep.table(records[:1])
+    headers, rows = sweep_table.table(records[:1])
     assert "total\nratio" not in headers  # there is nothing to compare with
 
 
@@ -219,6 +221,7 @@ def test_budget_takes_the_best_layer_that_fits():
         (["--n-bottlenecks", "0", "--budget-gflops", "1"], "nothing to choose from"),
         (["--budget-gflops", "1e-9"], "no bottleneck model of this profile fits"),
         (["--budget-gflops", "1"], "Within 1 GFLOPs: fusion layer 3 with B = 4"),
+        (["--budget-gflops", "1"], "But the last layer alone exchanges nothing"),
     ],
 )
 def test_what_is_said_of_a_budget(capsys, arguments, said):

@@ -124,14 +124,17 @@ def test_an_extension_links_no_torch_library(wheel):
 def test_an_nvcc_that_fails_leaves_the_cpu_kernels(wheel):
     assert "mbt_fast: building without mbt_fast._cuda: " in wheel.output
     assert "nvcc failed: error: cannot find -lcudart_static" in wheel.output
-    assert not any("_cuda." in name for name in wheel.files)
-    assert "mbt_fast._cuda is not built" in wheel.backends["cuda"]
+    assert not any("_cuda." in name and name.endswith(".so") for name in wheel.files)
+    said = "mbt_fast._cuda is not built: "
+    assert said in wheel.backends["cuda"]
+    assert "nvcc failed: error: cannot find -lcudart_static (when " in wheel.backends["cuda"]
 
 
 def test_a_wheel_without_extensions_is_for_every_platform(pure_wheel):
     assert pure_wheel.name.endswith("-py3-none-any.whl")
     assert not any(name.endswith(".so") for name in pure_wheel.files)
-    assert "mbt_fast._C is not built" in pure_wheel.backends["cpu"]
+    said = "mbt_fast._C is not built: MBT_FAST_NATIVE=0 (when mbt-fast was built; "
+    assert said in pure_wheel.backends["cpu"]
 
 
 @pytest.mark.parametrize("demanded", ["auto", "1"])
@@ -144,6 +147,42 @@ def test_a_compiler_that_fails_is_named_with_its_reason(source, tmp_path, demand
     assert bool(code) == (demanded == "1")
     assert f"{compiler} failed: {error}; install Python's headers" in output
     assert ("mbt_fast: building without mbt_fast._C: " in output) == (demanded == "auto")
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        ("scratch.hpp:4:10: fatal error: omp.h file not found", "omp.h file not found"),
+        (
+            "/usr/bin/ld: cannot find -lomp\nclang: error: linker command failed",
+            "cannot find -lomp",
+        ),
+    ],
+)
+def test_clang_without_openmp_is_named_and_not_hidden(source, tmp_path, says, reason):
+    """It was said that there was no compiler, and the linker's reason was not shown."""
+    compiler = fails(tmp_path / "clang++", says)
+    environment = {"CXX": compiler, "MBT_FAST_NATIVE": "auto", "MBT_FAST_CUDA": "0"}
+    _, output = run(source, BUILD, **environment)
+    said = output.partition("building without mbt_fast._C: ")[2].splitlines()[0]
+    assert f"{compiler} failed: " in said
+    assert reason in said
+    assert said.endswith("install OpenMP for clang (libomp-dev or libomp-devel), or set CXX=g++")
+    (note,) = (source / "built").rglob("_C.not-built")
+    assert note.read_text() == said
+
+
+@pytest.mark.parametrize(
+    ("version", "known"), [("Debian clang version 14.0.6", False), ("g++ 12.2.0", True)]
+)
+def test_clang_gets_no_warning_option_that_it_does_not_know(source, tmp_path, version, known):
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\n[ $1 = --version ] && echo {version} && exit\nexit 1\n")
+    compiler.chmod(0o755)
+    environment = {"CXX": str(compiler), "MBT_FAST_NATIVE": "auto", "MBT_FAST_CUDA": "0"}
+    _, output = run(source, BUILD, **environment)
+    assert "-Wextra" in output
+    assert ("-Wno-maybe-uninitialized" in output) == known
 
 
 NO_COMPILER = "no C++ compiler is found; install g++ or clang++, or set CXX"

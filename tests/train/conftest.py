@@ -1,6 +1,7 @@
 """Generated clips, and a configuration that trains on them in seconds."""
 
 import pytest
+import torch
 
 from mbt_fast.data.synthetic import SyntheticSet, write_synthetic
 from mbt_fast.train import TrainConfig, report
@@ -46,6 +47,15 @@ def clips(tmp_path_factory):
     list(write_synthetic(folder, made))
     (folder / "recipe.toml").write_text(RECIPE)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)  # before the runs that tests of a module share
+def one_thread():
+    """Leave the cores to the workers: threads that wait for one another suffer most from them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
