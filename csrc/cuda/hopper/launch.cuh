@@ -35,7 +35,12 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 }
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
+// Also makes the device's context current: a thread that has launched nothing yet, such as autograd's,
+// has none, and without it no tensor map can be encoded.
 inline void check_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaSetDevice(device), "cudaSetDevice");
   const int major = device_attribute(cudaDevAttrComputeCapabilityMajor);
   if (major != 9)
     throw std::invalid_argument("the device must have compute capability 9.x, got " +
