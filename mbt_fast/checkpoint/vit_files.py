@@ -71,8 +71,11 @@ def load_vit(path: "str | PathLike[str]") -> dict[str, Tensor]:
         OSError: The file cannot be read.
     """
     tensors = read_named(path)
-    if is_ast(tensors):
-        raise CheckpointError(f"{path}: an AST, a ViT of spectrograms; load_ast reads it")
+    if has_one_channel(tensors):
+        raise CheckpointError(
+            f"{path}: a ViT of images must have three input channels, got one, as an AST has; "
+            "load_ast reads it as such"
+        )
     return tensors
 
 
@@ -107,7 +110,7 @@ def ast_as_vit(
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """``load_ast`` of what has been read from ``path``."""
     tensors = {name.removeprefix("v."): tensor for name, tensor in tensors.items()}
-    if not is_ast(tensors):
+    if not has_one_channel(tensors):
         raise CheckpointError(f"{path}: an AST must have {_KERNEL} with one channel")
     tensors = {n: t for n, t in tensors.items() if not n.startswith(_AST_HEADS)}
     n_special = 1 + ("dist_token" in tensors)
@@ -127,8 +130,8 @@ def ast_as_vit(
     return tensors, (time, mel)
 
 
-def is_ast(tensors: dict[str, Tensor]) -> bool:
-    """Whether weights with timm's names are those of a ViT with one input channel."""
+def has_one_channel(tensors: dict[str, Tensor]) -> bool:
+    """Whether weights with timm's names take one channel: of spectrograms, or of grey images."""
     kernel = tensors.get(_KERNEL, tensors.get(f"v.{_KERNEL}"))
     return kernel is not None and kernel.ndim == 4 and kernel.shape[1] == 1
 

@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'e.g. input_size={"rgb":[32,224,224]}',
     )
     vit = parser.add_argument_group("from a vit")
-    vit.add_argument("--bottleneck-init", choices=BOTTLENECK_INITS, default="position")
-    vit.add_argument("--temporal-init", choices=TEMPORAL_INITS, default="central_frame")
+    vit.add_argument("--bottleneck-init", choices=BOTTLENECK_INITS, help="default: position")
+    vit.add_argument("--temporal-init", choices=TEMPORAL_INITS, help="default: central_frame")
     vit.add_argument("--restore-head", action="store_true", help="take the classifier too")
     vit.add_argument(
         "--encoder",

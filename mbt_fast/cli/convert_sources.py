@@ -18,13 +18,15 @@ from mbt_fast.checkpoint import (
 from mbt_fast.checkpoint.files import check_not_orbax
 from mbt_fast.checkpoint.huggingface import read_config as read_hugging_face_config
 from mbt_fast.checkpoint.shapes import cast, check_dtypes, check_shapes, expected_shapes
-from mbt_fast.checkpoint.vit_files import VIT_SUFFIXES, ast_as_vit, is_ast, read_named
+from mbt_fast.checkpoint.vit_files import VIT_SUFFIXES, ast_as_vit, has_one_channel, read_named
 from mbt_fast.cli.convert_config import config_from_flags, parse_overrides
 from mbt_fast.config import MBTConfig
 from mbt_fast.errors import InputError
 
 SCENIC_SUFFIXES = (".checkpoint", ".msgpack")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+_INITS = ("bottleneck_init", "temporal_init")
 
 Converted = tuple[MBTConfig, dict[str, Tensor]]
 
@@ -54,12 +56,14 @@ def _read_native(args: argparse.Namespace) -> Converted:
         return _named_as_ours(args, cast(read_named(args.source), _dtype(args)))
     if args.config or args.model:
         raise InputError("--config and --model must be left out for mbt_fast weights; use --set")
+    _refuse_vit_flags(args)
     overrides = parse_overrides(args.overrides)
     return load_pretrained(args.source, dtype=_dtype(args), **overrides)
 
 
 def _named_as_ours(args: argparse.Namespace, state_dict: dict[str, Tensor]) -> Converted:
     """Weights of an ``MBT`` from somebody's own training loop, which keeps no config of ours."""
+    _refuse_vit_flags(args)
     config = _config_of(args, "the weights of an MBT alone")
     check_shapes(state_dict, expected_shapes(config), "the weights do not fit the config")
     check_dtypes(state_dict, "the weights cannot be used without --dtype")
@@ -74,6 +78,7 @@ def _config_of(args: argparse.Namespace, what: str) -> MBTConfig:
 
 
 def _read_scenic(args: argparse.Namespace) -> Converted:
+    _refuse_vit_flags(args)
     params = load_scenic(args.source)
     config = config_from_flags(args)
     if config is None:
@@ -81,6 +86,15 @@ def _read_scenic(args: argparse.Namespace) -> Converted:
         for assumption in assumptions:
             print(assumption)
     return config, cast(scenic_to_torch(params, config), _dtype(args))
+
+
+def _refuse_vit_flags(args: argparse.Namespace) -> None:
+    """The source is an MBT, which has all that they would choose."""
+    given = {"--encoder": args.encoders, "--restore-head": args.restore_head}
+    given |= {f"--{name.replace('_', '-')}": getattr(args, name) for name in _INITS}
+    for flag, value in given.items():
+        if value:
+            raise InputError(f"{flag} must be left out unless the source is a ViT or an AST")
 
 
 def _read_vit(args: argparse.Namespace) -> Converted:
@@ -116,11 +130,12 @@ def _start(
 ) -> dict[str, Tensor]:
     """An MBT that starts from a ViT or, for spectrograms alone, from an AST."""
     grid = None
-    if is_ast(tensors):
+    if has_one_channel(tensors):
         videos = [m for m in config.modalities if len(config.input_size[m]) == 3]
         if videos:
             raise InputError(
-                f"modalities must be spectrograms for an AST, got {', '.join(videos)}; "
+                "modalities must be spectrograms for a ViT with one input channel, such as an AST, "
+                f"got {', '.join(videos)}; "
                 "choose by --set 'modalities=[...]', or give it to --encoder beside a ViT"
             )
         tensors, grid = ast_as_vit(tensors, path)
@@ -129,10 +144,9 @@ def _start(
     return from_vit(
         cast(tensors, _dtype(args)),
         config,
-        bottleneck_init=args.bottleneck_init,
-        temporal_init=args.temporal_init,
         restore_head=restore_head,
         grid=grid,
+        **{name: getattr(args, name) for name in _INITS if getattr(args, name)},
     )
 
 

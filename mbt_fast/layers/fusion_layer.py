@@ -22,7 +22,6 @@ from torch.nn.functional import linear
 from mbt_fast.layers.attention import Attention, attend_within, dense_backend
 from mbt_fast.layers.block import GELU, Block, Mlp, apply_norm
 from mbt_fast.layers.blockwise import are_unwatched, call_blocks
-from mbt_fast.layers.checkpointing import refuse_hidden_streams
 from mbt_fast.layers.drop_path import Keep
 from mbt_fast.layers.execution import Execution
 from mbt_fast.layers.hooks import are_unmodified
@@ -34,6 +33,7 @@ from mbt_fast.layers.recompute import (
     gelu_linear,
     norm_mlp,
 )
+from mbt_fast.layers.reentrant import refuse_hidden_streams
 from mbt_fast.layers.rows import Lengths, Rows, Streams, joint_valid, row_ranges, take_rows
 from mbt_fast.ops import add_layer_norm, bias_gelu, residual_add
 from mbt_fast.ops.autocast import autocast_dtype

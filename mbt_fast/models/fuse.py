@@ -8,9 +8,9 @@ from mbt_fast.config import check_modalities
 from mbt_fast.layers.embed import TOKEN_STD
 from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
 from mbt_fast.models.encoders import Layer, check_training, families_of
+from mbt_fast.models.inputs import check_names, checked_lengths
 from mbt_fast.models.left_out import check_left_out
 from mbt_fast.ops.bottleneck_attention import attend
-from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
 from mbt_fast.ops.streams import drop_padding, valid_rows, write_mean_slots
 
@@ -134,7 +134,7 @@ class FusedTowers(nn.Module):
             ValueError: A name, shape, device or value does not fit.
         """
         streams = self._embed(inputs)
-        check_left_out(streams, {m: [tower] for m, tower in self.towers.items()})
+        check_left_out(self, streams, {m: t.parameters() for m, t in self.towers.items()})
         return self.encode(streams, lengths)
 
     def embed(self, modality: str, x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class FusedTowers(nn.Module):
         self, streams: Streams, lengths: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Encode tokens ``[B, N, C]`` that are embedded already; otherwise as ``forward``."""
-        lengths = _checked_lengths(lengths, streams)
+        lengths = checked_lengths(lengths, streams, lambda m: streams[m].shape[1])
         streams = {m: _drop_padding(x, lengths.get(m)) for m, x in streams.items()}
         first = self.fusion_layer if self.n_slots else self.num_layers
         for index in range(first):
@@ -209,14 +209,7 @@ class FusedTowers(nn.Module):
             )
 
     def _embed(self, inputs: Mapping[str, Tensor]) -> Streams:
-        if not isinstance(inputs, Mapping):
-            raise TypeError(f"inputs must be a mapping from modality to tensor, got {inputs!r}")
-        unknown = [modality for modality in inputs if modality not in self.towers]
-        if unknown or not inputs:
-            raise ValueError(
-                f"inputs must name some of {', '.join(self.towers)}, "
-                f"got {', '.join(map(repr, unknown)) or 'none'}"
-            )
+        check_names(inputs, tuple(self.towers))
         streams = {m: self.embed(m, inputs[m]) for m in self.towers if m in inputs}
         first = next(iter(streams))
         batch = streams[first].shape[0]  # not len, which an exported program would hold fixed
@@ -263,21 +256,6 @@ class FusedTowers(nn.Module):
 
 def _drop_padding(x: Tensor, length: Tensor | None) -> Tensor:
     return drop_padding(x, valid_rows(length, x.shape[1], 0))
-
-
-def _checked_lengths(lengths: Mapping[str, Tensor] | None, streams: Streams) -> dict[str, Tensor]:
-    """Entries that say something: ``None`` means no padding, as does a missing one."""
-    if lengths is None:
-        return {}
-    if not isinstance(lengths, Mapping):
-        raise TypeError(f"lengths must be a mapping from modality to tensor, got {lengths!r}")
-    checked = {}
-    for modality, length in lengths.items():
-        if modality not in streams:
-            raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
-        x = streams[modality]
-        checked[modality] = check_length(f"lengths[{modality!r}]", length, x, x.shape[1])
-    return {modality: length for modality, length in checked.items() if length is not None}
 
 
 def _check_integer(name: str, value: int, most: int | None = None) -> None:

@@ -1,7 +1,7 @@
 """Fused pretrained encoders as a classifier of clips, with the inputs and outputs of an MBT."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,6 +17,8 @@ from mbt_fast.errors import CheckpointError
 from mbt_fast.models.encoders import families_of
 from mbt_fast.models.fuse import fuse
 from mbt_fast.models.head import mean_of_present
+from mbt_fast.models.inputs import check_input, check_names, checked_lengths, without_none
+from mbt_fast.models.left_out import check_left_out
 from mbt_fast.models.towers import Record, build_tower
 
 STAMP = {"format": "mbt_fast.fused", "version": 1}  # in the config file, beside the fields
@@ -107,10 +109,11 @@ class FusedClassifier(nn.Module):
         """Classify.
 
         Args:
-            inputs: Per modality ``[B, 3, frames, height, width]`` or ``[B, time, mel]``. A modality
-                that is left out is absent for every example.
-            lengths: Per modality ``[B]``: 0 means absent for this example. Padding inside an
-                example cannot be masked: any other number means all tokens.
+            inputs: Per modality ``[B, 3, frames, height, width]`` or ``[B, time, mel]``, of the
+                size that the config tells. A modality that is left out is absent for every example;
+                in distributed training give zeros and ``lengths`` of 0.
+            lengths: Per modality int32 or int64 ``[B]``: 0 means absent for this example. Padding
+                inside an example cannot be masked: any other number means all tokens.
 
         Returns:
             Logits ``[B, num_classes]``, the mean over the modalities that are present.
@@ -120,19 +123,19 @@ class FusedClassifier(nn.Module):
             ValueError: A name, shape, device or value does not fit.
         """
         logits = self.forward_modalities(inputs, lengths)
-        given = {m: length for m, length in (lengths or {}).items() if length is not None}
-        return mean_of_present(logits, list(inputs), given)
+        return mean_of_present(logits, list(inputs), without_none(lengths))
 
     def forward_modalities(
         self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Logits ``[B, num_classes]`` per modality; arguments as in ``forward``."""
+        check_names(inputs, self.config.modalities)
+        for m in inputs:
+            check_input(inputs, m, _input_shape(self.config.input_size[m]), self._weight(m))
+        lengths = checked_lengths(lengths, inputs, self.n_tokens.__getitem__)
+        check_left_out(self, inputs, {m: self._parameters_of(m) for m in self.config.modalities})
         streams = {m: self._embed(m, inputs[m]) for m in self.config.modalities if m in inputs}
-        present = {
-            m: torch.where(length > 0, self.n_tokens[m], 0).to(torch.int32)
-            for m, length in (lengths or {}).items()
-            if length is not None
-        }
+        present = {m: torch.where(n > 0, self.n_tokens[m], 0).int() for m, n in lengths.items()}
         tokens = self.fused.encode(streams, present)
         return {m: self.head[m](_pooled(self._tower(m), x)) for m, x in tokens.items()}
 
@@ -187,12 +190,21 @@ class FusedClassifier(nn.Module):
     def _tower(self, modality: str) -> Any:
         return self.fused.towers[modality]
 
+    def _weight(self, modality: str) -> Tensor:
+        return next(p for p in self._tower(modality).parameters() if p.is_floating_point())
+
+    def _parameters_of(self, modality: str) -> Iterator[nn.Parameter]:
+        """Those that one modality alone uses."""
+        yield from self._tower(modality).parameters()
+        yield from self.head[modality].parameters()
+        if modality in self.frame_embed:
+            yield self.frame_embed[modality]
+
     @torch.no_grad()
     def _try(self, modality: str) -> Tensor:
         """Tokens of one frame, or of a whole input."""
         size, tower = self.config.input_size[modality], self._tower(modality)
-        weight = next(p for p in tower.parameters() if p.is_floating_point())
-        empty = weight.new_zeros(1, 3, *size) if len(size) == 3 else weight.new_zeros(1, *size)
+        empty = self._weight(modality).new_zeros(1, *_input_shape(size))
         frames = _frames(tower, size)
         try:
             return self.fused.embed(modality, _prepared(tower, empty)[: 1 if frames > 1 else None])
@@ -206,7 +218,9 @@ class FusedClassifier(nn.Module):
         tokens = self.fused.embed(modality, _prepared(self._tower(modality), x))
         if modality not in self.frame_embed:
             return tokens
-        return (tokens.unflatten(0, (len(x), -1)) + self.frame_embed[modality]).flatten(1, 2)
+        frame_embed = self.frame_embed[modality]
+        frames = frame_embed.shape[1]  # not len(x), which an exported program would hold fixed
+        return (tokens.unflatten(0, (-1, frames)) + frame_embed).flatten(1, 2)
 
 
 def read_fused_config(path: Path) -> FusedConfig:
@@ -227,6 +241,10 @@ def read_fused_config(path: Path) -> FusedConfig:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a config of mbt_fast: {error}") from error
+
+
+def _input_shape(size: tuple[int, ...]) -> tuple[int, ...]:
+    return (3, *size) if len(size) == 3 else size
 
 
 def _takes_video(tower: nn.Module) -> bool:

@@ -6,25 +6,32 @@ import torch
 from torch import Tensor, nn
 
 
-def check_left_out(inputs: Mapping[str, Tensor], parts: Mapping[str, Iterable[nn.Module]]) -> None:
+def check_left_out(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    parameters: Mapping[str, Iterable[nn.Parameter]],
+) -> None:
     """Refuse a call that ``DistributedDataParallel`` would not survive.
 
     It reduces the gradients of all parameters, whether this rank has used them or not, and waits
     until it has them all. Which modalities the other ranks were given is not known here.
 
     Args:
+        model: What is called. In evaluation mode, as a teacher inside of another model is, it may
+            leave modalities out.
         inputs: The modalities of this call.
-        parts: For every modality, the modules that it alone passes through.
+        parameters: For every modality, those that it alone uses.
 
     Raises:
-        ValueError: A modality with trainable parameters is left out, in training under
+        ValueError: A modality with trainable parameters is left out, in training mode, under
             ``DistributedDataParallel`` that does not look for unused parameters.
     """
-    if len(inputs) == len(parts) or torch.compiler.is_compiling() or not _waits_for_all():
+    if len(inputs) == len(parameters) or torch.compiler.is_compiling():
         return
-    for modality, modules in parts.items():
-        trained = any(p.requires_grad for module in modules for p in module.parameters())
-        if modality not in inputs and trained:
+    if not model.training or not _waits_for_all():
+        return
+    for modality, own in parameters.items():
+        if modality not in inputs and any(p.requires_grad for p in own):
             raise ValueError(
                 f"inputs must hold {modality!r} on every rank of DistributedDataParallel, which "
                 f"waits for its gradients; got {', '.join(inputs)}. Where it is absent, give "

@@ -20,12 +20,17 @@ from mbt_fast.layers.ranges import named_range
 from mbt_fast.layers.rows import joint_valid, row_ranges, take_rows
 from mbt_fast.models.capture import CapturedMBT, run_modalities
 from mbt_fast.models.head import mean_of_present, pooled
+from mbt_fast.models.inputs import (
+    GivenLengths,
+    Inputs,
+    check_input,
+    check_names,
+    checked_lengths,
+    without_none,
+)
 from mbt_fast.models.left_out import check_left_out
-from mbt_fast.ops.autocast import autocast_dtype
-from mbt_fast.ops.checks import check_length
 from mbt_fast.ops.dispatch import check_name
 
-Inputs = Mapping[str, Tensor]
 _MEMORY = {"full": "none", "reduced": "norms", "minimal": "mlp"}  # of set_savings: recompute
 
 
@@ -72,7 +77,7 @@ class MBT(nn.Module):
             ValueError: A name, shape, device or value does not fit the configuration.
         """
         logits = self.forward_modalities(inputs, lengths)
-        return mean_of_present(logits, list(inputs), _without_none(lengths))
+        return mean_of_present(logits, list(inputs), without_none(lengths))
 
     def forward_modalities(
         self, inputs: Inputs, lengths: Mapping[str, Tensor] | None = None
@@ -97,7 +102,7 @@ class MBT(nn.Module):
         after that norm; with ``"gap"`` the mean over those of all modalities, named ``"shared"``.
         """
         lengths = self.check_inputs(inputs, lengths)
-        check_left_out(inputs, {m: self._parts_of(m) for m in self.config.modalities})
+        check_left_out(self, inputs, {m: self._parameters_of(m) for m in self.config.modalities})
         given = [m for m in self.config.modalities if m in inputs]
         streams = run_modalities(partial(self._below_fusion, inputs, lengths), given)
         tokens = self._fuse(streams, lengths)
@@ -232,34 +237,12 @@ class MBT(nn.Module):
         """The embedding of a modality's input."""
         return cast(StreamEmbedding, self.embed[modality])
 
-    def check_inputs(
-        self, inputs: Inputs, lengths: Mapping[str, Tensor | None] | None
-    ) -> dict[str, Tensor]:
+    def check_inputs(self, inputs: Inputs, lengths: GivenLengths | None) -> dict[str, Tensor]:
         """Refuse what ``forward`` refuses; return the lengths that are given."""
-        lengths = {} if lengths is None else lengths
-        for name, given in (("inputs", inputs), ("lengths", lengths)):
-            if not isinstance(given, Mapping):
-                kind = type(given).__name__
-                raise TypeError(f"{name} must be a mapping from modality to tensor, got {kind}")
-            unknown = sorted(set(given) - set(self.config.modalities), key=str)
-            if unknown:
-                known = ", ".join(self.config.modalities)
-                raise ValueError(
-                    f"{name} must name only modalities of the model ({known}), got "
-                    f"{', '.join(map(repr, unknown))}"
-                )
-        if not inputs:
-            raise ValueError("inputs must hold at least one modality, got none")
-        for modality, x in inputs.items():
-            self._check_input(modality, x, inputs)
-        checked = {}
-        for modality, length in lengths.items():
-            if modality not in inputs:
-                raise ValueError(f"lengths must be of given inputs, got {modality!r} without input")
-            most = self.config.n_tokens(modality)
-            name = f"lengths[{modality!r}]"
-            checked[modality] = check_length(name, length, inputs[modality], most)
-        return _without_none(checked)
+        check_names(inputs, self.config.modalities)
+        for m in inputs:
+            check_input(inputs, m, self.embedding(m).input_shape, self._narrowest_weight(m))
+        return checked_lengths(lengths, inputs, self.config.n_tokens)
 
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors`` to ``directory``."""
@@ -350,35 +333,17 @@ class MBT(nn.Module):
         tokens = joined[SHARED] if rows else take_rows(joined[SHARED], cls)
         return dict(zip(streams, tokens.unbind(1), strict=True))
 
-    def _parts_of(self, modality: str) -> Iterator[nn.Module]:
-        """What is used by one modality alone."""
-        yield self.embed[modality]
-        yield from (layer[modality] for layer in self.layers if modality in layer)
+    def _parameters_of(self, modality: str) -> Iterator[nn.Parameter]:
+        """Those that one modality alone uses."""
+        yield from self.embed[modality].parameters()
+        for layer in self.layers:
+            if modality in layer:
+                yield from layer[modality].parameters()
 
-    def _check_input(self, modality: str, x: Tensor, inputs: Inputs) -> None:
-        name = f"inputs[{modality!r}]"
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        first = next(iter(inputs.values()))
-        batch = first.shape[0] if first.ndim else 0
-        expected = (batch, *self.embedding(modality).input_shape)
-        if tuple(x.shape) != expected:
-            raise ValueError(f"{name} must have shape {list(expected)}, got {list(x.shape)}")
-        # Norms may be kept in a wider type than the rest.
+    def _narrowest_weight(self, modality: str) -> Tensor:
+        """Norms may be kept in a wider type than the rest."""
         weight, positions = self.norm.weight, self.embedding(modality).pos_embed
-        if positions.dtype.itemsize < weight.dtype.itemsize:
-            weight = positions
-        if not x.is_floating_point() or autocast_dtype(x) != autocast_dtype(weight):
-            raise TypeError(
-                f"{name} must have dtype {weight.dtype} like the weights, got {x.dtype}"
-            )
-        if x.device != weight.device:
-            raise ValueError(f"{name} must be on {weight.device} like the weights, got {x.device}")
-
-
-def _without_none(lengths: Mapping[str, Tensor | None] | None) -> dict[str, Tensor]:
-    """Entries that say something: ``None`` means no padding, as does a missing one."""
-    return {m: length for m, length in (lengths or {}).items() if length is not None}
+        return positions if positions.dtype.itemsize < weight.dtype.itemsize else weight
 
 
 def _embedding(config: MBTConfig, modality: str) -> StreamEmbedding:

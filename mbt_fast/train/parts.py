@@ -19,6 +19,13 @@ from mbt_fast.train import start
 from mbt_fast.train.augment import Augment
 from mbt_fast.train.config import TrainConfig
 
+_COMPARED = {
+    "labels": "class names",
+    "manifest": "training clips and labels",
+    "val": "clips and labels of data.val",
+    "test": "clips and labels of data.test",
+}
+
 
 @dataclass(frozen=True)
 class Data:
@@ -87,7 +94,8 @@ class Parts:
             self.config.train.task,
             len(self.data.names),
             n_verbs=self.data.n_verbs,
-            n_tokens=_n_tokens(self.model),
+            n_tokens={m: self.transform.n_tokens(m) for m in self.transform.windows},
+            joint=isinstance(self.model, MBT) and self.model.config.classifier == "gap",
         )
 
     def autocast(self) -> torch.autocast:
@@ -102,6 +110,8 @@ class Parts:
             "front_end": asdict(self.transform),
             "labels": list(self.data.names),
             "manifest": self.data.train.hash,
+            "val": self.data.val and self.data.val.hash,
+            "test": self.data.test and self.data.test.hash,
         }
 
     def check_same_data(self, saved: Mapping[str, Any], folder: Path) -> None:
@@ -111,8 +121,8 @@ class Parts:
             InputError: They differ.
         """
         now = self.record()
-        for key, words in (("labels", "class names"), ("manifest", "training clips and labels")):
-            if saved[key] != now[key]:
+        for key, words in _COMPARED.items():
+            if saved.get(key) != now[key]:
                 raise InputError(
                     f"{words} must be those that {folder} was trained with, got others; "
                     "choose another folder"
@@ -157,10 +167,3 @@ def build_parts(config: TrainConfig, data: Data, saved: Path | None = None) -> P
     model = start.build(config, len(data.names), saved).to(device)
     transform = start.clip_transform(config, model.config)
     return Parts(config, data, model, transform, device, dtype)
-
-
-def _n_tokens(model: Model) -> dict[str, int]:
-    """Own tokens of each stream."""
-    if isinstance(model, MBT):
-        return {m: model.config.n_tokens(m) for m in model.config.modalities}
-    return model.n_tokens

@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from mbt_fast import MBTConfig
-from mbt_fast.checkpoint import from_vit, load_pretrained, save_scenic
+from mbt_fast.checkpoint import (
+    from_vit,
+    load_pretrained,
+    save_pretrained,
+    save_scenic,
+    torch_to_scenic,
+)
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.checkpoint.shapes import vit_shapes
 from mbt_fast.cli import convert
@@ -159,7 +165,7 @@ def test_an_ast_starts_spectrograms_alone_or_beside_a_vit(tmp_path, vit, capsys)
     }
     folder = hugging_face_directory(tmp_path / "ast", hugging_face_ast(ast), **sizes)
     flags = ("--config", tmp_path / "config.json")
-    with pytest.raises(InputError, match="modalities must be spectrograms for an AST, got rgb"):
+    with pytest.raises(InputError, match=r"must be spectrograms .* such as an AST, got rgb"):
         run(folder, tmp_path / "mbt", *flags)
     run(folder, tmp_path / "alone", *flags, "--set", 'modalities=["spectrogram"]')
     assert "left out: the distillation token of the AST" in capsys.readouterr().out
@@ -180,6 +186,26 @@ def test_an_ast_starts_spectrograms_alone_or_beside_a_vit(tmp_path, vit, capsys)
     for wrong in ("flow=ast", "spectrogram", "spectrogram="):
         with pytest.raises(InputError, match="--encoder must be MODALITY=PATH"):
             run(tmp_path / "vit.safetensors", tmp_path / "x", *flags, "--encoder", wrong)
+
+
+@pytest.mark.parametrize("source", ["mbt", "last.pth.tar", "scenic.checkpoint"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ("--encoder", "spectrogram=ast"),
+        ("--restore-head",),
+        ("--bottleneck-init", "position"),
+        ("--temporal-init", "central_frame"),
+    ],
+    ids=lambda flag: flag[0],
+)
+def test_an_encoder_beside_an_mbt_was_ignored(tmp_path, source, flag):
+    state_dict = training_file(tmp_path, SMALL)
+    save_pretrained(tmp_path / "mbt", SMALL, state_dict)
+    save_scenic(torch_to_scenic(state_dict, SMALL), tmp_path / "scenic.checkpoint")
+    with pytest.raises(InputError, match=f"^{flag[0]} must be left out unless the source is a ViT"):
+        run(tmp_path / source, tmp_path / "out", *flag)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gap_checkpoint_without_config_is_named_as_such(tmp_path, capsys):

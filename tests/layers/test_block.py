@@ -187,6 +187,21 @@ def test_a_reentrant_checkpoint_around_tensors_is_not_refused():
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("lengths", [{}, {"rgb": int32(9, 3)}], ids=["empty", "some"])
+def test_a_reentrant_checkpoint_was_refused_for_its_mapping_of_lengths(lengths):
+    """All gradients were there."""
+    layer = tiny().train().layers[-1]
+    streams = [torch.randn(2, 9, 64, dtype=torch.float64, requires_grad=True) for _ in layer]
+
+    def run(*streams_and_lengths):
+        *xs, lengths = streams_and_lengths
+        return tuple(layer(dict(zip(layer, xs, strict=True)), lengths).values())
+
+    outs = checkpoint(run, *streams, lengths, use_reentrant=True)
+    sum(x.square().sum() for x in outs).backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_a_watched_block_compiles_in_one_graph():
     model, inputs = change(tiny(num_layers=2, fusion_layer=1), "Block", watched), random_inputs()

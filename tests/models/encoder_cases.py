@@ -38,7 +38,7 @@ def tokens(count=1):
 
 def join(extra, x):
     """Extra tokens before those of every example."""
-    return torch.cat([*(token.expand(len(x), -1, -1) for token in extra), x], dim=1)
+    return torch.cat([*(token.expand(x.shape[0], -1, -1) for token in extra), x], dim=1)
 
 
 class DropPath(nn.Module):

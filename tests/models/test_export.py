@@ -53,6 +53,14 @@ def test_a_program_holds_no_operator_of_ours_and_takes_any_batch(fusion, lengths
     torch.testing.assert_close(run(program, inputs, lengths), expected)
 
 
+def test_lengths_of_none_could_not_be_exported():
+    model, inputs = small(), inputs_of(3)
+    program = export(model, inputs, {"rgb": None, "spectrogram": int32(5, 0, 9)})
+    lengths = {"spectrogram": int32(0, 9, 5)}
+    expected = model.set_backend("sdpa")(inputs, lengths)
+    torch.testing.assert_close(program.module()(inputs, lengths), expected)
+
+
 def test_a_program_of_one_example_takes_any_batch():
     model, inputs = small(), inputs_of(3)
     program = export(model, {m: x[:1] for m, x in inputs.items()})

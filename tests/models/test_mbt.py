@@ -352,8 +352,8 @@ def test_every_listed_model_can_be_created():
 GOOD = random_inputs(2, torch.float32)
 BAD = {
     "not a mapping": (GOOD["rgb"], None, TypeError, "inputs must be a mapping"),
-    "unknown": ({"video": GOOD["rgb"]}, None, ValueError, r"\(rgb, spectrogram\), got 'video'"),
-    "nothing": ({}, None, ValueError, "inputs must hold at least one modality"),
+    "unknown": ({"video": GOOD["rgb"]}, None, ValueError, "some of rgb, spectrogram, got 'video'"),
+    "nothing": ({}, None, ValueError, "inputs must name some of .*, got none"),
     "shape": (
         {"rgb": GOOD["rgb"][:, :, :1]}, None, ValueError,
         r"inputs\['rgb'\] must have shape \[2, 3, 2, 32, 32\], got \[2, 3, 1, 32, 32\]",
@@ -367,7 +367,7 @@ BAD = {
     "none": ({"rgb": None}, None, TypeError, r"inputs\['rgb'\] must be a tensor, got NoneType"),
     "scalar": ({"rgb": torch.tensor(1.0)}, None, ValueError, r"must have shape .* got \[\]"),
     "lengths list": (GOOD, [int32(1, 1)], TypeError, "lengths must be a mapping .* got list"),
-    "length name": (GOOD, {"video": int32(1, 1)}, ValueError, "lengths must name only modalities"),
+    "length name": (GOOD, {"video": int32(1, 1)}, ValueError, "lengths must be of given inputs"),
     "length alone": (
         {"rgb": GOOD["rgb"]}, {"spectrogram": int32(1, 1)}, ValueError,
         "'spectrogram' without input",

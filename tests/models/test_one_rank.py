@@ -50,6 +50,28 @@ def test_a_modality_left_out_on_one_rank_hung_the_others(make):
     DistributedDataParallel(model)({first: inputs[first]})
 
 
+class Student(nn.Module):
+    """Learns from a teacher that has one modality less, and is no part of it."""
+
+    def __init__(self, student, teacher):
+        super().__init__()
+        self.student, self.teachers = student, [teacher]
+
+    def forward(self, inputs):
+        first = next(iter(inputs))
+        taught = self.teachers[0]({first: inputs[first]})
+        return total(self.student(inputs)) - total(taught)
+
+
+@models
+def test_evaluation_without_a_modality_was_refused(make):
+    model, inputs = make()
+    first, _ = inputs
+    DistributedDataParallel(model.eval())({first: inputs[first]})
+    teacher, _ = make()
+    DistributedDataParallel(Student(model.train(), teacher.eval()))(inputs).backward()
+
+
 @models
 def test_a_modality_may_be_left_out_where_unused_parameters_are_looked_for(make):
     model, inputs = make()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mbt_fast.layers import FusionLayer
 from mbt_fast.models.fuse import FusedTowers
+from mbt_fast.models.inputs import without_none
 from mbt_fast.ops.dispatch import STOCK
 
 
@@ -24,7 +25,7 @@ def export(
         model: ``MBT``, what ``fuse`` returned, or a module around one of them whose forward takes
             the same arguments. In evaluation mode.
         inputs: An example: of every modality that the program will be given.
-        lengths: Likewise; without them the program takes none.
+        lengths: Likewise; without them the program takes none. Entries of ``None`` are left out.
 
     Returns:
         The program, which is called by ``program.module()(inputs)`` or ``(inputs, lengths)``.
@@ -45,7 +46,7 @@ def export(
         raise RuntimeError("the model must be in evaluation mode, got training mode")
     arguments = [{m: _two_examples(x) for m, x in inputs.items()}]
     if lengths is not None:
-        arguments.append({m: _two_examples(x) for m, x in lengths.items()})
+        arguments.append({m: _two_examples(x) for m, x in without_none(lengths).items()})
     batch = torch.export.Dim("batch")
     shapes = tuple({name: {0: batch} for name in argument} for argument in arguments)
     with torch.no_grad(), _on_stock_pytorch(model):
