@@ -21,6 +21,7 @@ from mbt_fast.data.classes import count_verbs
 from mbt_fast.data.transform import ModelSizes
 from mbt_fast.errors import ClipError, as_input_error
 from mbt_fast.models.saved import Model
+from mbt_fast.pictures.explain import Explainer
 from mbt_fast.profiling.machine import choose_device
 
 HELP = "Show the most probable classes of clips (video, sound or both)."
@@ -76,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "many (default: tolerate)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
+    parser.add_argument(
+        "--explain",
+        metavar="DIR",
+        help="also write a page and a picture per clip: where attention goes (attention rollout)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
 
 
@@ -85,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json:
         check_writable(Path(args.json))
+    explainer = Explainer(Path(args.explain)) if args.explain else None
     device = choose_device(args.device)
     random = args.checkpoint is None
     model: Model = random_model(args.model) if random else pretrained_model(args.checkpoint)
@@ -105,15 +112,12 @@ def run(args: argparse.Namespace) -> int:
 
     def predict(path: str) -> dict[str, Any]:
         clip = load_clip(path, transform, n_views=args.views, errors=args.errors)
-        return predict_clip(
-            model,
-            clip,
-            labels,
-            top=args.top,
-            activation=activation,
-            n_verbs=n_verbs,
-            mask_padding=masks,
-        )
+        options = {"top": args.top, "activation": activation, "n_verbs": n_verbs}
+        record = predict_clip(model, clip, labels, mask_padding=masks, **options)
+        if explainer is not None:
+            files = explainer.write(model, clip, record, mask_padding=masks)
+            record["pictures"] = [str(file) for file in files]
+        return record
 
     report: dict[str, Any] = {
         "weights": "random" if random else args.checkpoint,

@@ -268,13 +268,22 @@ def _prepared(tower: nn.Module, x: Tensor) -> Tensor:
 
 def _pooled(tower: Any, tokens: Tensor) -> Tensor:
     """The feature ``[B, C]`` of tokens ``[B, N, C]`` after the tower's last norm."""
-    norm = getattr(tower, "fc_norm", None)
-    if norm is not None and not isinstance(norm, nn.Identity):
-        return norm(tokens[:, getattr(tower, "num_prefix_tokens", 0) :].mean(dim=1))
+    pooled = tokens[:, feature_rows(tower)].mean(dim=1)
+    return tower.fc_norm(pooled) if _norms_after_pooling(tower) else pooled
+
+
+def feature_rows(tower: Any) -> slice:
+    """The tokens whose mean is a clip's feature: class tokens, or patches."""
+    if _norms_after_pooling(tower):
+        return slice(getattr(tower, "num_prefix_tokens", 0), None)
     owner = getattr(tower, "embeddings", tower)
     names = ("cls_token", "dist_token", "distillation_token")
-    count = sum(getattr(owner, name, None) is not None for name in names)
-    return tokens[:, :count].mean(dim=1) if count else tokens.mean(dim=1)
+    return slice(sum(getattr(owner, name, None) is not None for name in names) or None)
+
+
+def _norms_after_pooling(tower: Any) -> bool:
+    norm = getattr(tower, "fc_norm", None)
+    return norm is not None and not isinstance(norm, nn.Identity)
 
 
 def _zero(width: int, num_classes: int) -> nn.Linear:
