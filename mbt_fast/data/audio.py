@@ -49,7 +49,7 @@ def log_mel(
 
     Args:
         waveform: ``[..., samples]``, float32 or float64, on any device. Scaling it by ``a`` adds
-            ``2 ln a``; the statistics in ``mbt_fast.data.clip`` belong to samples in [-1, 1].
+            ``2 ln a``; the statistics in ``mbt_fast.data.transform`` belong to samples in [-1, 1].
         sample_rate: Samples per second.
         n_mels: Number of bands.
         window_ms: Length of a frame in milliseconds; a fraction of a sample is dropped.

@@ -4,6 +4,7 @@ import math
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,6 +143,7 @@ def _rows(plane: "VideoPlane") -> Tensor:
     return rows[: plane.height, : plane.width]
 
 
+@lru_cache(maxsize=64)  # the frames of a clip are alike
 def _scaled(
     upright: tuple[int, int], size: tuple[int, int], min_side: int, crop: Crop
 ) -> tuple[int, int]:

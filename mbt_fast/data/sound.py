@@ -229,18 +229,22 @@ class MonoSound:
         silence = first % (rate // gcd(rate, SAMPLE_RATE))
         self.position = (first - silence) * SAMPLE_RATE // rate
         self._form, self._next = form, first
-        self._packer = AudioResampler("flt")
+        self._packer = None
         if rate != SAMPLE_RATE:
             self._resampler = AudioResampler("fltp", layout="mono", rate=SAMPLE_RATE)
         self._wait(torch.zeros(silence))
 
     def _mean(self, frame: "AudioFrame") -> Tensor:
         """The mean of the channels; FFmpeg's downmix of equal channels is sqrt(2) too loud."""
-        channels = frame.layout.nb_channels
-        if frame.format.name == "fltp" and channels < _PLANES:
+        form, channels = frame.format.name, frame.layout.nb_channels
+        if form == "fltp" and channels < _PLANES:
             return torch.from_numpy(frame.to_ndarray()).mean(0)
+        if form == "s16":  # what FFmpeg computes for it too
+            return (torch.from_numpy(frame.to_ndarray()).float() / 32768).view(-1, channels).mean(1)
         if self._packer is None:
-            raise RuntimeError("a run must have begun")
+            from av import AudioResampler
+
+            self._packer = AudioResampler("flt")
         frame.pts = None
         packed = [torch.from_numpy(part.to_ndarray()) for part in self._packer.resample(frame)]
         return torch.cat(packed, 1).view(-1, channels).mean(1)

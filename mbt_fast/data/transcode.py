@@ -22,7 +22,7 @@ from mbt_fast.errors import ClipError, InputError
 if TYPE_CHECKING:
     from av import AudioFrame, VideoFrame
 
-_INSTANT = Fraction(1, 1000)  # seconds; no picture is shorter
+_SHORTEST = Fraction(1, 1000)  # seconds that a picture lasts at least
 _PIECE = SAMPLE_RATE  # samples that are written at a time, between pictures
 
 
@@ -164,7 +164,7 @@ def _shown(
     last = Fraction(0)
     with Decoder(source) as decoder:
         for stamp, frame in decoder.frames("video", segment.start):
-            if stamp >= segment.end - _INSTANT:
+            if stamp >= segment.end - _SHORTEST:
                 break
             time = max(stamp - segment.start, Fraction(0))
             if held is not None and time > held[0] and _slot(held[0], fps) > slot:
@@ -173,7 +173,7 @@ def _shown(
             held = (time, cast("VideoFrame", frame))
             last = time + duration(frame)
     if held is not None and _slot(held[0], fps) > slot:
-        yield held[0], max(min(last, segment.duration) - held[0], _INSTANT), held[1]
+        yield held[0], max(min(last, segment.duration) - held[0], _SHORTEST), held[1]
 
 
 def _slot(time: Fraction, fps: float) -> int:
