@@ -34,7 +34,8 @@ def save_pretrained(
     Args:
         directory: Where ``config.json`` and ``model.safetensors`` go.
         config: The model.
-        state_dict: Exactly the state dict of ``MBT(config)``, all of one floating dtype.
+        state_dict: Exactly the state dict of ``MBT(config)``, all of one floating dtype; norms may
+            be in float32 beside a narrower one.
 
     Raises:
         CheckpointError: The weights do not fit the config, or are of several dtypes.
