@@ -1,6 +1,6 @@
 """Encoders of other libraries, recognised by their attributes; none of them is imported."""
 
 from mbt_fast.models.encoders.family import Family, Layer, Tower
-from mbt_fast.models.encoders.fit import check_training, families_of
+from mbt_fast.models.encoders.fit import check_training, families_of, warn_of_hooks
 
-__all__ = ["Family", "Layer", "Tower", "check_training", "families_of"]
+__all__ = ["Family", "Layer", "Tower", "check_training", "families_of", "warn_of_hooks"]
