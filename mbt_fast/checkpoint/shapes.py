@@ -132,10 +132,10 @@ def check_dtypes(tensors: Mapping[str, Tensor], what: str) -> None:
     Raises:
         CheckpointError: Names the tensors that are not floating point, or that differ from most.
     """
-    kinds = {name: _dtype_name(tensor.dtype) for name, tensor in tensors.items()}
+    kinds = {name: dtype_name(tensor.dtype) for name, tensor in tensors.items()}
     wrong = [f"{n} ({kinds[n]})" for n, t in tensors.items() if t.dtype not in _FLOATING]
     if wrong:
-        allowed = ", ".join(map(_dtype_name, _FLOATING))
+        allowed = ", ".join(map(dtype_name, _FLOATING))
         raise CheckpointError(f"{what}: dtypes must be one of {allowed}, got {shortened(wrong)}")
     counts = Counter(kinds.values())
     if len(counts) > 1:
@@ -159,7 +159,7 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, 
     if dtype is None:
         return dict(tensors)
     wrong = [
-        f"{n} ({_dtype_name(t.dtype)})" for n, t in tensors.items() if not t.is_floating_point()
+        f"{n} ({dtype_name(t.dtype)})" for n, t in tensors.items() if not t.is_floating_point()
     ]
     if wrong:
         raise CheckpointError(f"what is cast must be floating point, got {shortened(wrong)}")
@@ -171,7 +171,7 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, 
     ]
     if beyond:
         raise CheckpointError(
-            f"weights must be in the range of {_dtype_name(dtype)}, got more in {shortened(beyond)}"
+            f"weights must be in the range of {dtype_name(dtype)}, got more in {shortened(beyond)}"
         )
     return narrow
 
@@ -181,7 +181,8 @@ def _is_of_a_norm(name: str) -> bool:
     return "norm" in name.split(".")[-2:][0]
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As numpy and messages have it, without ``torch.``."""
     return str(dtype).removeprefix("torch.")
 
 
