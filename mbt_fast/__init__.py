@@ -9,12 +9,14 @@ from mbt_fast import checkpoint, dispatch, errors, flops, functional
 from mbt_fast.activation_checkpointing import checkpoint_policy
 from mbt_fast.functional import bottleneck_attention, dense_attention, share_slots_
 from mbt_fast.models import MBT, MBTConfig, create_model, export, fuse, list_models
+from mbt_fast.rollout import Rollout, rollout
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MBT",
     "MBTConfig",
+    "Rollout",
     "__version__",
     "bottleneck_attention",
     "checkpoint",
@@ -28,5 +30,6 @@ __all__ = [
     "functional",
     "fuse",
     "list_models",
+    "rollout",
     "share_slots_",
 ]

@@ -69,7 +69,9 @@ class MBTConfig:
         mlp_dim: Hidden channels of the MLP.
         num_classes: Outputs of the classifier.
         fusion: ``"bottleneck"`` (Eq. 7-9 of the paper) or ``"vanilla"`` (Eq. 4-6).
-        fusion_layer: First fused layer, from 0 (early fusion); ``num_layers`` is late fusion.
+        fusion_layer: First fused layer, from 0 (early fusion); ``num_layers`` is late fusion. With
+            bottlenecks ``num_layers - 1`` exchanges nothing, unless there is an ``update_order``:
+            nobody reads what the last layer writes.
         n_bottlenecks: Exact number of bottleneck tokens. Official checkpoints with a token head
             hold one more than their own config says: 5.
         share_encoder: One block per layer for all modalities. With ``"vanilla"`` the fused layers
@@ -79,6 +81,9 @@ class MBTConfig:
         dropout: Dropout rate after attention and inside the MLP.
         test_with_bottlenecks: ``False`` runs every layer unimodally in eval mode. Vanilla fusion
             takes no notice of it, as in the official code.
+        update_order: Every modality once: in a fused layer each updates the bottleneck tokens that
+            the one before has updated (Eq. 10-11), and the last one's are those of the next layer.
+            Empty for the mean of all (Eq. 9).
         classifier: What the head reads. ``"token"``: the CLS token of each modality, as in the
             paper. ``"gap"``: the mean over the tokens of all modalities, the ``gap`` of the
             official model. ``"gap_per_modality"``: a mean for each modality, the ``gap`` of its
@@ -107,6 +112,7 @@ class MBTConfig:
     stochastic_depth: float = 0.0
     dropout: float = 0.0
     test_with_bottlenecks: bool = True
+    update_order: tuple[str, ...] = ()
     classifier: str = "token"
     n_sampled_frames: int = 0
 
@@ -116,6 +122,7 @@ class MBTConfig:
             raise TypeError(f"modalities must be a tuple of names, got {self.modalities!r}")
         object.__setattr__(self, "modalities", tuple(self.modalities))
         check_modalities(self.modalities)
+        object.__setattr__(self, "update_order", _update_order(self))
         for name in _PER_MODALITY:
             object.__setattr__(self, name, self._per_modality(name))
         _check_scalars(self)
@@ -156,6 +163,12 @@ class MBTConfig:
         """Bottleneck tokens that the fused layers really carry: none without a second modality."""
         fuses = self.fusion == "bottleneck" and len(self.modalities) > 1
         return self.n_bottlenecks if fuses else 0
+
+    @property
+    def exchanges_nothing(self) -> bool:
+        """Whether bottleneck tokens are written in the last layer alone, and read by nobody."""
+        last_alone = self.fusion_layer == self.num_layers - 1
+        return self.n_slots > 0 and last_alone and not self.update_order
 
     @property
     def n_cls(self) -> int:
@@ -293,6 +306,20 @@ def _check_scalars(config: MBTConfig) -> None:
             raise ValueError(f"{f.name} must be at least {least}, got {value}")
         if f.type is float and not 0.0 <= value < 1.0:
             raise ValueError(f"{f.name} must be in [0, 1), got {value}")
+
+
+def _update_order(config: MBTConfig) -> tuple[str, ...]:
+    """The field as a tuple, checked."""
+    order = config.update_order
+    if isinstance(order, str) or not isinstance(order, (tuple, list)):
+        raise TypeError(f"update_order must be a tuple of modalities, got {order!r}")
+    order = tuple(order)
+    if order and config.fusion != "bottleneck":
+        raise ValueError(f"update_order must be empty with fusion {config.fusion!r}, got {order}")
+    if order and sorted(map(str, order)) != sorted(config.modalities):
+        known = ", ".join(config.modalities)
+        raise ValueError(f"update_order must name every modality once ({known}), got {order}")
+    return order
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -70,6 +70,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("ptxas_warnings") = py::cast(kPtxasWarnings);
   m.attr("shared_memory") = py::cast(shared_memory_of_kernels());
 #else
+  m.attr("ptxas") = py::dict();
+  m.attr("ptxas_warnings") = py::list();
   m.def("emulate",
         [](uint32_t seed, int multiprocessors) { emulated::settings = {seed, multiprocessors}; });
 #endif

@@ -11,8 +11,32 @@ from typing import Any
 
 from mbt_fast.errors import CheckpointError
 
-POINTERS = ("latest", "best")
+FOLDER = "checkpoints"
+LATEST, BEST = POINTERS = ("latest", "best")
 STATE_FILE = "state.json"
+
+
+def find_checkpoint(run: Path, pointer: str = LATEST) -> Path | None:
+    """The checkpoint that ``latest`` or ``best`` names, or ``None`` where there is none.
+
+    Where ``latest`` is lost or empty, as a power cut may leave it, it is the newest checkpoint: one
+    that has its name is whole.
+
+    Raises:
+        CheckpointError: It names a checkpoint that is not there.
+        OSError: The pointer cannot be read.
+    """
+    file = run / pointer
+    named = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    if named:
+        folder = run / named
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{file} must name a checkpoint, got {folder}, which is not there; "
+                "remove the file to take the newest one"
+            )
+        return folder
+    return max(run.glob(f"{FOLDER}/step-*"), default=None) if pointer == LATEST else None
 
 
 def resolve_run(path: "str | PathLike[str]") -> Path:
@@ -27,14 +51,12 @@ def resolve_run(path: "str | PathLike[str]") -> Path:
         OSError: The file that names it cannot be read.
     """
     path = Path(path)
-    if path.name in POINTERS and path.is_file():
-        return _target(path)
-    pointer = path / POINTERS[0]
-    if pointer.is_file():
-        return _target(pointer)
-    if (path / "config.toml").is_file() and not (path / "config.json").exists():
+    points = path.name in POINTERS and path.is_file()
+    folder = find_checkpoint(path.parent, path.name) if points else find_checkpoint(path)
+    begun = (path / "config.toml").is_file() and not (path / "config.json").exists()
+    if folder is None and (points or begun):
         raise CheckpointError(f"{path}: the run has no checkpoint yet")
-    return path
+    return folder or path
 
 
 def read_state(path: "str | PathLike[str]") -> dict[str, Any]:
@@ -50,9 +72,18 @@ def read_state(path: "str | PathLike[str]") -> dict[str, Any]:
         CheckpointError: As in ``resolve_run``, or the file is malformed.
         OSError: A file cannot be read.
     """
-    file = resolve_run(path) / STATE_FILE
-    if not file.is_file():
-        return {}
+    folder = resolve_run(path)
+    return read_record(folder) if (folder / STATE_FILE).is_file() else {}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What ``state.json`` of a run's checkpoint holds.
+
+    Raises:
+        CheckpointError: It is malformed.
+        OSError: It cannot be read.
+    """
+    file = folder / STATE_FILE
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -60,12 +91,3 @@ def read_state(path: "str | PathLike[str]") -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: must hold a JSON object, got {type(state).__name__}")
     return state
-
-
-def _target(pointer: Path) -> Path:
-    folder = pointer.parent / pointer.read_text(encoding="utf-8").strip()
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{pointer}: must name a checkpoint, got {folder}, which is not there"
-        )
-    return folder

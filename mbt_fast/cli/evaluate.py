@@ -78,8 +78,10 @@ def run(args: argparse.Namespace) -> int:
         mask_padding=trained.settings.get("data.mask_padding", False),
         errors=args.errors or trained.settings.get("data.errors", "strict"),
     )
+    found = found or []  # it is None only where it is stopped
+    _check_scored(found[-1], manifest)  # it is given all that the others are
     records = [
-        _record(predictions, manifest, args.views, trained, targets) for predictions in found or []
+        _record(predictions, manifest, args.views, trained, targets) for predictions in found
     ]
     _show(records)
     if args.json:
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         text = json.dumps(facts, indent=1, allow_nan=False)
         args.json.write_text(text + "\n", encoding="utf-8")
     if args.submission:
-        _write_submission(args.submission, (found or [])[-1], manifest, trained)
+        _write_submission(args.submission, found[-1], manifest, trained)
     return 0
 
 
@@ -145,6 +147,16 @@ def _subsets(trained: Trained, given: str | None) -> list[tuple[str, ...]]:
     return [tuple(name for name in modalities if name in names)]
 
 
+def _check_scored(predictions: Predictions, manifest: Manifest) -> None:
+    """Refuse a manifest of which no clip can be scored."""
+    if not len(predictions.rows):
+        reason = next(iter(predictions.broken.values()), "none has such a modality")
+        raise InputError(
+            f"{manifest.path}: no clip could be scored from "
+            f"{' and '.join(predictions.modalities)}: {reason}"
+        )
+
+
 def _record(
     predictions: Predictions,
     manifest: Manifest,
@@ -152,12 +164,6 @@ def _record(
     trained: Trained,
     targets: torch.Tensor | None,
 ) -> dict[str, Any]:
-    if not len(predictions.rows):
-        reason = next(iter(predictions.broken.values()), "none has such a modality")
-        raise InputError(
-            f"{manifest.path}: no clip could be scored from "
-            f"{' and '.join(predictions.modalities)}: {reason}"
-        )
     record = summary(predictions, manifest, views)
     if targets is None:
         return record

@@ -99,7 +99,12 @@ def _cpu_kernels() -> str:
 def _cuda_build() -> dict[str, str]:
     """What nvcc made: per kernel what it needs."""
     module = extension.cuda_module()
-    facts = {"compiler": module.compiler, "for": module.architectures, "sources": module.sources}
+    facts = {
+        "compiler": module.compiler,
+        "for": module.architectures,
+        "sources": module.sources,
+        "ptxas warns": "; ".join(module.ptxas_warnings) or "of nothing",
+    }
     for kernel, (registers, _, spilled) in module.ptxas.items():
         shared = module.shared_memory.get(" ".join(kernel.split()[::2]), 0)
         facts[kernel] = (

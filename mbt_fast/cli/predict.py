@@ -17,12 +17,13 @@ from mbt_fast.cli.prediction import (
     table,
 )
 from mbt_fast.data import ClipTransform, load_clip, read_labels
+from mbt_fast.data.classes import count_verbs
 from mbt_fast.data.transform import ModelSizes
 from mbt_fast.errors import ClipError, as_input_error
 from mbt_fast.models.saved import Model
+from mbt_fast.pictures.explain import Explainer
 from mbt_fast.profiling.machine import choose_device
 
-_SIZES = ("rgb", "spectrogram", "patch_size")  # of a front end, which the model has too
 HELP = "Show the most probable classes of clips (video, sound or both)."
 
 
@@ -76,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "many (default: tolerate)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON")
+    parser.add_argument(
+        "--explain",
+        metavar="DIR",
+        help="also write a page and a picture per clip: where attention goes (attention rollout)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
 
 
@@ -85,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json:
         check_writable(Path(args.json))
+    explainer = Explainer(Path(args.explain)) if args.explain else None
     device = choose_device(args.device)
     random = args.checkpoint is None
     model: Model = random_model(args.model) if random else pretrained_model(args.checkpoint)
@@ -93,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     labels = _labels(args.labels, model.config.num_classes, trained.get("labels"))
     settings = trained.get("config", {})
     activation = args.activation or _activation(settings)
+    # The names that are shown may be others, and one may occur twice.
+    n_verbs = count_verbs(trained.get("labels", labels)) if activation == "softmax" else 0
     masks = settings.get("data.mask_padding", False)
     model.eval().to(device)
     notes = notes_on(model, transform, of_run=bool(trained))
@@ -103,9 +112,12 @@ def run(args: argparse.Namespace) -> int:
 
     def predict(path: str) -> dict[str, Any]:
         clip = load_clip(path, transform, n_views=args.views, errors=args.errors)
-        return predict_clip(
-            model, clip, labels, top=args.top, activation=activation, mask_padding=masks
-        )
+        options = {"top": args.top, "activation": activation, "n_verbs": n_verbs}
+        record = predict_clip(model, clip, labels, mask_padding=masks, **options)
+        if explainer is not None:
+            files = explainer.write(model, clip, record, mask_padding=masks)
+            record["pictures"] = [str(file) for file in files]
+        return record
 
     report: dict[str, Any] = {
         "weights": "random" if random else args.checkpoint,
@@ -147,9 +159,8 @@ def _transform(
     """What the model takes: the front end of its run, but for what the options say."""
     options = {"stride": args.stride, "mean": args.spec_mean, "std": args.spec_std}
     given = {name: value for name, value in options.items() if value is not None}
-    trained = {name: value for name, value in front_end.items() if name not in _SIZES}
     with as_input_error():
-        return ClipTransform.from_config(config, **{**trained, **given})
+        return ClipTransform.from_run(config, {**front_end, **given})
 
 
 def _labels(path: str | None, num_classes: int, trained: list[str] | None) -> list[str]:

@@ -33,9 +33,7 @@ class ClassIndex:
         if len(self._index) != len(names):
             twice = next(name for k, name in enumerate(names) if self._index[name] != k)
             raise InputError(f"each class must have a name of its own, got {twice!r} twice")
-        self.n_verbs = sum(name.startswith(PREFIX["verb"]) for name in names)
-        if not all(name.startswith(PREFIX["verb"]) for name in names[: self.n_verbs]):
-            raise InputError("names of verbs must come first, got a verb after another class")
+        self.n_verbs = count_verbs(names)
 
     def __len__(self) -> int:
         """Number of classes."""
@@ -55,6 +53,18 @@ class ClassIndex:
             if first + int(label) < last:
                 return first + int(label)
         return found
+
+
+def count_verbs(names: Sequence[str]) -> int:
+    """How many classes are verbs; these stand first.
+
+    Raises:
+        InputError: A verb stands after a noun.
+    """
+    verbs = [name.startswith(PREFIX["verb"]) for name in names]
+    if not all(verbs[: sum(verbs)]):
+        raise InputError("names of verbs must come first, got a verb after another class")
+    return sum(verbs)
 
 
 def sorted_names(labels: Iterable[str]) -> list[str]:

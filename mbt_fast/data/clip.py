@@ -35,9 +35,9 @@ class Clip:
         duration: Length of the clip in seconds: of the segment, if one was asked for.
         formats: The stream behind each modality, in words.
         starts: Start of each view in seconds from the beginning of the file, per modality.
-        lengths: Per modality of ``inputs`` int32 ``[V]``: own tokens, CLS included, up to the end
-            of the clip; what follows is padding. 0 if all of a view is. Empty if the transform has
-            no ``patch_size``.
+        lengths: Per modality of ``inputs`` int32 ``[V]``: own tokens up to the end of the clip, as
+            ``ClipTransform.n_tokens`` counts them; what follows is padding. 0 if all of a view is.
+            Empty if the transform has no ``patch_size``.
         skipped: Damaged packets that were left out.
         faults: What else was tolerated, such as a file that is cut off, in words.
     """
@@ -92,13 +92,14 @@ def load_clip(
 
     Raises:
         ClipError: The file cannot be read or decoded, is cut off, or has no modality of the model.
+        MemoryError, OSError: Memory or descriptors ran out, or a disk failed.
         ValueError: An option is out of range.
     """
     positions = view_positions(n_views)
     _check_options(start, end, pixels, errors)
     with Media(path) as media:
         source = _probe(media, transform, whole=end is None, errors=errors)
-        segment = _segment(source, start, end)
+        segment = source.segment(start, end)
         starts = _starts(source, transform, segment, positions)
         return _read(source, transform, segment, starts, pixels=pixels, errors=errors)
 
@@ -139,6 +140,7 @@ def read_window(
 
     Raises:
         ClipError: The window cannot be read or decoded, or the file has no modality of the model.
+        MemoryError, OSError: Memory or descriptors ran out, or a disk failed.
         ValueError: An option is out of range.
     """
     if not 0 <= position <= 1:
@@ -146,7 +148,7 @@ def read_window(
     _check_options(start, end, pixels, errors)
     with Media(path) as media:
         source = _probe(media, transform, whole=False, errors=errors)
-        segment = _segment(source, start, end)
+        segment = source.segment(start, end)
         starts = _starts(source, transform, segment, [Fraction(position)])
         circular = transform.circular_sound and len(starts) == len(KIND)
         if circular:
@@ -177,18 +179,6 @@ def _check_options(start: float | None, end: float | None, pixels: str, errors: 
 def _probe(media: Media, transform: ClipTransform, *, whole: bool, errors: str) -> Source:
     kinds = [KIND[modality] for modality in transform.windows]
     return probe(media, kinds, whole=whole, tolerate=errors == "tolerate")
-
-
-def _segment(source: Source, start: float | None, end: float | None) -> Segment:
-    """The part of the file that is asked for, on its own clock."""
-    begin = Fraction(start or 0)
-    if begin >= source.duration:
-        raise ClipError(
-            f"{source.media.name}: start must lie before the end of the file, "
-            f"{float(source.duration):.2f} s, got {start or 0} s"
-        )
-    stop = source.duration if end is None else min(Fraction(end), source.duration)
-    return Segment(source.start + begin, source.start + stop)
 
 
 def _starts(

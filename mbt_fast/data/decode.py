@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 from mbt_fast.data.measure import check_reached, is_one_of
-from mbt_fast.data.media import packets, reason, to_seconds
+from mbt_fast.data.media import is_of_machine, packets, reason, to_seconds
 from mbt_fast.data.probe import Source
 from mbt_fast.errors import ClipError
 
@@ -125,6 +125,8 @@ class Decoder:
                     stamp = self._source.start
                 elif stamp is None:
                     return  # behind a seek it could lie anywhere
+                elif time is None and isinstance(frame, av.AudioFrame):
+                    stamp = _unrounded(stamp, frame, self._source.starts[kind])
                 time, before = stamp if time is None else max(time, stamp), frame
                 yield time, frame
         reached = target if time is None or before is None else time + duration(before)
@@ -153,6 +155,8 @@ class Decoder:
             except StopIteration:
                 return
             except Exception as error:
+                if is_of_machine(error):
+                    raise
                 if not self._tolerate:
                     raise ClipError(f"{name}: damaged ({reason(error)})") from error
                 self.skipped += failures == 0  # one place, however often it is tried
@@ -166,6 +170,8 @@ class Decoder:
         try:
             return packet.decode()
         except Exception as error:
+            if is_of_machine(error):
+                raise
             if self._tolerate:
                 self.skipped += 1
                 return []
@@ -202,6 +208,17 @@ class Decoder:
         if self._container is not None:
             self._container.close()
             self._container = None
+
+
+def _unrounded(stamp: Fraction, frame: "AudioFrame", start: Fraction) -> Fraction:
+    """The exact time of a frame of sound, if all before it since ``start`` are as long as it.
+
+    Matroska counts milliseconds, so that what is read from there on was up to 16 samples beside
+    what is read from the beginning. Frames of other lengths are seldom found within a tick.
+    """
+    length, tick = duration(frame), to_seconds(1, frame.time_base)
+    exact = start + round((stamp - start) / length) * length
+    return exact if tick and abs(exact - stamp) <= tick else stamp
 
 
 def duration(frame: "Frame") -> Fraction:

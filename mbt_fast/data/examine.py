@@ -1,6 +1,7 @@
 """Decode a clip from end to end, and see whether there is anything to see and to hear."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, cast
@@ -54,28 +55,24 @@ def examine(entry: Entry) -> Examined:
     pairs = (("verb", entry.verb), ("noun", entry.noun))
     classes = entry.labels + tuple(f"{PREFIX[kind]}{name}" for kind, name in pairs if name)
     try:
-        source, segment = clip_of(entry)
-        still = "video" in source.streams and _is_still(source, segment)
-        muted = "audio" in source.streams and _is_muted(source, segment)
+        with open_clip(entry) as (source, segment):
+            still = "video" in source.streams and _is_still(source, segment)
+            muted = "audio" in source.streams and _is_muted(source, segment)
     except ClipError as error:
         return Examined(entry.id, classes, error=str(error))
     return Examined(entry.id, classes, float(segment.duration), source.formats, still, muted)
 
 
-def clip_of(entry: Entry) -> tuple[Source, Segment]:
+@contextmanager
+def open_clip(entry: Entry) -> Iterator[tuple[Source, Segment]]:
     """The file of a row, and the part of it that is the clip.
 
     Raises:
         ClipError: The file cannot be read, is cut off, or ends before the clip begins.
     """
-    source = probe(Media(entry.media), whole=entry.end is None)
-    start = source.start + Fraction(entry.start or 0)
-    end = source.end if entry.end is None else source.start + Fraction(entry.end)
-    segment = Segment(start, min(end, source.end))
-    if segment.duration <= 0:
-        length = float(source.duration)
-        raise ClipError(f"{source.media.name}: ends at {length:.2f} s, before the clip begins")
-    return source, segment
+    with Media(entry.media) as media:
+        source = probe(media, whole=entry.end is None)
+        yield source, source.segment(entry.start, entry.end)
 
 
 def _is_still(source: Source, segment: Segment) -> bool:

@@ -214,29 +214,37 @@ class Manifest:
             return torch.tensor(classes[0])
         return torch.tensor((classes[0], classes[1] - index.n_verbs))
 
-    def class_counts(self, names: Sequence[str]) -> Tensor:
+    def class_counts(self, names: Sequence[str], task: str | None = None) -> Tensor:
         """Number of rows that have each class, int64 ``[K]``.
 
+        Args:
+            names: As for ``targets``.
+            task: As for ``label_names``.
+
         Raises:
-            InputError: A label is no class, or there are no labels.
+            InputError: A label is no class, or there are no labels for the task.
         """
         index = ClassIndex(names)
-        found = [self._classes(column, index)[1] for column in self._label_columns(None)]
+        found = [self._classes(column, index)[1] for column in self._label_columns(task)]
         return torch.cat(found).bincount(minlength=len(names))
 
-    def balanced_weights(self, names: Sequence[str]) -> Tensor:
+    def balanced_weights(self, names: Sequence[str], task: str | None = None) -> Tensor:
         """Weights that make every class equally likely to be drawn, float64 ``[N]``.
 
         Each row has the sum of one over the number of rows with its label, over its labels. A row
         without labels has 0 and is never drawn.
 
+        Args:
+            names: As for ``targets``.
+            task: As for ``label_names``.
+
         Raises:
-            InputError: A label is no class, or there are no labels.
+            InputError: A label is no class, or there are no labels for the task.
         """
-        shares = self.class_counts(names).double().reciprocal()
+        shares = self.class_counts(names, task).double().reciprocal()
         index = ClassIndex(names)
         weights = torch.zeros(len(self), dtype=torch.float64)
-        for column in self._label_columns(None):
+        for column in self._label_columns(task):
             rows, classes = self._classes(column, index)
             weights.index_add_(0, rows, shares[classes])
         return weights

@@ -1,7 +1,9 @@
 """Media files as they are given, by path, content or file object, and what goes wrong with them."""
 
+import errno
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 MediaFile: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 
+_OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ESTALE)
 _DRAWS_TEXT = "tty"  # FFmpeg "decodes" any text file into pictures of a terminal
 _NO_METADATA_ERRORS = 19  # PyAV from this version on always replaces what is not UTF-8
 
@@ -124,14 +127,29 @@ def as_clip_error(name: str, problem: str) -> Iterator[None]:
         problem: What is wrong with the file if the block fails.
 
     Raises:
-        ClipError: In place of any exception of the block.
+        ClipError: In place of any exception of the block that tells of the file.
     """
     try:
         yield
     except ClipError:
         raise
     except Exception as error:
+        if is_of_machine(error):
+            raise
         raise ClipError(f"{name}: {problem} ({reason(error)})") from error
+
+
+def is_of_machine(error: Exception) -> bool:
+    """Whether an exception says nothing of the file: memory or descriptors ran out, a disk failed.
+
+    FFmpeg gives out of memory and input/output error for damaged files too; those are the file's.
+    """
+    from av import FFmpegError
+
+    number = getattr(error, "errno", None)
+    if isinstance(error, MemoryError) or number == errno.EIO:
+        return not isinstance(error, FFmpegError)
+    return number in _OF_MACHINE
 
 
 def packets(container: "InputContainer", *streams: "Stream") -> "Iterator[Packet]":
@@ -156,7 +174,10 @@ def reason(error: Exception) -> str:
 
 
 def _check_path(path: str) -> None:
-    if not os.path.exists(path):
-        raise ClipError(f"{path}: no such file")
-    if not os.path.isfile(path):
-        raise ClipError(f"{path}: not a file{' but a directory' if os.path.isdir(path) else ''}")
+    with as_clip_error(path, "cannot be read"):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            raise ClipError(f"{path}: no such file") from None
+    if not stat.S_ISREG(mode):
+        raise ClipError(f"{path}: not a file{' but a directory' if stat.S_ISDIR(mode) else ''}")

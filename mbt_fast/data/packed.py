@@ -4,6 +4,7 @@ import io
 import os
 from typing import Any
 
+from mbt_fast.data.media import as_clip_error
 from mbt_fast.errors import ClipError
 
 
@@ -28,11 +29,9 @@ class PackedFile(io.RawIOBase):
         self._offset, self._size = offset, size
         self._position = 0
         self._descriptor = -1
-        try:
+        with as_clip_error(name, "cannot be opened"):
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             length = os.fstat(self._descriptor).st_size
-        except OSError as error:
-            raise ClipError(f"{name}: cannot be opened ({error.strerror})") from error
         if length < offset + size:
             raise ClipError(f"{name}: lies beyond the end of {path}, which was cut off")
 

@@ -90,9 +90,9 @@ class Orientation:
         return cls(turns % 2 == 1, turns in (2, 3), turns in (1, 2))
 
     def apply(self, plane: Tensor) -> Tensor:
-        """Turn ``[height, width]``."""
+        """Turn ``[height, width, ...]``."""
         if self.transposed:
-            plane = plane.T
+            plane = plane.transpose(0, 1)
         flipped = [axis for axis, flip in ((0, self.upside_down), (1, self.left_right)) if flip]
         return plane.flip(flipped) if flipped else plane
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from mbt_fast.data.measure import STATES_DURATION, Span, is_one_of, measure
 from mbt_fast.data.media import Media, as_clip_error, to_seconds
+from mbt_fast.data.windows import Segment
 from mbt_fast.errors import ClipError
 
 if TYPE_CHECKING:
@@ -58,6 +59,21 @@ class Source:
     def duration(self) -> Fraction:
         """Seconds from ``start`` to ``end``."""
         return self.end - self.start
+
+    def segment(self, start: float | None, end: float | None) -> Segment:
+        """The part of the file between two times from its beginning, as far as there is any.
+
+        Raises:
+            ClipError: The file ends before.
+        """
+        begin = Fraction(start or 0)
+        if begin >= self.duration:
+            raise ClipError(
+                f"{self.media.name}: start must lie before the end of the file, "
+                f"{float(self.duration):.2f} s, got {start or 0} s"
+            )
+        stop = self.duration if end is None else min(Fraction(end), self.duration)
+        return Segment(self.start + begin, self.start + stop)
 
 
 def probe(

@@ -59,7 +59,7 @@ class AudioWindow:
 
 
 @dataclass
-class _Piece:
+class Piece:
     """Samples of one view that follow one another in the file.
 
     Args:
@@ -77,12 +77,13 @@ class _Piece:
         """Behind the last sample."""
         return self.start + len(self.row)
 
-    def copy(self, samples: Tensor, begin: int) -> None:
-        """Take what falls into the piece of samples that start at ``begin``."""
-        low, high = max(begin, self.start), min(begin + len(samples), self.end)
-        if low < high:
-            self.row[low - self.start : high - self.start] = samples[low - begin : high - begin]
-            self.heard = max(self.heard, high - self.start)
+    def copy(self, sound: Iterable[tuple[int, Tensor]]) -> None:
+        """Take what falls into the piece, of samples and where the first of them lies."""
+        for begin, samples in sound:
+            low, high = max(begin, self.start), min(begin + len(samples), self.end)
+            if low < high:
+                self.row[low - self.start : high - self.start] = samples[low - begin : high - begin]
+                self.heard = max(self.heard, high - self.start)
 
 
 class AudioCollector:
@@ -112,13 +113,13 @@ class AudioCollector:
         self._waveform = torch.zeros(len(starts), window.samples)
         first, last = (round(time * SAMPLE_RATE) for time in (segment.start, segment.end))
         self._lap = max(last - first, 1)  # samples until the segment comes again
-        self._pieces: list[list[_Piece]] = []
+        self._pieces: list[list[Piece]] = []
         for row, start in zip(self._waveform, starts, strict=True):
             begin = round(start * SAMPLE_RATE)
             before = min(max(last - begin, 0), window.samples)
-            pieces = [_Piece(row[:before], begin)]
+            pieces = [Piece(row[:before], begin)]
             if wrap:
-                pieces.append(_Piece(row[before : self._lap], first))
+                pieces.append(Piece(row[before : self._lap], first))
             self._pieces.append(pieces)
         self._sound = MonoSound()
 
@@ -157,17 +158,18 @@ class AudioCollector:
         return [min(ceil(piece.heard / hop), self._window.time) for (piece,) in self._pieces]
 
     def _copy(self, sound: Iterable[tuple[int, Tensor]]) -> None:
-        for begin, samples in sound:
-            for pieces in self._pieces:
-                for piece in pieces:
-                    piece.copy(samples, begin)
+        samples = list(sound)
+        for pieces in self._pieces:
+            for piece in pieces:
+                piece.copy(samples)
 
 
 class MonoSound:
     """Turns frames of any format into samples of one channel at 16 kHz.
 
     Frames that follow one another are a run. A run begins at a time that both rates meet, with
-    silence in front of its first frame: so samples are the same wherever reading began.
+    silence in front of its first frame: so samples are the same wherever reading began, if the
+    first frame has the time that it would have had in a run from the beginning.
     """
 
     def __init__(self) -> None:

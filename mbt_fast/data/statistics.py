@@ -73,8 +73,9 @@ def log_mel_moments(
     transform = ClipTransform(None, (time, mel), window=window, mean=0, std=1, short="loop")
     moments = Moments()
     try:
-        if "audio" not in probe(Media(entry.media), whole=False).streams:
-            return moments, None
+        with Media(entry.media) as media:
+            if "audio" not in probe(media, whole=False).streams:
+                return moments, None
         for view in range(views):
             position = view / (views - 1) if views > 1 else 0.5
             clip = read_window(entry.media, transform, entry.start, entry.end, position=position)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mbt_fast.data.decode import Decoder, duration
 from mbt_fast.data.encode import AUDIO_CODECS, ClipWriter
-from mbt_fast.data.examine import clip_of
+from mbt_fast.data.examine import open_clip
 from mbt_fast.data.manifest import Entry
 from mbt_fast.data.pixels import Orientation
 from mbt_fast.data.probe import Source
-from mbt_fast.data.sound import SAMPLE_RATE, MonoSound
+from mbt_fast.data.sound import SAMPLE_RATE, MonoSound, Piece
 from mbt_fast.data.windows import Segment
 from mbt_fast.errors import ClipError, InputError
 
@@ -78,49 +78,47 @@ def transcode(entry: Entry, recipe: Recipe) -> bytes:
     """
     from av import FFmpegError
 
-    source, segment = clip_of(entry)
+    with open_clip(entry) as (source, segment):
+        try:
+            return _written(source, segment, recipe)
+        except FFmpegError as error:
+            raise ClipError(f"{source.media.name}: cannot be encoded ({error.strerror})") from error
+
+
+def _written(source: Source, segment: Segment, recipe: Recipe) -> bytes:
     sound = _sound(source, segment) if "audio" in source.streams else None
     file = io.BytesIO()
-    try:
-        with ClipWriter(
-            file,
-            key_frames=recipe.key_frames,
-            audio_codec=recipe.audio_codec,
-            quality=recipe.quality,
-        ) as writer:
-            written = 0
-            if "video" in source.streams:
-                written = _write_pictures(writer, source, segment, recipe, sound)
-            else:
-                writer.begin(None, True)
-            if sound is not None:
-                _write_sound(writer, sound, written, len(sound))
-    except FFmpegError as error:
-        raise ClipError(f"{source.media.name}: cannot be encoded ({error.strerror})") from error
+    with ClipWriter(
+        file,
+        key_frames=recipe.key_frames,
+        audio_codec=recipe.audio_codec,
+        quality=recipe.quality,
+    ) as writer:
+        written = 0
+        if "video" in source.streams:
+            written = _write_pictures(writer, source, segment, recipe, sound)
+        else:
+            writer.begin(None, True)
+        if sound is not None:
+            _write_sound(writer, sound, written, len(sound))
     return file.getvalue()
 
 
 def _sound(source: Source, segment: Segment) -> Tensor:
     """The samples of a segment, float32, with zeros where there are none."""
     first = round(segment.start * SAMPLE_RATE)
-    samples = torch.zeros(round(segment.end * SAMPLE_RATE) - first)
+    piece = Piece(torch.zeros(round(segment.end * SAMPLE_RATE) - first), first)
     mono = MonoSound()
-
-    def copy(pieces: Iterator[tuple[int, Tensor]]) -> None:
-        for begin, piece in pieces:
-            low, high = max(begin - first, 0), min(begin - first + len(piece), len(samples))
-            if low < high:
-                samples[low:high] = piece[low - begin + first : high - begin + first]
 
     with Decoder(source) as decoder:
         for time, frame in decoder.frames("audio", segment.start):
             if time >= segment.end:
                 break
-            copy(mono.push(time, cast("AudioFrame", frame)))
-        copy(mono.flush())
+            piece.copy(mono.push(time, cast("AudioFrame", frame)))
+        piece.copy(mono.flush())
     if not mono.came:
         raise ClipError(f"{source.media.name}: no audio could be decoded")
-    return samples
+    return piece.row
 
 
 def _write_pictures(

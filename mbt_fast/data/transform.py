@@ -15,6 +15,7 @@ KIND = {"rgb": "video", "spectrogram": "audio"}
 AST_STATISTICS = (-4.2677393, 4.5689974)
 MBT_STATISTICS = (1.102, 2.762)
 SHORT = ("repeat", "loop")
+_OF_MODEL = ("rgb", "spectrogram", "patch_size", "n_cls", "sampled_frames")  # fields
 
 
 class ModelSizes(Protocol):
@@ -27,6 +28,13 @@ class ModelSizes(Protocol):
     @property
     def patch_size(self) -> Mapping[str, tuple[int, ...]]:
         """Size of one patch per modality."""
+
+    @property
+    def n_cls(self) -> int:
+        """CLS tokens of a stream."""
+
+    def sampled_frames(self, modality: str) -> tuple[int, ...] | None:
+        """Which frames of a video are read; ``None``: all."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class ClipTransform:
             on from the clip's beginning where it meets its end. That is how the official code
             takes windows in training.
         patch_size: Per modality, size of a patch, from which a clip knows its ``lengths``.
+        n_cls: CLS tokens that ``lengths`` count, 1 or 0.
+        sampled_frames: The frames of ``rgb`` that the model reads, by index; ``None`` is all.
 
     Raises:
         ValueError: An option is out of range, or there is neither video nor audio.
@@ -75,6 +85,8 @@ class ClipTransform:
     short: str = "repeat"
     circular_sound: bool = False
     patch_size: Mapping[str, tuple[int, ...]] | None = None
+    n_cls: int = 1
+    sampled_frames: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -120,8 +132,28 @@ class ClipTransform:
             ValueError: The model has neither modality, or an option is out of range.
         """
         rgb, spectrogram = (config.input_size.get(modality) for modality in KIND)
-        patches = {m: config.patch_size[m] for m in KIND if m in config.input_size}
-        return cls(rgb, spectrogram, **{"patch_size": patches, **options})
+        own = {
+            "patch_size": {m: config.patch_size[m] for m in KIND if m in config.input_size},
+            "n_cls": config.n_cls,
+            "sampled_frames": config.sampled_frames("rgb") if rgb else None,
+        }
+        return cls(rgb, spectrogram, **{**own, **options})
+
+    @classmethod
+    def from_run(cls, config: ModelSizes, front_end: Mapping[str, Any]) -> "ClipTransform":
+        """What a model takes of a clip, in the way its run recorded.
+
+        Args:
+            config: As in ``from_config``.
+            front_end: The fields of the run's transform. Those that follow from the model are taken
+                from ``config``.
+
+        Raises:
+            TypeError: A field is unknown.
+            ValueError: As in ``from_config``.
+        """
+        options = {name: value for name, value in front_end.items() if name not in _OF_MODEL}
+        return cls.from_config(config, **options)
 
     @property
     def windows(self) -> dict[str, VideoWindow | AudioWindow]:
@@ -151,14 +183,19 @@ class ClipTransform:
     def n_tokens(self, modality: str, frames: int | None = None) -> int:
         """Own tokens, CLS included, of the first ``frames`` of a view.
 
-        A patch that holds any of these frames counts. Without a frame there is no token.
+        A patch that holds any of these frames counts. If the model samples frames and none of them
+        is among these, its first one counts: it repeats the last of these. Without a frame there
+        is no token.
 
         Args:
             modality: One with a ``patch_size``.
             frames: Frames of the video or of the spectrogram; ``None`` is all.
         """
         size, patch = getattr(self, modality), (self.patch_size or {})[modality]
-        along, *across = (math.ceil(n / p) for n, p in zip(size, patch, strict=True))
-        if frames is not None:
-            along = math.ceil(frames / patch[0])
-        return 1 + along * math.prod(across) if along else 0
+        read = size[0] if frames is None else frames
+        if not read:
+            return 0
+        if modality == "rgb" and self.sampled_frames is not None:
+            read = max(sum(index < read for index in self.sampled_frames), 1)
+        across = (n // p for n, p in zip(size[1:], patch[1:], strict=True))
+        return self.n_cls + math.ceil(read / patch[0]) * math.prod(across)

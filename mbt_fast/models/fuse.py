@@ -8,9 +8,16 @@ from torch import Tensor, nn
 from mbt_fast.config import check_modalities
 from mbt_fast.layers.embed import TOKEN_STD
 from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
-from mbt_fast.models.encoders import Layer, check_training, families_of, warn_of_hooks
+from mbt_fast.models.encoders import (
+    Family,
+    Layer,
+    check_training,
+    families_of,
+    warn_of_hooks,
+)
 from mbt_fast.models.inputs import check_names, checked_lengths
 from mbt_fast.models.left_out import check_left_out
+from mbt_fast.models.update_order import warn_of_no_exchange
 from mbt_fast.ops.bottleneck_attention import attend
 from mbt_fast.ops.dispatch import check_name
 from mbt_fast.ops.streams import drop_padding, valid_rows, write_mean_slots
@@ -43,7 +50,8 @@ def fuse(
     Args:
         towers: Modality to encoder, all of one depth, width and number of heads. Each layer is
             tried on five random tokens, but for towers on the meta device.
-        fusion_layer: 0-based first fused layer; the number of layers for none (late fusion).
+        fusion_layer: 0-based first fused layer; the number of layers for none (late fusion). The
+            last layer alone exchanges nothing, for nobody reads the bottleneck tokens after it.
         n_bottlenecks: ``P >= 0``, bottleneck tokens.
         interpolate_pos_encoding: Let Hugging Face towers take images or spectrograms of another
             size than they were trained on, by interpolating their positions. A timm tower is built
@@ -98,7 +106,7 @@ class FusedTowers(nn.Module):
         check_modalities(tuple(towers))
         self._families = families_of(towers)
         self.towers = nn.ModuleDict(towers)
-        self.num_layers = len(self._layers(next(iter(towers))))
+        self.num_layers = len(self.layers_of(next(iter(towers))))
         _check_integer("fusion_layer", fusion_layer, self.num_layers)
         _check_integer("n_bottlenecks", n_bottlenecks)
         self.fusion_layer = fusion_layer
@@ -106,6 +114,8 @@ class FusedTowers(nn.Module):
         self.interpolate_pos_encoding = interpolate_pos_encoding
         exchanges = len(towers) > 1 and fusion_layer < self.num_layers
         self.n_slots = n_bottlenecks if exchanges else 0
+        if self.n_slots and fusion_layer == self.num_layers - 1:
+            warn_of_no_exchange(fusion_layer)
         self.bottleneck_tokens = self._draw_tokens() if self.n_slots else None
         self._backend = "auto"
         self._looked_at: set[int] = set()  # layers of which hooks that are passed over were told
@@ -135,7 +145,7 @@ class FusedTowers(nn.Module):
             TypeError: An argument has the wrong type or dtype.
             ValueError: A name, shape, device or value does not fit.
         """
-        streams = self._embed(inputs)
+        streams = self.embed_all(inputs)
         check_left_out(self, streams, {m: t.parameters() for m, t in self.towers.items()})
         return self.encode(streams, lengths)
 
@@ -173,6 +183,10 @@ class FusedTowers(nn.Module):
             streams = self._layer_apart(index, streams, lengths, self.n_slots)
         return {m: self._leave(m, x, lengths.get(m)) for m, x in streams.items()}
 
+    def family_of(self, modality: str) -> Family:
+        """How the parts of a tower are called."""
+        return self._families[modality]
+
     @property
     def chosen_backend(self) -> str:
         """Who runs our attention."""
@@ -192,12 +206,13 @@ class FusedTowers(nn.Module):
         """Show what no submodule shows."""
         return f"fusion_layer={self.fusion_layer}, n_slots={self.n_slots}"
 
-    def _layers(self, modality: str) -> Sequence[Layer]:
+    def layers_of(self, modality: str) -> Sequence[Layer]:
+        """The layers of a tower, first to last."""
         return self._families[modality].layers(self.towers[modality])
 
     def _draw_tokens(self) -> nn.Parameter:
         modality = next(iter(self.towers))
-        layer = self._layers(modality)[0]
+        layer = self.layers_of(modality)[0]
         weight = next(p for p in layer.parameters() if p.is_floating_point())
         tokens = weight.new_empty(1, self.n_slots, self._families[modality].width(layer))
         return nn.Parameter(nn.init.normal_(tokens, std=TOKEN_STD))
@@ -210,7 +225,8 @@ class FusedTowers(nn.Module):
                 "interpolate_pos_encoding must be False without a Hugging Face tower, got True"
             )
 
-    def _embed(self, inputs: Mapping[str, Tensor]) -> Streams:
+    def embed_all(self, inputs: Mapping[str, Tensor]) -> Streams:
+        """The tokens of each given modality; arguments are refused as in ``forward``."""
         check_names(inputs, tuple(self.towers))
         streams = {m: self.embed(m, inputs[m]) for m in self.towers if m in inputs}
         first = next(iter(streams))
@@ -227,11 +243,11 @@ class FusedTowers(nn.Module):
         """A layer of one tower; taken apart for padding only, which its own forward cannot mask."""
         if modality in lengths:
             return self._layer_apart(index, {modality: x}, lengths, 0)[modality]
-        return self._families[modality].whole(self._layers(modality)[index], x)
+        return self._families[modality].whole(self.layers_of(modality)[index], x)
 
     def _layer_apart(self, index: int, streams: Streams, lengths: Lengths, n_slots: int) -> Streams:
         """The same layer of several towers: all attentions in one call, then the shared update."""
-        layers = {m: self._layers(m)[index] for m in streams}
+        layers = {m: self.layers_of(m)[index] for m in streams}
         is_first_call = index not in self._looked_at and not torch.compiler.is_compiling()
         for m, layer in layers.items():
             where = f"towers[{m!r}].{self._families[m].stack}[{index}]"

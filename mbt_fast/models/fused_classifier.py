@@ -52,6 +52,14 @@ class FusedConfig:
         """The whole input: a clip has a modality or lacks it, and no padding is masked."""
         return self.input_size
 
+    @property
+    def n_cls(self) -> int:
+        """CLS tokens of a stream, as ``ClipTransform`` counts them beside the one patch."""
+        return 1
+
+    def sampled_frames(self, modality: str) -> None:
+        """Every frame of a video is read."""
+
 
 class FusedClassifier(nn.Module):
     """Encoders fused through bottleneck tokens, and a linear classifier on top of each.
@@ -257,13 +265,22 @@ def _prepared(tower: nn.Module, x: Tensor) -> Tensor:
 
 def _pooled(tower: Any, tokens: Tensor) -> Tensor:
     """The feature ``[B, C]`` of tokens ``[B, N, C]`` after the tower's last norm."""
-    norm = getattr(tower, "fc_norm", None)
-    if norm is not None and not isinstance(norm, nn.Identity):
-        return norm(tokens[:, getattr(tower, "num_prefix_tokens", 0) :].mean(dim=1))
+    pooled = tokens[:, feature_rows(tower)].mean(dim=1)
+    return tower.fc_norm(pooled) if _norms_after_pooling(tower) else pooled
+
+
+def feature_rows(tower: Any) -> slice:
+    """The tokens whose mean is a clip's feature: class tokens, or patches."""
+    if _norms_after_pooling(tower):
+        return slice(getattr(tower, "num_prefix_tokens", 0), None)
     owner = getattr(tower, "embeddings", tower)
     names = ("cls_token", "dist_token", "distillation_token")
-    count = sum(getattr(owner, name, None) is not None for name in names)
-    return tokens[:, :count].mean(dim=1) if count else tokens.mean(dim=1)
+    return slice(sum(getattr(owner, name, None) is not None for name in names) or None)
+
+
+def _norms_after_pooling(tower: Any) -> bool:
+    norm = getattr(tower, "fc_norm", None)
+    return norm is not None and not isinstance(norm, nn.Identity)
 
 
 def _zero(width: int, num_classes: int) -> nn.Linear:

@@ -29,6 +29,7 @@ from mbt_fast.models.inputs import (
     without_none,
 )
 from mbt_fast.models.left_out import check_left_out
+from mbt_fast.models.update_order import fuse_in_order, warn_of_no_exchange
 from mbt_fast.ops.dispatch import check_name
 
 _MEMORY = {"full": "none", "reduced": "norms", "minimal": "mlp"}  # of set_savings: recompute
@@ -47,6 +48,8 @@ class MBT(nn.Module):
     def __init__(self, config: MBTConfig) -> None:
         """Build the model with random weights, drawn as the official code draws them."""
         super().__init__()
+        if config.exchanges_nothing:
+            warn_of_no_exchange(config.fusion_layer)
         self.config = config
         self.embed = nn.ModuleDict({m: _embedding(config, m) for m in config.modalities})
         self.blocks = nn.ModuleList(_layer(config, index) for index in range(config.num_layers))
@@ -290,8 +293,13 @@ class MBT(nn.Module):
         vanilla = config.fusion == "vanilla" and len(config.modalities) > 1
         if fused and vanilla and config.share_encoder:
             return self._encode_jointly(streams, fused, lengths)
-        if fused and self.bottleneck_tokens is not None:
-            streams = enter_fusion(streams, self.bottleneck_tokens)
+        tokens = self.bottleneck_tokens if fused else None
+        if tokens is not None and config.update_order:
+            rows_of = partial(self._rows_of, cls=[0])
+            streams = fuse_in_order(fused, streams, tokens, config.update_order, lengths, rows_of)
+            fused = []
+        elif tokens is not None:
+            streams = enter_fusion(streams, tokens)
         for layer in fused:
             rows = self._rows_of(layer, [0])
             streams = layer(streams, lengths, n_slots=config.n_slots, pairwise=vanilla, rows=rows)

@@ -106,6 +106,9 @@ class Backend:
 
     def opt_in_reason(self, call: Call | None) -> str | None:
         """Why ``auto`` passes this backend over though it can run the call, if it does."""
+        slow = _slow_cuda_build() if self.launchers is cuda else None
+        if slow:
+            return slow
         measured = call is None or self.launchers is None or call.op in self.min_size
         if self.unmeasured or not measured:
             return "no recorded measurement shows that it is not slower than torch's own"
@@ -311,9 +314,15 @@ def _untried_in_bfloat16() -> str | None:
     return None if _missing(extension.MODULE) else extension.why_not_in_bfloat16()
 
 
+def _slow_cuda_build() -> str | None:
+    """``extension.why_slow_cuda_kernels``, of an installation that has our kernels."""
+    return None if _missing(extension.CUDA_MODULE) else extension.why_slow_cuda_kernels()
+
+
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo: one second.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _untried_in_bfloat16._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_slow_cuda_build._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _names(dtypes: frozenset[torch.dtype]) -> str:

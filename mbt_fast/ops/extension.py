@@ -73,6 +73,22 @@ def why_no_cuda_kernels() -> list[str]:
     return why_missing(CUDA_MODULE)
 
 
+def why_slow_cuda_kernels() -> str | None:
+    """What the compiler did to the CUDA kernels that costs speed, if it did.
+
+    Raises:
+        ImportError: There are none; ``why_no_cuda_kernels`` says why.
+    """
+    built = cuda_module()
+    numbers = sorted({warning.partition(":")[0] for warning in built.ptxas_warnings})
+    spilled = [kernel for kernel, (_, _, size) in built.ptxas.items() if size]
+    if not numbers and not spilled:
+        return None
+    did = [f"warned {', '.join(numbers)}"] if numbers else []
+    did += [f"spilled registers of {', '.join(spilled)}"] if spilled else []
+    return f"its compiler, {built.compiler}, {' and '.join(did)}: another may make faster kernels"
+
+
 def why_no_cpu_kernels() -> list[str]:
     """Reasons for which the CPU kernels cannot be used; empty if they can."""
     missing = why_missing()

@@ -10,6 +10,9 @@ from mbt_fast.profiling.figure3 import paper_map
 from mbt_fast.profiling.sweep import Record, gflops_of
 
 MOST = 2**20  # bottleneck tokens that are tried
+NO_EXCHANGE = (
+    "\nBut the last layer alone exchanges nothing: nobody reads the bottleneck tokens after it."
+)
 
 
 def best_within(
@@ -71,8 +74,10 @@ def sentence(
         return f"Within {within}: no bottleneck model of this profile fits."
     record, largest = found
     layer = record["fusion_layer"]
+    warning = NO_EXCHANGE if layer == base.num_layers - 1 else ""
     return (
         f"Within {within}: fusion layer {layer} with B = {record['n_bottlenecks']}, "
         f"{record['gflops']:.5g} GFLOPs; up to B = {largest} fits.\nThe paper's mAP at that share "
         f"of the depth is {paper_map(layer, base.num_layers):.2f} (Figure 3, AudioSet mini)."
+        + warning
     )

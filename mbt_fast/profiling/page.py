@@ -20,6 +20,7 @@ class Section:
         heading: Above it.
         text: Paragraphs, separated by empty lines.
         table: Headers and rows of cells; the first cell of a row names it.
+        wide: ``<svg>`` elements that take the page's width, and are scrolled on a phone.
         plots: ``<svg>`` elements, as ``plots.svg`` gives them.
         code: Lines to copy.
     """
@@ -27,6 +28,7 @@ class Section:
     heading: str
     text: str = ""
     table: tuple[list[str], list[list[str]]] | None = None
+    wide: list[str] = field(default_factory=list)
     plots: list[str] = field(default_factory=list)
     code: str = ""
 

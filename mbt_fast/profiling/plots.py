@@ -12,15 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mbt_fast.errors import InputError
 from mbt_fast.profiling.tables import significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Draw = Callable[["Axes"], None]
+DrawFigure = Callable[["Figure"], None]
+Layout = Literal["constrained"] | None
 Point = tuple[float, float, float | None, float | None]  # x, y, and the ends of the error bar
 
 MARKERS = "osD^vP"
@@ -86,8 +89,23 @@ def save_plot(
     """
     dark = path.with_name(f"{path.stem}-dark{path.suffix}")
     for file, theme in ((path, LIGHT), (dark, DARK)):
-        file.write_text(_drawn(draw, theme, size), encoding="utf-8")
+        figure = _drawn(lambda figure: draw(figure.add_subplot()), theme, size, "svg")
+        file.write_bytes(figure)
     return path, dark
+
+
+def save_png(draw: DrawFigure, path: Path, *, size: tuple[float, float]) -> None:
+    """Write a figure on white, for places that show no SVG.
+
+    Args:
+        draw: Draws on an empty figure.
+        path: The file.
+        size: Width and height in inches.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    path.write_bytes(_drawn(draw, LIGHT, size, "png", facecolor="white", dpi=150))
 
 
 def svg(draw: Draw, *, size: tuple[float, float] = (4.6, 3.2)) -> str:
@@ -100,7 +118,23 @@ def svg(draw: Draw, *, size: tuple[float, float] = (4.6, 3.2)) -> str:
     Raises:
         InputError: matplotlib is not installed.
     """
-    text = _drawn(draw, LIGHT, size)
+    return figure_svg(lambda figure: draw(figure.add_subplot()), size=size)
+
+
+def figure_svg(
+    draw: DrawFigure, *, size: tuple[float, float], layout: Layout = "constrained"
+) -> str:
+    """``svg`` of a figure with any number of axes.
+
+    Args:
+        draw: Draws on an empty figure.
+        size: Width and height in inches.
+        layout: ``None`` if all axes are put in their places.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    text = _drawn(draw, LIGHT, size, "svg", layout=layout).decode()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[\w.]+_\d+"', "", text)  # the same in every plot of a page
@@ -194,17 +228,26 @@ def _width(axes: "Axes") -> float:
     return 72 * axes.figure.bbox.width / axes.figure.dpi
 
 
-def _drawn(draw: Draw, theme: Theme, size: tuple[float, float]) -> str:
-    """The file's text. No date and no random identifier is in it."""
+def _drawn(
+    draw: DrawFigure,
+    theme: Theme,
+    size: tuple[float, float],
+    kind: str,
+    *,
+    layout: Layout = "constrained",
+    **options: Any,
+) -> bytes:
+    """The file. No date and no random identifier is in it."""
     check_installed("matplotlib")
     import matplotlib
     from matplotlib.figure import Figure
 
-    file = io.StringIO()
+    file = io.BytesIO()
+    nameless = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context(_style(theme)):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        figure = Figure(figsize=size, layout=layout)
+        draw(figure)
+        figure.savefig(file, format=kind, metadata=nameless, **options)
     return file.getvalue()
 
 

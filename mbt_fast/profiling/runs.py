@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -54,7 +55,8 @@ def build_model(
     config: MBTConfig, device: torch.device, dtype: torch.dtype, weights: Mapping[str, Tensor]
 ) -> MBT:
     """A model with random weights of a trained scale, apart from those ``weights`` that fit it."""
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a profile costs models that nobody would train, too
         model = MBT(config)
     state = {}
     for name, parameter in model.named_parameters():

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from mbt_fast.layers.fusion_layer import SHARED
 from mbt_fast.train import colour
 from mbt_fast.train.losses import check_task, soft_targets
 from mbt_fast.train.mixup import Tensors, mixup
@@ -24,8 +25,9 @@ _AT_ONCE = 8  # clips whose colours change together: the memory of a dozen copie
 class Augmented(NamedTuple):
     """A batch as the model and the loss take it.
 
-    ``inputs`` are float32; ``targets`` float32 ``[B, K]`` for each modality, which modality mixup
-    and absent modalities make differ; ``lengths`` int32 ``[B]`` for each, or ``None``.
+    ``inputs`` are float32; ``targets`` float32 ``[B, K]`` for each output of the model: for each
+    modality, which modality mixup and absent modalities make differ, or ``"shared"`` alone;
+    ``lengths`` int32 ``[B]`` for each modality, or ``None``.
     """
 
     inputs: Tensors
@@ -44,6 +46,7 @@ class Augment:
         n_verbs: Of task ``"verb_noun"``: how many outputs are verbs.
         n_tokens: Own tokens of each modality, CLS included: the length of a modality that is
             whole. Modality dropout needs it.
+        joint: The model has one output for all modalities, as with ``classifier="gap"``.
 
     Raises:
         ValueError: The task is unknown, or ``n_verbs`` or ``n_tokens`` does not fit.
@@ -57,6 +60,7 @@ class Augment:
         *,
         n_verbs: int | None = None,
         n_tokens: Mapping[str, int] | None = None,
+        joint: bool = False,
     ) -> None:
         """Keep the configuration."""
         check_task(task, n_classes, n_verbs)
@@ -65,6 +69,7 @@ class Augment:
         self.config = config
         self._target = (task, n_classes, n_verbs)
         self._n_tokens = n_tokens or {}
+        self._joint = joint
 
     def __call__(
         self,
@@ -94,9 +99,12 @@ class Augment:
                 self.config.mixup,
                 generator,
                 modality_mixup=self.config.modality_mixup,
+                joint=self._joint,
             )
         if self.config.modality_dropout:
             valid = self._drop_modalities(batch, valid, generator)
+        if self._joint:
+            labels = {SHARED: next(iter(labels.values()))}  # all are the same
         return Augmented(batch, labels, valid)
 
     def _one(self, modality: str, x: Tensor, generator: Generator) -> Tensor:

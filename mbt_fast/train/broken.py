@@ -25,7 +25,7 @@ class BrokenClips(Log):
         """Read the list of the steps before."""
         super().__init__(path, step)
         self.manifest, self.limit = manifest, limit
-        self._known = {record["index"] for record in self.records}
+        self._known = {record["index"] for record in self.records()}
 
     def note(self, broken: Sequence[Broken], step: int) -> None:
         """Add the clips of a batch that were not met before.
@@ -41,7 +41,7 @@ class BrokenClips(Log):
                 names = {"id": entry.id, "path": entry.path}
                 self.append({"step": step, "index": one.index, **names, "error": one.error})
         if len(self._known) > self.limit * len(self.manifest):
-            first = "; ".join(record["error"] for record in self.records[:_SHOWN])
+            first = "; ".join(record["error"] for record in self.records()[:_SHOWN])
             raise RunError(
                 f"data.broken_limit must be at least the share of clips that cannot be read, got "
                 f"{self.limit:g}, and {len(self._known)} of {len(self.manifest)} cannot be read; "

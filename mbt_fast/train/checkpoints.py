@@ -1,8 +1,7 @@
 """Checkpoints of a run: whole or not there, whatever happens while they are written.
 
 A checkpoint is a folder. It is written under a hidden name beside its place, synced to the disk
-and renamed; then ``latest`` is changed to name it. ``latest`` and ``best`` are text files with one
-line: the path of a checkpoint from the folder of the run.
+and renamed; then ``latest`` is changed to name it. How a run is read says ``checkpoint.runs``.
 """
 
 import os
@@ -11,11 +10,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mbt_fast.checkpoint.files import replacing
+from mbt_fast.checkpoint.runs import BEST, FOLDER, LATEST, find_checkpoint
 from mbt_fast.errors import CheckpointError
-
-FOLDER = "checkpoints"
-LATEST = "latest"
-BEST = "best"
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -26,22 +22,6 @@ def folder_of(run: Path, step: int) -> Path:
 def step_of(folder: Path) -> int:
     """The step of a checkpoint, from its name."""
     return int(folder.name.removeprefix("step-"))
-
-
-def find(run: Path, pointer: str = LATEST) -> Path | None:
-    """The checkpoint that ``latest`` or ``best`` names, or ``None`` where there is none yet.
-
-    Raises:
-        CheckpointError: It names a checkpoint that is not there.
-        OSError: The pointer cannot be read.
-    """
-    file = run / pointer
-    if not file.exists():
-        return None
-    folder = run / file.read_text(encoding="utf-8").strip()
-    if not folder.is_dir():
-        raise CheckpointError(f"{file} must name a checkpoint, got {folder}, which is not there")
-    return folder
 
 
 def point(run: Path, pointer: str, step: int) -> None:
@@ -89,7 +69,7 @@ def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
-        last = find(run)
+        last = find_checkpoint(run)
         whole = f"the last whole one is {last}" if last else "there is none before it"
         raise CheckpointError(f"{folder} cannot be written: {reason}; {whole}") from error
     return folder
@@ -106,7 +86,7 @@ def prune(run: Path, keep: int, steps: Collection[int] = ()) -> None:
     Raises:
         OSError: A checkpoint cannot be removed.
     """
-    latest, best = find(run, LATEST), find(run, BEST)
+    latest, best = find_checkpoint(run), find_checkpoint(run, BEST)
     if latest is None:
         return
     whole = [folder for folder in sorted(run.glob(f"{FOLDER}/step-*")) if folder <= latest]

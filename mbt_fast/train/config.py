@@ -28,9 +28,11 @@ _PATHS = (
 )
 _RIVALS = (("train.epochs", "train.steps"), ("train.warmup_epochs", "train.warmup_steps"))
 _SIZES = ("model.input_size", "model.patch_size")
-# A run that differs in these alone gives the same weights and scores, up to rounding.
+# A run that differs in these alone gives the same weights and scores, up to rounding. Manifests and
+# labels may have moved: what is in them is compared when the run goes on.
 _WITHOUT_EFFECT = {
-    *("data.workers", "eval.batch_size"),
+    *("data.train", "data.val", "data.test", "data.labels"),
+    *("data.broken_limit", "data.workers", "eval.batch_size"),
     *("train.backend", "train.device", "train.log_every", "train.recompute"),
     *("checkpoint.best", "checkpoint.every_steps", "checkpoint.keep"),
 }
@@ -139,7 +141,7 @@ class TrainConfig:
         """Dotted keys that differ and change a result, sorted.
 
         Without effect are the device and the backend, which change rounding only, the number of
-        workers, and what is logged or kept and how often.
+        workers, where manifests and labels lie, and what is logged or kept and how often.
         """
         mine, theirs = self.to_flat(), other.to_flat()
         keys = (mine.keys() | theirs.keys()) - _WITHOUT_EFFECT

@@ -25,9 +25,6 @@ class Log:
         step: Where the run starts: records of later steps are removed, and so is a last line that
             a killed process wrote in part.
 
-    Attributes:
-        records: All that is in the file.
-
     Raises:
         OSError: The file cannot be read or written.
     """
@@ -35,10 +32,14 @@ class Log:
     def __init__(self, path: Path, step: int) -> None:
         """Read what is there and open the file for more."""
         self.path = path
-        self.records = [record for record in read(path) if record["step"] <= step]
+        kept = [record for record in read(path) if record["step"] <= step]
         with replacing(path) as temporary:
-            temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
+
+    def records(self) -> list[Record]:
+        """All that is in the file. They are not kept in memory: a long run has millions."""
+        return read(self.path)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write a record.
@@ -52,7 +53,6 @@ class Log:
             self._file.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-        self.records.append(plain)
 
     def sync(self) -> None:
         """Wait until the records are on the disk."""
@@ -64,7 +64,10 @@ class Log:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file, without a last line that is not whole.
+    """The records of a file, without lines that are damaged.
+
+    A killed process leaves a last line that is not whole, a power cut lines with zero bytes. They
+    are of steps after the last checkpoint, which are made again.
 
     Raises:
         OSError: The file cannot be read; one that does not exist has no records.
@@ -72,7 +75,7 @@ def read(path: Path) -> list[Record]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # after the last line break stands a torn line
-    return [json.loads(line) for line in lines]
+    return [record for record in map(_parsed, lines) if record is not None]
 
 
 class TensorBoard:
@@ -103,6 +106,14 @@ class TensorBoard:
         """Write what is left."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _parsed(line: bytes) -> Record | None:
+    try:
+        record: Record = json.loads(line)
+    except ValueError:
+        return None
+    return record
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 
+from mbt_fast.checkpoint.runs import find_checkpoint
 from mbt_fast.errors import InputError, RunError
-from mbt_fast.train import checkpoints, optimizer
+from mbt_fast.models.head import presence
+from mbt_fast.train import optimizer
 from mbt_fast.train.averaging import Ema
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import Batch, TrainingClips, collate_items, rows
@@ -55,7 +57,7 @@ def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
     check_same_config(folder, config)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
-        parts = build_parts(config, data, checkpoints.find(folder))
+        parts = build_parts(config, data, find_checkpoint(folder))
         stack.enter_context(locked(folder))
         write_config(folder, config, data.names)
         stop = stack.enter_context(Stopping())
@@ -167,7 +169,7 @@ class Loop(ExitStack):
             torch.manual_seed(seed_of(train.seed, "layers", step, number, first))
             with self.parts.autocast():
                 logits = model.forward_modalities(inputs, lengths)
-            present = {m: length > 0 for m, length in lengths.items()}
+            present = {m: p[:, 0] for m, p in presence(logits, list(inputs), lengths).items()}
             total, by_modality = loss(
                 logits,
                 targets,

@@ -63,14 +63,14 @@ def loss(
     - ``"verb_noun"``: the mean of the cross-entropies of verb and noun.
 
     Args:
-        logits: ``[B, K]`` per modality, as ``MBT.forward_modalities`` returns them.
-        targets: Float ``[B, K]`` as ``soft_targets`` makes them: one for all modalities, or one
-            for each, as modality mixup does.
+        logits: ``[B, K]`` per modality, or one ``"shared"``, as ``MBT.forward_modalities`` returns.
+        targets: Float ``[B, K]`` as ``soft_targets`` makes them: one for all logits, or one for
+            each, as modality mixup does.
         task: One of ``TASKS``.
         smoothing: Label smoothing, ``y (1 - smoothing) + smoothing / K``, for every task, as in the
             official code. Verbs and nouns have each their own ``K``.
-        present: Bool ``[B]`` per modality; without an entry it is present everywhere. Logits of an
-            example that lacks the modality get no gradient, whatever they are.
+        present: Bool ``[B]`` per entry of ``logits``; without one it is present everywhere. Logits
+            of an example that lacks the modality get no gradient, whatever they are.
         n_verbs: Of ``"verb_noun"``: how many logits are verbs; they come first.
 
     Returns:

@@ -21,6 +21,7 @@ def mixup(
     generator: Generator,
     *,
     modality_mixup: bool = False,
+    joint: bool = False,
 ) -> tuple[Tensors, Tensors, Tensors | None]:
     """Mix inputs and labels with those of the reversed batch.
 
@@ -38,6 +39,8 @@ def mixup(
         alpha: Both parameters of the Beta distribution, above 0.
         generator: Of the shares.
         modality_mixup: Draw a share for each modality.
+        joint: The model has one output for all modalities, so an example has one label: mix it
+            whole, where both have the same modalities, or not at all.
 
     Returns:
         Inputs, targets and lengths of the mixed examples: as many tokens are valid as in the longer
@@ -45,6 +48,7 @@ def mixup(
     """
     draw = Random(int(torch.randint(1 << 62, (), generator=generator))).betavariate
     share = draw(alpha, alpha)
+    mixes = _both(lengths or {}, joint)
     mixed: Tensors = {}
     labels: Tensors = {}
     valid: Tensors = {}
@@ -53,12 +57,20 @@ def mixup(
         weight = x.new_full((len(x),), share)
         if lengths is not None:
             length = lengths[modality]
-            both = (length > 0) & (length.flip(0) > 0)
-            weight = weight.where(both, 1)
-            valid[modality] = length.maximum(length.flip(0)).where(both, length)
+            weight = weight.where(mixes[modality], 1)
+            valid[modality] = length.maximum(length.flip(0)).where(mixes[modality], length)
         mixed[modality] = _mix(x, weight)
         labels[modality] = _mix(targets[modality], weight)
     return mixed, labels, None if lengths is None else valid
+
+
+def _both(lengths: Mapping[str, Tensor], joint: bool) -> Tensors:
+    """Where a modality is mixed, bool ``[B]`` for each."""
+    here = {modality: length > 0 for modality, length in lengths.items()}
+    if not joint:
+        return {modality: given & given.flip(0) for modality, given in here.items()}
+    alike = [given == given.flip(0) for given in here.values()]
+    return {modality: torch.stack(alike).all(0) for modality in here}
 
 
 def _mix(x: Tensor, weight: Tensor) -> Tensor:

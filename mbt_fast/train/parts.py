@@ -19,6 +19,13 @@ from mbt_fast.train import start
 from mbt_fast.train.augment import Augment
 from mbt_fast.train.config import TrainConfig
 
+_COMPARED = {
+    "labels": "class names",
+    "manifest": "training clips and labels",
+    "val": "clips and labels of data.val",
+    "test": "clips and labels of data.test",
+}
+
 
 @dataclass(frozen=True)
 class Data:
@@ -29,12 +36,14 @@ class Data:
         val: What is scored during the run, or ``None``.
         test: What is scored at the end if it is another manifest than ``val``, or ``None``.
         names: The classes, in the order of the outputs.
+        task: Which labels of the clips count.
     """
 
     train: Manifest
     val: Manifest | None
     test: Manifest | None
     names: tuple[str, ...]
+    task: str
 
     @property
     def n_verbs(self) -> int | None:
@@ -43,7 +52,9 @@ class Data:
 
     def weights(self, sampling: str) -> Tensor | None:
         """Weights of the training clips, for ``data.sampling``: none for ``"uniform"``."""
-        return self.train.balanced_weights(self.names) if sampling == "balanced" else None
+        if sampling != "balanced":
+            return None
+        return self.train.balanced_weights(self.names, self.task)
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,8 @@ class Parts:
             self.config.train.task,
             len(self.data.names),
             n_verbs=self.data.n_verbs,
-            n_tokens=_n_tokens(self.model),
+            n_tokens={m: self.transform.n_tokens(m) for m in self.transform.windows},
+            joint=isinstance(self.model, MBT) and self.model.config.classifier == "gap",
         )
 
     def autocast(self) -> torch.autocast:
@@ -98,6 +110,8 @@ class Parts:
             "front_end": asdict(self.transform),
             "labels": list(self.data.names),
             "manifest": self.data.train.hash,
+            "val": self.data.val and self.data.val.hash,
+            "test": self.data.test and self.data.test.hash,
         }
 
     def check_same_data(self, saved: Mapping[str, Any], folder: Path) -> None:
@@ -107,8 +121,8 @@ class Parts:
             InputError: They differ.
         """
         now = self.record()
-        for key, words in (("labels", "class names"), ("manifest", "training clips and labels")):
-            if saved[key] != now[key]:
+        for key, words in _COMPARED.items():
+            if saved.get(key) != now[key]:
                 raise InputError(
                     f"{words} must be those that {folder} was trained with, got others; "
                     "choose another folder"
@@ -131,10 +145,10 @@ def read_data(config: TrainConfig) -> Data:
     names = read_labels(files.labels) if files.labels else train.label_names(task)
     for manifest in filter(None, (train, val, test)):
         if task == "multilabel":  # the targets of two million rows would take a gigabyte
-            manifest.class_counts(names)
+            manifest.class_counts(names, task)
         else:
             manifest.targets(names, task)
-    return Data(train, val, test, tuple(names))
+    return Data(train, val, test, tuple(names), task)
 
 
 def build_parts(config: TrainConfig, data: Data, saved: Path | None = None) -> Parts:
@@ -153,10 +167,3 @@ def build_parts(config: TrainConfig, data: Data, saved: Path | None = None) -> P
     model = start.build(config, len(data.names), saved).to(device)
     transform = start.clip_transform(config, model.config)
     return Parts(config, data, model, transform, device, dtype)
-
-
-def _n_tokens(model: Model) -> dict[str, int]:
-    """Own tokens of each stream."""
-    if isinstance(model, MBT):
-        return {m: model.config.n_tokens(m) for m in model.config.modalities}
-    return model.n_tokens

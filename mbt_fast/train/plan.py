@@ -69,7 +69,7 @@ def census(data: Data) -> str:
     """The manifests: clips, classes, classes without a clip, files that are not there."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     found = [
-        (name, manifest, manifest.class_counts(data.names), _missing(manifest))
+        (name, manifest, manifest.class_counts(data.names, data.task), _missing(manifest))
         for name, manifest in splits.items()
         if manifest is not None
     ]

@@ -1,7 +1,7 @@
 """What a run leaves in its folder: records, checkpoints, scores and a report."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mbt_fast.checkpoint.files import read_safetensors
+from mbt_fast.checkpoint.pretrained import WEIGHTS_FILE
+from mbt_fast.checkpoint.runs import BEST, find_checkpoint, read_record
 from mbt_fast.data.manifest import Manifest
+from mbt_fast.errors import RunError
 from mbt_fast.train import checkpoints, report
 from mbt_fast.train.averaging import average
 from mbt_fast.train.broken import BrokenClips
@@ -18,7 +21,7 @@ from mbt_fast.train.evaluate import evaluate
 from mbt_fast.train.log import Log, Record, TensorBoard
 from mbt_fast.train.means import Meter
 from mbt_fast.train.parts import Parts
-from mbt_fast.train.state import MODEL_FILE, TrainingState, read_record
+from mbt_fast.train.state import TrainingState
 
 _ALARM = (
     "warning: the model predicts the same for every clip; often the learning rate is too high, or "
@@ -77,6 +80,7 @@ class Run(ExitStack):
     Attributes:
         step: Steps made.
         log: Records of training and of scores.
+        scores: Those of scores.
 
     Raises:
         CheckpointError: The last checkpoint cannot be read.
@@ -88,13 +92,14 @@ class Run(ExitStack):
         super().__init__()
         self.parts, self.state, self.folder, self.config = parts, state, folder, parts.config
         checkpoints.remove_leftovers(folder)
-        last = checkpoints.find(folder)
+        last = find_checkpoint(folder)
         if last is not None:
             parts.check_same_data(read_record(last), folder)
             state.read(last)
         self.step = 0 if last is None else checkpoints.step_of(last)
         limit = self.config.data.broken_limit
         self.log = Log(folder / "log.jsonl", self.step)
+        self.scores = [record for record in self.log.records() if record["kind"] == "eval"]
         self.broken = BrokenClips(folder / "broken.jsonl", self.step, parts.data.train, limit)
         self.tensorboard = TensorBoard(folder / "tensorboard", self.step)
         for part in (self.log, self.broken, self.tensorboard):
@@ -107,9 +112,13 @@ class Run(ExitStack):
         """Take down the clips that the coming step could not have.
 
         Raises:
-            RunError: They are too many.
+            RunError: They are too many; what was done is saved.
         """
-        self.broken.note(broken, self.step + 1)
+        try:
+            self.broken.note(broken, self.step + 1)
+        except RunError:
+            self.save()
+            raise
 
     def advance(self, record: Record, meter: Meter) -> None:
         """Take down a step that was made, and save if it is time."""
@@ -150,6 +159,7 @@ class Run(ExitStack):
             if record is None:
                 return
             self._write(record)
+            self.scores.append(record)
             tqdm.write(report.line(f"step {self.step}", record))
             if record["constant"]:
                 tqdm.write(_ALARM)
@@ -161,22 +171,20 @@ class Run(ExitStack):
         """Save what is not saved, and say how the run ended."""
         self.save()
         self.write_report()
-        scores = [record for record in self.log.records if record["kind"] == "eval"]
-        done = self.step == self.parts.total_steps and not list(self._due())
-        last = scores[-1] if scores else {}
+        done = self.step == self.parts.total_steps and not self._due()
+        last = self.scores[-1] if self.scores else {}
         return Outcome(self.step, self.parts.total_steps, None if done else stopped_by, last)
 
     def write_report(self) -> None:
         """Write the page with curves, from the records."""
         start = time.monotonic()
         path = self.folder / "report.html"
-        report.write(path, self.config, self.log.records, self.broken.records)
+        report.write(path, self.config, self.log.records(), self.broken.records())
         end = time.monotonic()
         self._next_report = end + _REPORT_PAUSE * (end - start)
 
-    def _due(self) -> Iterator[Evaluation]:
+    def _due(self) -> list[Evaluation]:
         """The scores of this step that the log does not have."""
-        have = {(r["step"], r["split"], r["views"]) for r in self.log.records if _is_score(r)}
         data, options = self.parts.data, self.config.eval
         last = self.step == self.parts.total_steps
         every = options.every_epochs * self.parts.steps_per_epoch
@@ -186,9 +194,14 @@ class Run(ExitStack):
         final = data.test or data.val
         if last and final:
             wanted.append(Evaluation("test" if data.test else "val", final, options.views))
-        for evaluation in wanted:
-            if (self.step, evaluation.split, evaluation.views) not in have:
-                yield evaluation
+        if not wanted:  # at most steps
+            return []
+        have = {(record["step"], record["split"], record["views"]) for record in self.scores}
+        return [
+            evaluation
+            for evaluation in dict.fromkeys(wanted)  # both may be the same
+            if (self.step, evaluation.split, evaluation.views) not in have
+        ]
 
     def _score(self, evaluation: Evaluation, stop: Callable[[], bool]) -> Record | None:
         parts, options = self.parts, self.config
@@ -234,7 +247,7 @@ class Run(ExitStack):
         with self.state.scored():
             own = {name: tensor.clone() for name, tensor in self.parts.model.state_dict().items()}
         folders = [checkpoints.folder_of(self.folder, step) for step in before]
-        states = chain((read_safetensors(folder / MODEL_FILE) for folder in folders), [own])
+        states = chain((read_safetensors(folder / WEIGHTS_FILE) for folder in folders), [own])
         self.parts.model.load_state_dict(average(states))
         self.state.ema = None
 
@@ -248,17 +261,11 @@ class Run(ExitStack):
         alike = ("val", options.epoch_views)
         scores = [
             (record[name], -record["step"])
-            for record in self.log.records
-            if _is_score(record)
-            and (record["split"], record["views"]) == alike
-            and record[name] is not None
+            for record in self.scores
+            if (record["split"], record["views"]) == alike and record[name] is not None
         ]
         if scores and self.config.checkpoint.best:
             step = -max(scores)[1]
             if checkpoints.folder_of(self.folder, step).is_dir():
-                checkpoints.point(self.folder, checkpoints.BEST, step)
+                checkpoints.point(self.folder, BEST, step)
             self._prune()
-
-
-def _is_score(record: Record) -> bool:
-    return bool(record["kind"] == "eval")

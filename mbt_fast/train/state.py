@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from mbt_fast.checkpoint.files import read_safetensors
+from mbt_fast.checkpoint.pretrained import WEIGHTS_FILE
+from mbt_fast.checkpoint.runs import STATE_FILE, read_record
 from mbt_fast.errors import CheckpointError
 from mbt_fast.models.saved import Model, save_model
 from mbt_fast.train.averaging import Ema
 
-MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
-STATE_FILE = "state.json"
 
 
 @dataclass
@@ -74,30 +74,16 @@ class TrainingState:
             CheckpointError: A file is malformed, or belongs to another model or optimizer.
             OSError: A file cannot be read.
         """
-        weights = read_safetensors(folder / MODEL_FILE)
+        weights = read_safetensors(folder / WEIGHTS_FILE)
         tensors = read_safetensors(folder / OPTIMIZER_FILE)
         if self.ema is not None:
             self.ema.load_state_dict(weights)
-            weights = _without_prefix("weights", tensors)
+            # At the end of a run with train.average_last none are trained any more.
+            weights = _without_prefix("weights", tensors) or weights
         self.model.load_state_dict(weights)
         momentum = _without_prefix("optimizer", tensors)
         _load_optimizer_tensors(self.model, self.optimizer, momentum)
         self.scaler.load_state_dict(read_record(folder)["scaler"])
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """What ``state.json`` of a checkpoint says.
-
-    Raises:
-        CheckpointError: It is malformed.
-        OSError: It cannot be read.
-    """
-    file = folder / STATE_FILE
-    try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not JSON: {error}") from error
-    return record
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

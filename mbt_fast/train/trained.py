@@ -12,8 +12,6 @@ from mbt_fast.data import ClipTransform, read_labels
 from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models.saved import Model, load_model
 
-_SIZES = ("rgb", "spectrogram", "patch_size")  # which the model's config has
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -74,17 +72,16 @@ def load_trained(
     if not state:
         return _without_run(folder, model, labels, task, front_end or {})
     try:
-        settings, own, names = state["config"], state["front_end"], tuple(state["labels"])
-        known, step = settings["train.task"], state["step"]
-        options = {name: value for name, value in own.items() if name not in _SIZES}
+        settings, names, step = state["config"], tuple(state["labels"]), state["step"]
+        known = settings["train.task"]
+        front_end = {**state["front_end"], **(front_end or {})}
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: state.json is not that of a run ({error})") from error
     if task not in (None, known):
         raise InputError(f"task must be that of the run, {known!r}, got {task!r}")
     if labels is not None:
         names = tuple(read_labels(labels, len(names)))
-    transform = _transform(model, {**options, **(front_end or {})})
-    return Trained(folder, model, transform, names, known, settings, step)
+    return Trained(folder, model, _transform(model, front_end), names, known, settings, step)
 
 
 def label_hash(names: Sequence[str]) -> str:
@@ -106,8 +103,8 @@ def _without_run(
     return Trained(folder, model, _transform(model, front_end), names, task or "", {})
 
 
-def _transform(model: Model, options: Mapping[str, Any]) -> ClipTransform:
+def _transform(model: Model, front_end: Mapping[str, Any]) -> ClipTransform:
     try:
-        return ClipTransform.from_config(model.config, **options)
+        return ClipTransform.from_run(model.config, front_end)
     except (TypeError, ValueError) as error:
         raise InputError(f"front end: {error}") from error

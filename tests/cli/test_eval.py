@@ -152,6 +152,18 @@ def test_all_subsets_of_the_modalities(run, manifest, tmp_path, capsys):
     assert "rgb + spectrogram" in capsys.readouterr().out
 
 
+def test_a_subset_that_no_clip_has_leaves_the_scores_of_the_others(run, tmp_path, capsys):
+    list(write_synthetic(tmp_path, SyntheticSet(2, classes=2, seconds=1.0, val=0.0, silent=0.9)))
+    out, silent = tmp_path / "out.json", tmp_path / "train.csv"
+    assert evaluated(run, silent, "--modalities", "all", "--views", 1, "--json", out) == 0
+    records = json.loads(out.read_text())["records"]
+    assert [record["n"] for record in records] == [2, 0, 2]
+    assert records[0]["top1"] is not None
+    assert records[1]["top1"] is None
+    line = refused(capsys, run, silent, "--modalities", "spectrogram")
+    assert "no clip could be scored from spectrogram: none has such a modality" in line
+
+
 def test_one_modality(run, manifest, tmp_path):
     out = tmp_path / "out.json"
     assert evaluated(run, manifest, "--modalities", "spectrogram", "--json", out) == 0

@@ -1,5 +1,6 @@
 """What real files and installations do to a reader; each test is named after its symptom."""
 
+import errno
 import itertools
 import struct
 import wave
@@ -11,6 +12,7 @@ import torch
 from mbt_fast.data import ClipTransform, load_clip, read_window
 from mbt_fast.data.audio import log_mel
 from mbt_fast.data.decode import Decoder
+from mbt_fast.data.manifest import Entry
 from mbt_fast.data.media import Media
 from mbt_fast.data.sound import SAMPLE_RATE, AudioCollector, AudioWindow
 from mbt_fast.data.windows import Segment
@@ -144,7 +146,13 @@ def test_a_stream_that_joins_later_is_no_index_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [IndexError("list index"), ValueError("bad\ntag"), OSError(5, "io")]
+    "error",
+    [
+        IndexError("list index"),
+        ValueError("bad\ntag"),
+        av.error.OSError(5, "io"),
+        av.MemoryError(12, ""),
+    ],
 )
 @pytest.mark.parametrize("place", ["open", "decode"])
 def test_any_exception_is_one_clip_error(monkeypatch, error, place):
@@ -159,6 +167,44 @@ def test_any_exception_is_one_clip_error(monkeypatch, error, place):
         load_clip(NASA, BOTH)
     assert "\n" not in str(raised.value)
     assert raised.value.__cause__ is error
+
+
+MACHINE = [
+    MemoryError(),
+    OSError(errno.EIO, "disk"),
+    OSError(errno.EMFILE, "too many"),
+    av.error.OSError(errno.EMFILE, "too many"),
+]
+
+
+@pytest.mark.parametrize("error", MACHINE, ids=repr)
+@pytest.mark.parametrize("errors", ["strict", "tolerate"])
+@pytest.mark.parametrize(
+    "place", ["os.stat", "av.open", "mbt_fast.data.video.planes", "mbt_fast.data.decode.packets"]
+)
+def test_a_machine_that_runs_out_is_no_broken_clip(monkeypatch, error, errors, place):
+    # A batch of good clips was counted as broken, up to the limit that ends a run.
+    def fail(*args, **kwargs):
+        raise error
+
+    lazy = place.endswith("packets")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, (lambda *args: map(fail, args)) if lazy else fail)
+        with pytest.raises(type(error)) as raised:
+            read_window(NASA, BOTH, errors=errors)
+    assert raised.value is error
+
+
+def test_a_shard_that_cannot_be_opened_for_want_of_descriptors_is_no_broken_clip(tmp_path):
+    resource = pytest.importorskip("resource")
+    entry = Entry(str(NASA), "a", offset=0, size=100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            _ = entry.media
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # Orientation.

@@ -6,7 +6,7 @@ import pytest
 
 from mbt_fast.cli.main import main
 from mbt_fast.data import Manifest, read_labels
-from mbt_fast.data.importers import Segment, cap_classes, find_clips
+from mbt_fast.data.importers import LabelledSegment, cap_classes, find_clips
 from mbt_fast.data.importers.segment import seconds
 from mbt_fast.errors import InputError
 
@@ -241,7 +241,7 @@ def test_kinetics_needs_its_columns(folder, capsys):
 )
 def test_usual_names_of_clips(folder, name):
     touch(f"clips/{name}", "clips/other_000030.mp4", "clips/abc_x.json")
-    segment = Segment("abc_x_30000", "abc_x", 30.0, 40.5)
+    segment = LabelledSegment("abc_x_30000", "abc_x", 30.0, 40.5)
     found, missing = find_clips([segment], Path("clips"), whole_videos=False)
     assert [(s.id, path.as_posix()) for s, path in found] == [(segment.id, f"clips/{name}")]
     assert not missing
@@ -249,13 +249,13 @@ def test_usual_names_of_clips(folder, name):
 
 def test_another_segment_of_the_video_is_not_taken(folder):
     touch("clips/abc_000010.mp4")
-    found, missing = find_clips([Segment("abc", "abc", 30.0, 40.0)], Path("clips"), False)
+    found, missing = find_clips([LabelledSegment("abc", "abc", 30.0, 40.0)], Path("clips"), False)
     assert (found, len(missing)) == ([], 1)
 
 
 def test_video_goes_before_sound_alone(folder):
     touch("clips/a/abc.wav", "clips/b/abc.mp4")
-    found, _ = find_clips([Segment("abc", "abc", 0.0, 1.0)], Path("clips"), False)
+    found, _ = find_clips([LabelledSegment("abc", "abc", 0.0, 1.0)], Path("clips"), False)
     assert found[0][1].suffix == ".mp4"
 
 
@@ -284,7 +284,7 @@ def test_times():
 
 def speech_and_rare(count):
     labels = [("speech",) if k % 10 else ("speech", "rare") for k in range(count)]
-    return [Segment(str(k), str(k), 0.0, 1.0, names) for k, names in enumerate(labels)]
+    return [LabelledSegment(str(k), str(k), 0.0, 1.0, names) for k, names in enumerate(labels)]
 
 
 def test_cap_fills_the_frequent_classes_only():

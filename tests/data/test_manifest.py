@@ -197,6 +197,16 @@ def test_targets_of_verbs_and_nouns(read):
     assert manifest.balanced_weights(names).tolist() == [1, 1.5, 1.5]
 
 
+def test_verbs_and_nouns_are_counted_beside_a_column_of_labels(read):
+    lines = zip(VERBS.splitlines(), ("labels", "P01", "P01", "P02"), strict=True)
+    manifest, plain = read("\n".join(map(",".join, lines))), read(VERBS, "plain.csv")
+    names = plain.label_names("verb_noun")
+    for count in ("class_counts", "balanced_weights"):
+        given = getattr(manifest, count)(names, "verb_noun")
+        assert torch.equal(given, getattr(plain, count)(names))
+    assert manifest.class_counts(["P01", "P02"], "single").tolist() == [2, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "names", "task"),
     [

@@ -163,7 +163,7 @@ def _ids_without_sound(folder):
 
 
 def test_a_clip_that_does_not_exist_in_its_file():
-    with pytest.raises(ClipError, match=r"ends at 5\.00 s, before the clip begins"):
+    with pytest.raises(ClipError, match=r"start must lie before the end of the file, 5\.00 s"):
         transcode(Entry(NASA, "nasa", start=6.0, end=7.0), Recipe())
 
 

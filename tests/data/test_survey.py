@@ -3,6 +3,7 @@
 import json
 import math
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -11,13 +12,17 @@ from mbt_fast.cli.main import main
 from mbt_fast.data import ClipTransform, Entry, Manifest, load_clip
 from mbt_fast.data.encode import ClipWriter
 from mbt_fast.data.examine import examine
-from mbt_fast.data.statistics import Moments
+from mbt_fast.data.media import Media
+from mbt_fast.data.statistics import Moments, log_mel_moments
 from mbt_fast.data.synthetic import SyntheticSet, write_synthetic
 
 av = pytest.importorskip("av")
 pytest.importorskip("numpy")
 pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")
+from media_files import NASA  # noqa: E402
+
+WINDOWS = {"time": 50, "mel": 32, "window": "hamming", "views": 1}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +109,7 @@ def test_a_segment_is_examined_alone(folder, tmp_path):
     first, second, third = map(examine, Manifest.read(path))
     assert first.seconds == pytest.approx(0.4)
     assert second.seconds == pytest.approx(0.5, abs=0.01)
-    assert "ends at 1.00 s, before the clip begins" in third.error
+    assert "start must lie before the end of the file, 1.00 s" in third.error
 
 
 @pytest.mark.parametrize("moves", [True, False])
@@ -185,3 +190,20 @@ def test_stats_need_sound(folder, tmp_path, capsys):
     assert "must have a clip with sound that can be read" in capsys.readouterr().err
     assert main(["data", "stats", str(tmp_path / "a.csv"), "--mel", "0"]) == 2
     assert "--mel must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("clip", [(0.0, None), (0.0, 0.5), (9.0, 9.5)])
+@pytest.mark.parametrize("count", [examine, partial(log_mel_moments, **WINDOWS)])
+def test_nothing_stays_open_of_a_clip_that_was_counted(monkeypatch, count, clip):
+    opened = []
+
+    def remember(self, _open=Media.open):
+        opened.append(_open(self))
+        return opened[-1]
+
+    monkeypatch.setattr(Media, "open", remember)
+    count(Entry(str(NASA), "a", *clip))
+    assert opened
+    for container in opened:
+        with pytest.raises(AssertionError, match="not open"):
+            list(container.demux())

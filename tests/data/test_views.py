@@ -195,6 +195,32 @@ def test_a_model_takes_the_lengths():
         assert torch.equal(model(dict(clip.inputs), clip.lengths), model(dict(clip.inputs)))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"classifier": "gap_per_modality"}, {"classifier": "gap"}, {"n_sampled_frames": 1}],
+    ids=str,
+)
+def test_a_model_without_cls_or_with_sampled_frames_takes_the_lengths(mixed, changes):
+    model = create_model("mbt_tiny", **changes).eval()
+    form = ClipTransform.from_config(model.config)
+    for modality in form.shapes:
+        assert form.n_tokens(modality) == model.config.n_tokens(modality)
+    clips = [read_window(path, form) for path in mixed]
+    for mask_padding in (False, True):
+        inputs, lengths = collate(clips, mask_padding=mask_padding)
+        assert lengths["spectrogram"][1] == 0
+        with torch.inference_mode():
+            assert model(inputs, lengths).isfinite().all()
+
+
+def test_lengths_count_sampled_frames_only():
+    form = ClipTransform((8, 16, 16), None, patch_size={"rgb": (1, 8, 8)}, sampled_frames=(1, 4, 6))
+    # Frame 4 is real from 5 frames on; of a single frame the sampled one is a repetition.
+    counts = [form.n_tokens("rgb", frames) for frames in (0, 1, 2, 4, 5, 8)]
+    assert counts == [0, 5, 5, 5, 9, 13]
+    assert form.n_tokens("rgb") == 13
+
+
 # Batches.
 
 

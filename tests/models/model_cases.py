@@ -12,6 +12,7 @@ FUSIONS = {
     "bottleneck, shared": {"share_encoder": True},
     "vanilla": {"fusion": "vanilla"},
     "vanilla, shared": {"fusion": "vanilla", "share_encoder": True},
+    "in order": {"update_order": ("spectrogram", "rgb")},
     "early": {"fusion_layer": 0},
     "late": {"fusion_layer": 4},
     "no bottlenecks": {"n_bottlenecks": 0},

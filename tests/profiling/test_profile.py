@@ -221,6 +221,7 @@ def test_budget_takes_the_best_layer_that_fits():
         (["--n-bottlenecks", "0", "--budget-gflops", "1"], "nothing to choose from"),
         (["--budget-gflops", "1e-9"], "no bottleneck model of this profile fits"),
         (["--budget-gflops", "1"], "Within 1 GFLOPs: fusion layer 3 with B = 4"),
+        (["--budget-gflops", "1"], "But the last layer alone exchanges nothing"),
     ],
 )
 def test_what_is_said_of_a_budget(capsys, arguments, said):

@@ -78,7 +78,7 @@ def exists(tool, name, arguments):
         return importlib.util.find_spec(name)
     options = re.findall(r"--[a-z0-9-]+", arguments.partition("#")[0])
     known = command(build_parser(), name)
-    if known and known._subparsers:  # such as mbt-fast data check
+    if known and known._subparsers and arguments:  # such as mbt-fast data check
         known = command(known, arguments.split()[0])
     return known and set(options) <= set(known._option_string_actions)
 

@@ -49,7 +49,7 @@ def clips(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # before the runs that tests of a module share
 def one_thread():
     """Leave the cores to the workers: threads that wait for one another suffer most from them."""
     threads = torch.get_num_threads()

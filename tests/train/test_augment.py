@@ -283,6 +283,29 @@ def test_a_modality_that_one_of_two_lacks_is_not_mixed():
     assert 0 < share_of(x["rgb"], inputs["rgb"], inputs["rgb"].flip(0)) < 1
 
 
+def test_one_label_is_mixed_where_both_have_the_same_modalities():
+    whole = torch.full((B,), 7, dtype=torch.int32)
+    lengths = {"rgb": whole, "spectrogram": whole.clone()}
+    lengths["spectrogram"][[0, 2, B - 3]] = 0
+    inputs, targets, (x, y, valid) = mixed(lengths, joint=True)
+    assert torch.equal(y["rgb"], y["spectrogram"])
+    for m in inputs:
+        for index in (0, B - 1):
+            assert torch.equal(x[m][index], inputs[m][index])
+        assert torch.equal(y[m][[0, B - 1]], targets[m][[0, B - 1]])
+    for index in (1, 2):  # both whole, both silent
+        assert 0 < share_of(x["rgb"][index], *(inputs["rgb"][i] for i in (index, -1 - index))) < 1
+    assert valid["spectrogram"].tolist() == [0, 7, 0, 7, 7, 0, 7, 7]
+
+
+def test_one_output_of_the_model_has_one_target():
+    inputs = batch()
+    call = Augment(config(mixup=0.4), "single", K, joint=True)
+    targets = call(inputs, classes(), None, generator()).targets
+    assert list(targets) == ["shared"]
+    assert targets["shared"].sum(1).tolist() == pytest.approx([1.0] * B)
+
+
 def test_shares_are_of_the_beta_distribution():
     x = {"rgb": torch.tensor([[1.0], [0.0]])}
     source = generator()

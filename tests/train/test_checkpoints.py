@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from mbt_fast.checkpoint.runs import BEST, find_checkpoint, resolve_run
 from mbt_fast.errors import CheckpointError
 from mbt_fast.train import checkpoints
 
@@ -23,11 +24,11 @@ def steps_of(run):
 
 
 def test_latest_names_what_was_saved_last(tmp_path):
-    assert checkpoints.find(tmp_path) is None
+    assert find_checkpoint(tmp_path) is None
     save(tmp_path, 50, 100)
     assert (tmp_path / "latest").read_text() == "checkpoints/step-00000100\n"
-    assert checkpoints.find(tmp_path) == tmp_path / "checkpoints" / "step-00000100"
-    assert (checkpoints.find(tmp_path) / "model.safetensors").read_bytes() == b"weights"
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-00000100"
+    assert (find_checkpoint(tmp_path) / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(tmp_path):
@@ -42,7 +43,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(tmp_path):
     assert "\n" not in str(raised.value)
     assert steps_of(tmp_path) == [50]
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000050"]
-    assert checkpoints.step_of(checkpoints.find(tmp_path)) == 50
+    assert checkpoints.step_of(find_checkpoint(tmp_path)) == 50
 
 
 def test_a_failure_of_safetensors_is_one_line_too(tmp_path):
@@ -76,11 +77,11 @@ def test_a_kill_within_a_save_leaves_the_checkpoint_before(tmp_path, monkeypatch
         patch.setattr(checkpoints.Path, name, killed)
         with pytest.raises(Killed):
             save(tmp_path, 100)
-    assert checkpoints.step_of(checkpoints.find(tmp_path)) == 50
+    assert checkpoints.step_of(find_checkpoint(tmp_path)) == 50
     checkpoints.remove_leftovers(tmp_path)
     assert not list(tmp_path.glob("checkpoints/.*"))
     checkpoints.prune(tmp_path, keep=1)
-    assert checkpoints.find(tmp_path).is_dir(), "what is renamed already does not count"
+    assert find_checkpoint(tmp_path).is_dir(), "what is renamed already does not count"
     save(tmp_path, 100)
     assert steps_of(tmp_path) == [50, 100]
 
@@ -89,14 +90,14 @@ def test_a_save_takes_the_place_of_a_checkpoint_that_latest_never_named(tmp_path
     save(tmp_path, 100)
     (tmp_path / "latest").unlink()
     checkpoints.save(tmp_path, 100, lambda folder: (folder / "new").touch())
-    assert os.listdir(checkpoints.find(tmp_path)) == ["new"]
+    assert os.listdir(find_checkpoint(tmp_path)) == ["new"]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
         if step == 2:
-            checkpoints.point(tmp_path, checkpoints.BEST, step)
+            checkpoints.point(tmp_path, BEST, step)
         checkpoints.prune(tmp_path, keep=2)
     assert steps_of(tmp_path) == [2, 4, 5]
 
@@ -112,7 +113,24 @@ def test_a_pointer_to_nothing_is_refused(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "latest").write_text("checkpoints/step-00000007\n")
     with pytest.raises(CheckpointError, match="latest must name a checkpoint"):
-        checkpoints.find(tmp_path)
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["missing", "empty"])
+def test_without_latest_the_newest_checkpoint_is_found(tmp_path, lost):
+    save(tmp_path, 1, 2, 30)
+    (tmp_path / "latest").unlink() if lost == "missing" else (tmp_path / "latest").write_text("")
+    (tmp_path / "checkpoints" / ".step-00000040.tmp").mkdir()
+    assert checkpoints.step_of(find_checkpoint(tmp_path)) == 30
+    assert checkpoints.step_of(resolve_run(tmp_path)) == 30
+    assert find_checkpoint(tmp_path, BEST) is None
+
+
+def test_an_empty_best_says_so(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "best").write_text("")
+    with pytest.raises(CheckpointError, match="best: the run has no checkpoint yet"):
+        resolve_run(tmp_path / "best")
 
 
 def test_a_save_reaches_the_disk_before_latest_names_it(tmp_path, monkeypatch):

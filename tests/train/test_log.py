@@ -30,7 +30,7 @@ def test_a_resumed_run_has_no_step_twice(tmp_path):
     path = tmp_path / "log.jsonl"
     write(path, *({"step": step} for step in range(1, 6)))
     with closing(Log(path, step=3)) as log:
-        assert [record["step"] for record in log.records] == [1, 2, 3]
+        assert [record["step"] for record in log.records()] == [1, 2, 3]
         log.append({"step": 4})
     assert [record["step"] for record in read(path)] == [1, 2, 3, 4]
 
@@ -43,6 +43,18 @@ def test_a_line_that_was_written_in_part_is_dropped(tmp_path):
     with closing(Log(path, step=5)) as log:
         log.append({"step": 2})
     assert [record["step"] for record in read(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 15 + b"\n", b'{"step":\0\0\0\n', b"\xff\n"])
+def test_a_line_that_a_power_cut_damaged_is_dropped(tmp_path, damage):
+    path = tmp_path / "log.jsonl"
+    write(path, {"step": 1}, {"step": 2})
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage + second)
+    with closing(Log(path, step=1)) as log:
+        log.append({"step": 2})
+    assert [record["step"] for record in read(path)] == [1, 2]
+    assert path.read_bytes() == first + second
 
 
 def test_records_are_there_at_once_for_who_follows_the_file(tmp_path):

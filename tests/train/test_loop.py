@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from mbt_fast import MBT
+from mbt_fast.checkpoint.runs import BEST, find_checkpoint
 from mbt_fast.errors import CheckpointError, InputError, RunError
 from mbt_fast.train import checkpoints, train
 from mbt_fast.train.averaging import average
 from mbt_fast.train.folder import locked
-from mbt_fast.train.log import read
+from mbt_fast.train.log import Log, read
 from mbt_fast.train.loop import Loop
 from mbt_fast.train.run import Run
 from mbt_fast.train.state import TrainingState
@@ -55,8 +56,8 @@ def test_a_run_leaves_what_its_folder_is_said_to_hold(whole):
         path.name for path in whole.iterdir() if not path.name.startswith(".")
     }
     assert (whole / "labels.txt").read_text().split() == [f"tone-{index}" for index in range(4)]
-    assert checkpoints.step_of(checkpoints.find(whole)) == STEPS
-    state = json.loads((checkpoints.find(whole) / "state.json").read_text())
+    assert checkpoints.step_of(find_checkpoint(whole)) == STEPS
+    state = json.loads((find_checkpoint(whole) / "state.json").read_text())
     assert (state["step"], state["epoch"]) == (STEPS, 3)
     assert state["front_end"]["window"] == "hamming"
     assert state["labels"] == [f"tone-{index}" for index in range(4)]
@@ -87,7 +88,7 @@ def test_scores_come_after_each_epoch_and_at_the_end(whole):
 
 def test_best_names_the_checkpoint_of_the_best_score(whole):
     scores = {line["step"]: line["top1"] for line in records(whole, "eval")[:3]}
-    best = checkpoints.find(whole, checkpoints.BEST)
+    best = find_checkpoint(whole, BEST)
     assert checkpoints.step_of(best) == max(scores, key=lambda step: (scores[step], -step))
 
 
@@ -99,7 +100,7 @@ def test_broken_clips_are_listed_once_with_their_reason(whole):
 
 
 def test_a_checkpoint_is_a_model(whole):
-    model = MBT.from_pretrained(checkpoints.find(whole))
+    model = MBT.from_pretrained(find_checkpoint(whole))
     assert model.config.num_classes == 4
     assert same(model.state_dict(), weights(whole))
     assert same(MBT.from_pretrained(whole).state_dict(), weights(whole))
@@ -151,7 +152,7 @@ def test_a_signal_saves_at_the_next_step_and_the_run_resumes(
         outcome = train(configure(), tmp_path)
     assert (outcome.step, outcome.stopped_by) == (5, name)
     assert str(outcome) == f"stopped by {name} at step 5 of 12; the same command resumes"
-    assert checkpoints.step_of(checkpoints.find(tmp_path)) == 5
+    assert checkpoints.step_of(find_checkpoint(tmp_path)) == 5
     assert signal.getsignal(getattr(signal, name)) == before
     assert train(configure(), tmp_path).stopped_by is None
     assert same(weights(tmp_path), weights(whole))
@@ -203,11 +204,19 @@ def test_other_clips_in_the_folder_are_refused(clips, configure, tmp_path):
     train(configure("train.epochs=1"), run)
     fewer = clips / "fewer.csv"
     fewer.write_text("".join((clips / "train.csv").read_text().splitlines(True)[:-1]))
-    (run / "config.toml").write_text(
-        (run / "config.toml").read_text().replace("train.csv", "fewer.csv")
-    )
     with pytest.raises(InputError, match="training clips and labels must be those"):
         train(configure("train.epochs=1", f"data.train={fewer}"), run)
+    with pytest.raises(InputError, match=r"clips and labels of data\.val must be those"):
+        train(configure("train.epochs=1", f"data.val={fewer}"), run)
+
+
+def test_a_run_goes_on_when_its_clips_were_moved(clips, configure, tmp_path):
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    train(configure("train.epochs=1"), run)
+    moved.symlink_to(clips)
+    files = [f"data.{name}={moved / name}.csv" for name in ("train", "val")]
+    files.append(f"data.labels={moved / 'labels.txt'}")
+    assert train(configure("train.epochs=1", *files), run).step == PER_EPOCH
 
 
 def test_two_processes_in_one_folder_are_refused(configure, tmp_path):
@@ -228,6 +237,15 @@ def test_too_many_broken_clips_end_the_run_with_the_list(configure, tmp_path):
     assert len(read(tmp_path / "broken.jsonl")) == 1
 
 
+def test_a_run_with_too_many_broken_clips_goes_on_with_another_limit(whole, configure, tmp_path):
+    with pytest.raises(RunError, match="cannot be read"):
+        train(configure("data.broken_limit=0.1", "checkpoint.every_steps=100"), tmp_path)
+    step = records(tmp_path, "train")[-1]["step"]
+    assert checkpoints.step_of(find_checkpoint(tmp_path)) == step, "nothing is done again"
+    train(configure("data.broken_limit=0.2"), tmp_path)
+    assert same(weights(tmp_path), weights(whole))
+
+
 def test_a_folder_that_holds_no_clips_ends_the_run_soon(clips, configure, tmp_path):
     gone = tmp_path / "gone.csv"
     rows = (clips / "train.csv").read_text().replace("clips/", "elsewhere/")
@@ -242,7 +260,7 @@ def test_a_loss_that_is_not_finite_names_the_clips_and_spares_the_weights(config
     named = str(raised.value).partition("clips ")[2].split(", ")
     assert len(named) == 4
     assert all(name.isdecimal() for name in named)
-    last = checkpoints.step_of(checkpoints.find(tmp_path))
+    last = checkpoints.step_of(find_checkpoint(tmp_path))
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path, last).values())
 
 
@@ -250,7 +268,7 @@ def test_the_moving_average_is_what_is_saved_and_scored(configure, tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     options = ["train.ema=0.5", "train.epochs=1", "augment.mixup=0.0"]
     train(configure(*options), run)
-    tensors = load_file(checkpoints.find(run) / "optimizer.safetensors")
+    tensors = load_file(find_checkpoint(run) / "optimizer.safetensors")
     trained = {name[8:]: x for name, x in tensors.items() if name.startswith("weights/")}
     assert trained.keys() == weights(run, 4).keys()
     assert not same(trained, weights(run, 4))
@@ -299,6 +317,39 @@ def test_the_last_epochs_are_averaged_at_the_end(whole, configure, tmp_path, mon
     assert records(tmp_path, "eval")[-1]["step"] == STEPS
 
 
+def test_a_finished_run_with_both_averages_resumes(configure, tmp_path, monkeypatch):
+    config = configure("train.average_last=2", "train.ema=0.5", "train.epochs=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_score", stopping_in_the_last_score)
+        assert train(config, tmp_path).stopped_by == "SIGTERM"
+    expected = weights(tmp_path, 8)
+    assert [train(config, tmp_path).step for _ in range(2)] == [8, 8]
+    assert same(weights(tmp_path, 8), expected)
+    assert [line["step"] for line in records(tmp_path, "eval")] == [8, 8]
+
+
+def stopping_in_the_last_score(self, evaluation, stop):
+    """In place of scores: none of those before, and a signal in the last."""
+    if self.step == 8:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_the_last_score_is_made_once_if_it_is_like_that_of_an_epoch(configure, tmp_path):
+    train(configure("train.epochs=1", "eval.views=1"), tmp_path)
+    assert [(line["step"], line["views"]) for line in records(tmp_path, "eval")] == [(4, 1)]
+
+
+def test_a_step_does_not_look_at_the_log(configure, tmp_path, monkeypatch):
+    """It has a record of each step before: the time of a step would grow."""
+    readings, steps = [], []
+    monkeypatch.setattr(Log, "records", lambda log: readings.append(log) or read(log.path))
+    step = Loop._step
+    monkeypatch.setattr(Loop, "_step", lambda *args: steps.append(readings[:]) or step(*args))
+    train(configure("data.val=", "train.epochs=2"), tmp_path)
+    assert len(steps) == 8
+    assert steps[0] == steps[-1]
+
+
 def test_a_run_without_validation_clips_has_no_scores(configure, tmp_path):
     outcome = train(configure('data.val=""', "train.steps=2"), tmp_path)
     assert outcome.scores == {}
@@ -334,3 +385,13 @@ def test_every_task_and_sampling_trains(configure, tmp_path, task, sampling):
     options = [f"train.task={task}", f"data.sampling={sampling}", "train.steps=2"]
     outcome = train(configure(*options, "eval.views=1"), tmp_path)
     assert {"multilabel": "mAP", "single": "top1"}[task] in outcome.scores
+
+
+@pytest.mark.parametrize("classifier", ["gap", "gap_per_modality"])
+def test_a_mean_over_tokens_trains_on_clips_without_sound(configure, tmp_path, classifier):
+    options = [f"model.classifier={classifier}", "train.epochs=1", "augment.modality_dropout=0.3"]
+    train(configure(*options, "augment.mixup=0.3", "eval.views=1"), tmp_path)
+    names = {"gap": ["shared"], "gap_per_modality": ["rgb", "spectrogram"]}[classifier]
+    for line in records(tmp_path, "train"):
+        assert [name[5:] for name in line if name.startswith("loss/")] == names
+        assert line["loss"] > 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mbt_fast.train import checkpoints
+from mbt_fast.checkpoint.runs import find_checkpoint
 from mbt_fast.train.log import read
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
@@ -42,7 +42,7 @@ def finish(process, *, killed=False):
 
 def assert_same_run(run, whole):
     for name in ("model.safetensors", "optimizer.safetensors"):
-        actual, expected = (load_file(checkpoints.find(folder) / name) for folder in (run, whole))
+        actual, expected = (load_file(find_checkpoint(folder) / name) for folder in (run, whole))
         assert actual.keys() == expected.keys()
         for key, tensor in expected.items():
             assert torch.equal(actual[key], tensor), key

@@ -1,6 +1,7 @@
 // Shared memory, mbarriers and the copy engine.
 #pragma once
 
+#include "arithmetic.hpp"
 #include "collective.hpp"
 
 namespace mbt_fast::cuda::emulated {
@@ -122,6 +123,14 @@ void store_shared(SharedAddress to, const T& value) {
   block.require(to % sizeof value == 0, "a store to shared memory is not aligned");
   std::memcpy(block.bytes(to, sizeof value), &value, sizeof value);
   block.mark_stored(to, sizeof value);
+}
+inline void store_matrices(SharedAddress row, const uint32_t* matrices) {
+  emulated::Block::current().require(row % 16 == 0, "a row of a matrix is not aligned");
+  const int lane = thread_index() % kWarp;
+  for (int i = 0; i < 4; ++i) {
+    const float to = shuffle(float_of(row), 8 * i + lane / 4);
+    store_shared(bits_of(to) + lane % 4 * 4, matrices[i]);
+  }
 }
 template <class T>
 T load_shared(SharedAddress from) {

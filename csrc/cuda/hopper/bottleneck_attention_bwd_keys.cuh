@@ -205,11 +205,14 @@ struct KeysConsumer {
     wgmma_commit();
   }
 
+  // One half of the queries.
+  template <int kPart>
   MBT_DEVICE void to_probabilities() {
+    constexpr int kChunks = kQueryRows / 16;
     const float scale = parameters.log2_scale;
     const SharedAddress own = memory.state(progress.stage()) + thread_index() % 4 * 8;
 #pragma unroll
-    for (int chunk = 0; chunk < kQueryRows / 8; ++chunk) {
+    for (int chunk = kPart * kChunks; chunk < (kPart + 1) * kChunks; ++chunk) {
       const Pair shift = load_shared_pair(own + 32 * chunk);
       const Pair log2_sum = load_shared_pair(own + 32 * chunk + 4 * kQueryRows);
 #pragma unroll
@@ -222,7 +225,7 @@ struct KeysConsumer {
     }
     if (is_whole) return;
 #pragma unroll
-    for (int i = 0; i < kQueryRows / 2; ++i)
+    for (int i = kPart * 4 * kChunks; i < (kPart + 1) * 4 * kChunks; ++i)
       if (!is_valid[i / 2 % 2]) scores[i] = 0;
   }
 
@@ -246,15 +249,12 @@ struct KeysConsumer {
 
   // ds' where both groups find it: rows are keys, panels are of 64 queries.
   MBT_DEVICE void share_ds(SharedAddress ds) {
-    const int column = computed_here(thread_index()) % 4 * 4;
+    const int thread = computed_here(thread_index()) % kWarpGroup, lane = thread % kWarp;
+    const int row = kGroupRows * group + thread / kWarp * 16 + lane % 16;
+    const SharedAddress first = ds + swizzled(row, lane / 16);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = fragment_row(group, half);
-#pragma unroll
-      for (int chunk = 0; chunk < kQueryRows / 8; ++chunk)
-        store_shared(ds + chunk / 8 * kPanelBytes + swizzled(row, chunk % 8) + column,
-                     ds_pairs[2 * chunk + half]);
-    }
+    for (int pair = 0; pair < kQueryRows / 16; ++pair)  // of chunks, whose numbers are swizzled by xor
+      store_matrices((first ^ pair % 4 * 32) + pair / 4 * kPanelBytes, ds_pairs + 4 * pair);
     if (is_first_of_group()) bulk_wait_read<0>();  // publish says to the group that dq() is free
     publish(kDsShared);
   }
@@ -278,18 +278,15 @@ struct KeysConsumer {
 
   MBT_DEVICE bool is_first_of_group() const { return thread_index() % kWarpGroup == 0; }
 
-  // From scores of a step, when they are there, to probabilities.
   template <int kPending>
-  MBT_DEVICE void finish_scores() {
+  MBT_DEVICE void wait_for_scores() {
     wgmma_wait<kPending>();
     keep_in_place(scores);
-    to_probabilities();
   }
 
   // From p and dp of a step to p' and ds' as operands; adds to dv.
-  MBT_DEVICE void differentiate(int number) {
+  MBT_DEVICE void differentiate() {
     const uint32_t stage = progress.stage();
-    start_dp(number);
     wgmma_wait<0>();
     keep_in_place(dp);
     to_operands();
@@ -323,28 +320,39 @@ struct KeysConsumer {
     release(memory.queries_empty(before()));
   }
 
-  // The whole walk. While the tensor cores are at dq and dk of a step, the scores of the next one
-  // become probabilities; with 128 channels registers do not suffice for dq, dk, dv and scores.
+  // The whole walk. While the tensor cores are at dq and dk of a step, one half of the next scores
+  // become probabilities, and the other half while they are at the next dp, which takes the registers
+  // of dq and of ds. With 128 channels these do not suffice for dq, dk, dv and scores: then all scores
+  // become probabilities beside dp.
   MBT_DEVICE void walk() {
     constexpr bool kOverlaps = kDim == 64 || !kAddsDq;
     start_scores(0);
-    finish_scores<0>();
-    differentiate(0);
+    start_dp(0);
+    wait_for_scores<1>();
+    to_probabilities<0>();
+    to_probabilities<1>();
+    differentiate();
     for (int number = 1; number < steps.count; ++number) {
       if constexpr (kOverlaps) {
         start_scores(number);
         start_results();
-        finish_scores<kAddsDq ? 2 : 1>();
+        wait_for_scores<kAddsDq ? 2 : 1>();
+        to_probabilities<0>();
         finish_dq<1>(number - 1);
         finish_dk<0>();
+        start_dp(number);
+        to_probabilities<1>();
       } else {
         start_results();
         finish_dq<1>(number - 1);
         finish_dk<0>();
         start_scores(number);
-        finish_scores<0>();
+        start_dp(number);
+        wait_for_scores<1>();
+        to_probabilities<0>();
+        to_probabilities<1>();
       }
-      differentiate(number);
+      differentiate();
     }
     start_results();
     finish_dq<1>(steps.count - 1);

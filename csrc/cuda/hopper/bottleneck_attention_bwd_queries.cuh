@@ -9,7 +9,7 @@
 namespace mbt_fast::cuda {
 
 template <int kDim>
-struct QueriesMemory : WalkBarriers {
+struct QueriesMemory : WalkBarriers<1> {
   static constexpr uint32_t kBytesOfTile = kTileBytes<kDim, kBackwardTile>;
   static constexpr uint32_t kQueries = 1024;
   static constexpr uint32_t kDouts = kQueries + kBytesOfTile;
@@ -25,15 +25,15 @@ struct QueriesMemory : WalkBarriers {
 };
 
 struct QueriesRings {
-  Ring keys, values;
-  uint32_t rows = 0;  // phase, of queries and douts
+  Ring<1> rows;  // of queries and douts
+  Ring<kStages> keys, values;
 };
 
 template <int kDim>
 MBT_DEVICE void load_queries(const QueriesMemory<kDim>& memory, const BackwardItem& item,
-                             uint32_t phase) {
-  const SharedAddress full = memory.rows_full();
-  barrier_wait(memory.rows_empty(), phase ^ 1);
+                             const Ring<1>& ring) {
+  const SharedAddress full = memory.rows_full(ring.stage);
+  barrier_wait(memory.rows_empty(ring.stage), ring.phase ^ 1);
   barrier_arrive_expect(full, 2 * QueriesMemory<kDim>::kBytesOfTile);
   load_boxes<kDim, kBackwardTile>(memory.queries(), item.stream.qkv, full, item.first_row,
                                   item.head, 0, item.example);
@@ -60,7 +60,7 @@ MBT_DEVICE void produce_queries_item(const QueriesMemory<kDim>& memory, const Ba
     rings.keys.advance();
     rings.values.advance();
   }
-  if (tiles.count > 0) rings.rows ^= 1;
+  if (tiles.count > 0) rings.rows.advance();
 }
 
 // A consumer's state while it walks along the keys.
@@ -133,26 +133,37 @@ struct QueriesConsumer {
     release(memory.keys_empty(stage));
   }
 
+  // One half of the keys.
+  template <int kPart>
   MBT_DEVICE void to_probabilities(int number) {
+    constexpr int kCount = kKeys / 4;
     const float scale = parameters.log2_scale;
 #pragma unroll
-    for (int i = 0; i < kKeys / 2; ++i)
+    for (int i = kPart * kCount; i < (kPart + 1) * kCount; ++i)
       scores[i] = exp2_approx(fmaf(scores[i], scale, -shift[i / 2 % 2]) - log2_sum[i / 2 % 2]);
     if (!tiles.needs_mask(tiles.first_row(number))) return;
     const int first = tiles.first_row(number) + thread_index() % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < kKeys / 2; ++i)
+    for (int i = kPart * kCount; i < (kPart + 1) * kCount; ++i)
       if (!item.rows.is_valid(first + i / 4 * 8 + i % 2)) scores[i] = 0;
   }
 
-  // From p and dp to ds as an operand.
-  MBT_DEVICE void differentiate(int number) {
+  // dp = dout values^T, asynchronously.
+  MBT_DEVICE void start_dp(int number) {
     const int stage = rings.values.stage;
-    const float choice = item.choice();
-    float dp[kKeys / 2];
     barrier_wait(memory.values_full(stage), rings.values.phase);
     mend_tile<kDim>(memory.values(stage), tiles, tiles.first_row(number));
     start_product(dp, memory.douts(), memory.values(stage));
+  }
+  template <int kPending>
+  MBT_DEVICE void wait_for_scores() {
+    wgmma_wait<kPending>();
+    keep_in_place(scores);
+  }
+  // From p and dp to ds as an operand.
+  MBT_DEVICE void differentiate() {
+    const int stage = rings.values.stage;
+    const float choice = item.choice();
     wgmma_wait<0>();
     keep_in_place(dp);
     release(memory.values_empty(stage));
@@ -165,24 +176,26 @@ struct QueriesConsumer {
     }
   }
 
-  // The whole walk. While the tensor cores are at dq of a tile, the scores of the next one become
-  // probabilities.
+  // The whole walk. While the tensor cores are at dq of a tile, one half of the next scores become
+  // probabilities, and the other half while they are at the next dp.
   MBT_DEVICE void walk() {
     start_scores(0);
-    wgmma_wait<0>();
-    keep_in_place(scores);
-    to_probabilities(0);
-    differentiate(0);
+    start_dp(0);
+    wait_for_scores<1>();
+    to_probabilities<0>(0);
+    to_probabilities<1>(0);
+    differentiate();
     for (int number = 1; number < tiles.count; ++number) {
       const int before = rings.keys.stage;
       rings.keys.advance();
       start_scores(number);
       start_dq(before);
-      wgmma_wait<1>();
-      keep_in_place(scores);
-      to_probabilities(number);
+      wait_for_scores<1>();
+      to_probabilities<0>(number);
       finish_dq(before);
-      differentiate(number);
+      start_dp(number);
+      to_probabilities<1>(number);
+      differentiate();
     }
     const int last = rings.keys.stage;
     rings.keys.advance();
@@ -191,7 +204,7 @@ struct QueriesConsumer {
   }
 
  private:
-  float scores[kKeys / 2];
+  float scores[kKeys / 2], dp[kKeys / 2];
   uint32_t ds_pairs[kKeys / 4];
 };
 
@@ -201,8 +214,7 @@ MBT_DEVICE void consume_queries_item(const BackwardParameters& parameters,
                                      QueriesRings& rings, int group) {
   const KeyTiles<kBackwardTile> tiles(item.rows, item.is_needed());
   if (tiles.count == 0) return store_no_rows<kDim>(parameters, item, 0);
-  barrier_wait(memory.rows_full(), rings.rows);
-  rings.rows ^= 1;
+  barrier_wait(memory.rows_full(rings.rows.stage), rings.rows.phase);
   mend_dout<kDim>(memory.douts(), KeyTiles<kBackwardTile>(item.rows, true), parameters, item,
                   item.first_row);
   QueriesConsumer<Element, kDim> consumer(parameters, memory, item, rings, group, tiles);
@@ -212,7 +224,8 @@ MBT_DEVICE void consume_queries_item(const BackwardParameters& parameters,
   store_rows<Element, kDim>(parameters, item, memory.queries(), group, 0, consumer.dq,
                             parameters.scale);
   fence_async_proxy();  // before the copy engine brings the next queries
-  release(memory.rows_empty());
+  release(memory.rows_empty(rings.rows.stage));
+  rings.rows.advance();
 }
 
 template <class Element, int kDim>

@@ -57,29 +57,38 @@ MBT_DEVICE ForwardItem forward_item(const ForwardParameters& parameters, int num
           rows_of(stream.rows, parameters.slots, stream.lengths, example)};
 }
 
+// With two buffers the queries of the next item come while results of the present one are stored.
+template <int kDim>
+constexpr int kQueryStages = kDim > 64 ? 1 : 2;
+
 // Shared memory.
 template <int kDim>
-struct ForwardMemory : WalkBarriers {
+struct ForwardMemory : WalkBarriers<kQueryStages<kDim>> {
   static constexpr int kMaxTile = KeyTileSizes<kDim>::kLarge;
   static constexpr int kPanels = kDim / kPanelColumns;
   static constexpr uint32_t kGroupBytes = kGroupRows * kDim * 2;
   static constexpr uint32_t kStageBytes = kMaxTile * kDim * 2;
   static constexpr uint32_t kQueries = 1024;
-  static constexpr uint32_t kKeys = kQueries + kConsumers * kGroupBytes;
+  static constexpr uint32_t kKeys = kQueries + kQueryStages<kDim> * kConsumers * kGroupBytes;
   static constexpr uint32_t kValues = kKeys + kStages * kStageBytes;
   static constexpr uint32_t kBytes = kValues + kStages * kStageBytes;
   static_assert(kBytes <= kSharedMemory);
 
-  MBT_DEVICE SharedAddress queries(int group) const {
-    return base + kQueries + group * kGroupBytes;
+  MBT_DEVICE SharedAddress queries(int stage, int group) const {
+    return this->base + kQueries + (stage * kConsumers + group) * kGroupBytes;
   }
-  MBT_DEVICE SharedAddress keys(int stage) const { return base + kKeys + stage * kStageBytes; }
-  MBT_DEVICE SharedAddress values(int stage) const { return base + kValues + stage * kStageBytes; }
+  MBT_DEVICE SharedAddress keys(int stage) const {
+    return this->base + kKeys + stage * kStageBytes;
+  }
+  MBT_DEVICE SharedAddress values(int stage) const {
+    return this->base + kValues + stage * kStageBytes;
+  }
 };
 
+template <int kDim>
 struct ForwardRings {
-  Ring keys, values;
-  uint32_t queries = 0;  // phase
+  Ring<kQueryStages<kDim>> queries;
+  Ring<kStages> keys, values;
 };
 
 // Where a row's output goes: to `kept` for slots that are still to be shared.
@@ -110,7 +119,7 @@ MBT_DEVICE void store_statistics(const ForwardParameters& parameters, const Forw
 template <int kDim>
 MBT_DEVICE void store_nothing(const ForwardParameters& parameters, const ForwardItem& item,
                               int first) {
-  const int lane = thread_index() % kWarpGroup;
+  const int lane = computed_here(thread_index()) % kWarpGroup;
   for (int i = lane; i < kGroupRows * kDim / 8; i += kWarpGroup) {
     const int row = first + i / (kDim / 8);
     if (row < item.rows.count)
@@ -120,13 +129,13 @@ MBT_DEVICE void store_nothing(const ForwardParameters& parameters, const Forward
     store_statistics(parameters, item, first + lane, -INFINITY, 0.0f);
 }
 
-// Through the shared memory of the group's queries, so that whole rows are stored.
+// Through the shared memory of the group's queries, `rows`, so that whole rows are stored.
 template <class Element, int kDim>
-MBT_DEVICE void store_out(const ForwardParameters& parameters, const ForwardMemory<kDim>& memory,
+MBT_DEVICE void store_out(const ForwardParameters& parameters, SharedAddress rows,
                           const ForwardItem& item, int group, float (&out)[kDim / 2],
                           Softmax& softmax) {
-  const int lane = thread_index() % kWarp, warp = thread_index() % kWarpGroup / kWarp;
-  const SharedAddress rows = memory.queries(group);
+  const int thread = computed_here(thread_index());
+  const int lane = thread % kWarp, warp = thread % kWarpGroup / kWarp;
   const int first = item.first_row + group * kGroupRows + 16 * warp;
   named_barrier_sync(1 + group, kWarpGroup);  // all have multiplied by the queries
 #pragma unroll
@@ -158,9 +167,21 @@ MBT_DEVICE void store_out(const ForwardParameters& parameters, const ForwardMemo
   fence_async_proxy();  // before the copy engine brings the next queries
 }
 
+template <int kDim>
+MBT_DEVICE void load_queries(const ForwardMemory<kDim>& memory, const ForwardItem& item,
+                             const Ring<kQueryStages<kDim>>& ring) {
+  const SharedAddress full = memory.rows_full(ring.stage);
+  const int groups = item.first_row + kGroupRows < item.stream.rows ? 2 : 1;
+  barrier_wait(memory.rows_empty(ring.stage), ring.phase ^ 1);
+  barrier_arrive_expect(full, groups * ForwardMemory<kDim>::kGroupBytes);
+  for (int group = 0; group < groups; ++group)
+    load_rows<kDim>(memory.queries(ring.stage, group), item.stream.queries, full, kGroupRows,
+                    item.first_row + group * kGroupRows, item.head, 0, item.example);
+}
+
 template <int kDim, int kTile>
 MBT_DEVICE void produce_item(const ForwardMemory<kDim>& memory, const ForwardItem& item,
-                             ForwardRings& rings) {
+                             ForwardRings<kDim>& rings) {
   const ForwardStream& stream = item.stream;
   const KeyTiles<kTile> tiles(item.rows, item.is_needed());
   constexpr uint32_t kTileBytes = kTile * kDim * 2;
@@ -170,15 +191,7 @@ MBT_DEVICE void produce_item(const ForwardMemory<kDim>& memory, const ForwardIte
     barrier_arrive_expect(memory.keys_full(key), kTileBytes);
     load_rows<kDim>(memory.keys(key), stream.keys, memory.keys_full(key), kTile, row, item.head, 1,
                     item.example);
-    if (number == 0) {
-      const int groups = item.first_row + kGroupRows < stream.rows ? 2 : 1;
-      barrier_wait(memory.rows_empty(), rings.queries ^ 1);
-      barrier_arrive_expect(memory.rows_full(), groups * ForwardMemory<kDim>::kGroupBytes);
-      for (int group = 0; group < groups; ++group)
-        load_rows<kDim>(memory.queries(group), stream.queries, memory.rows_full(), kGroupRows,
-                        item.first_row + group * kGroupRows, item.head, 0, item.example);
-      rings.queries ^= 1;
-    }
+    if (number == 0) load_queries(memory, item, rings.queries);
     barrier_wait(memory.values_empty(value), rings.values.phase ^ 1);
     barrier_arrive_expect(memory.values_full(value), kTileBytes);
     load_rows<kDim>(memory.values(value), stream.keys, memory.values_full(value), kTile, row,
@@ -186,6 +199,7 @@ MBT_DEVICE void produce_item(const ForwardMemory<kDim>& memory, const ForwardIte
     rings.keys.advance();
     rings.values.advance();
   }
+  if (tiles.count > 0) rings.queries.advance();
 }
 
 // A consumer's state while it walks along the keys.
@@ -194,9 +208,11 @@ struct Consumer {
   const ForwardParameters& parameters;
   const ForwardMemory<kDim>& memory;
   const ForwardItem& item;
-  ForwardRings& rings;
+  ForwardRings<kDim>& rings;
   int group;  // 0 or 1
   KeyTiles<kTile> tiles;
+
+  MBT_DEVICE SharedAddress queries() const { return memory.queries(rings.queries.stage, group); }
 
   // scores = queries keys^T, asynchronously.
   MBT_DEVICE void start_scores(float (&scores)[kTile / 2]) {
@@ -206,7 +222,7 @@ struct Consumer {
 #pragma unroll
     for (int step = 0; step < kDim / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kK, Major::kK>(
-          scores, operand<Major::kK>(memory.queries(group), kGroupRows, step),
+          scores, operand<Major::kK>(queries(), kGroupRows, step),
           operand<Major::kK>(memory.keys(rings.keys.stage), kTile, step), step > 0);
     wgmma_commit();
   }
@@ -216,9 +232,9 @@ struct Consumer {
   }
 
   // Zeros for the values of padding; both groups share the work, and go on together.
-  MBT_DEVICE void wait_for_values(int number) {
-    const SharedAddress values = memory.values(rings.values.stage);
-    barrier_wait(memory.values_full(rings.values.stage), rings.values.phase);
+  MBT_DEVICE void wait_for_values(const Ring<kStages>& ring, int number) {
+    const SharedAddress values = memory.values(ring.stage);
+    barrier_wait(memory.values_full(ring.stage), ring.phase);
     const int first = tiles.first_row(number);
     if (!tiles.has_holes(first)) return;
     const int begin = (tiles.first_hole(first) - first) * 8;  // in chunks of 16 bytes
@@ -232,9 +248,7 @@ struct Consumer {
   }
 
   // out += probabilities values, asynchronously.
-  MBT_DEVICE void start_out(float (&out)[kDim / 2], uint32_t (&probabilities)[kTile / 4],
-                            int number) {
-    wait_for_values(number);
+  MBT_DEVICE void start_out(float (&out)[kDim / 2], uint32_t (&probabilities)[kTile / 4]) {
     wgmma_fence();
     keep_in_place(out);
     keep_in_place(probabilities);
@@ -242,8 +256,7 @@ struct Consumer {
     for (int step = 0; step < kTile / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kMN>(
           out, probabilities + 4 * step,
-          operand<Major::kMN>(memory.values(rings.values.stage), kTile, step),
-          number > 0 || step > 0);
+          operand<Major::kMN>(memory.values(rings.values.stage), kTile, step), true);
     wgmma_commit();
   }
   MBT_DEVICE void release_values() {
@@ -264,7 +277,9 @@ struct Consumer {
       if (!item.rows.is_valid(first + i / 4 * 8 + i % 2)) scores[i] = -INFINITY;
   }
 
-  // The whole walk. The next scores are on their way while softmax works on the present ones.
+  // The whole walk. While the tensor cores are at `out += p v` of a tile, the scores of the next one
+  // become probabilities. ptxas moves a wgmma_wait in front of arithmetic, and would move the second
+  // one in front of softmax; but not across the branches of wait_for_values, which stand between.
   MBT_DEVICE void attend(float (&out)[kDim / 2], Softmax& softmax) {
     float scores[kTile / 2];
     uint32_t probabilities[kTile / 4];
@@ -274,16 +289,18 @@ struct Consumer {
     release_keys();
     mask(scores, 0);
     softmax.start(scores, parameters.scale);
+    wait_for_values(rings.values, 0);
     to_probabilities<Element>(scores, probabilities);
     for (int number = 1; number < tiles.count; ++number) {
       start_scores(scores);
-      start_out(out, probabilities, number - 1);
+      start_out(out, probabilities);
       wgmma_wait<1>();
       keep_in_place(scores);
       release_keys();
       mask(scores, number);
       float factors[2];
       softmax.advance(scores, parameters.scale, factors);
+      wait_for_values(rings.values.next(), number);
       wgmma_wait<0>();
       keep_in_place(out);
       keep_in_place(probabilities);
@@ -291,7 +308,7 @@ struct Consumer {
       rescale(out, factors);
       to_probabilities<Element>(scores, probabilities);
     }
-    start_out(out, probabilities, tiles.count - 1);
+    start_out(out, probabilities);
     wgmma_wait<0>();
     keep_in_place(out);
     release_values();
@@ -302,7 +319,7 @@ struct Consumer {
     for (int number = 0; number < tiles.count; ++number) {
       barrier_wait(memory.keys_full(rings.keys.stage), rings.keys.phase);
       release_keys();
-      wait_for_values(number);
+      wait_for_values(rings.values, number);
       release_values();
     }
   }
@@ -312,24 +329,25 @@ struct Consumer {
 
 template <class Element, int kDim, int kTile>
 MBT_DEVICE void consume_item(const ForwardParameters& parameters, const ForwardMemory<kDim>& memory,
-                             const ForwardItem& item, ForwardRings& rings, int group) {
+                             const ForwardItem& item, ForwardRings<kDim>& rings, int group) {
   Consumer<Element, kDim, kTile> consumer = {
       parameters, memory, item, rings, group, KeyTiles<kTile>(item.rows, item.is_needed())};
   const int first = item.first_row + group * kGroupRows;
   const bool is_needed = item.rows.any_valid(first, kGroupRows);
-  if (consumer.tiles.count > 0) barrier_wait(memory.rows_full(), rings.queries);
+  if (consumer.tiles.count > 0)
+    barrier_wait(memory.rows_full(rings.queries.stage), rings.queries.phase);
   if (is_needed) {
-    float out[kDim / 2];
+    float out[kDim / 2] = {};  // or else ptxas 12.8 serialises all products (C7515)
     Softmax softmax;
     consumer.attend(out, softmax);
-    store_out<Element>(parameters, memory, item, group, out, softmax);
+    store_out<Element, kDim>(parameters, consumer.queries(), item, group, out, softmax);
   } else {
     consumer.pass();
     store_nothing<kDim>(parameters, item, first);
   }
   if (consumer.tiles.count > 0) {
-    release(memory.rows_empty());
-    rings.queries ^= 1;
+    release(memory.rows_empty(rings.queries.stage));
+    rings.queries.advance();
   }
 }
 
@@ -339,7 +357,7 @@ MBT_DEVICE void produce(const ForwardParameters& parameters, const ForwardMemory
     prefetch_tensor_map(parameters.streams[m].queries);
     prefetch_tensor_map(parameters.streams[m].keys);
   }
-  ForwardRings rings;
+  ForwardRings<kDim> rings;
   for (int number = block_index(); number < parameters.items; number += grid_size()) {
     const ForwardItem item = forward_item(parameters, number);
     with_key_tile<kDim>(item.stream.key_tile, [&](auto tile) {
@@ -351,7 +369,7 @@ MBT_DEVICE void produce(const ForwardParameters& parameters, const ForwardMemory
 template <class Element, int kDim>
 MBT_DEVICE void consume(const ForwardParameters& parameters, const ForwardMemory<kDim>& memory,
                         int group) {
-  ForwardRings rings;
+  ForwardRings<kDim> rings;
   for (int number = block_index(); number < parameters.items; number += grid_size()) {
     const ForwardItem item = forward_item(parameters, number);
     with_key_tile<kDim>(item.stream.key_tile, [&](auto tile) {

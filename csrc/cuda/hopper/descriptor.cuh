@@ -25,24 +25,35 @@ constexpr uint32_t kPanelRowBytes = 128;
 constexpr uint32_t kSwizzleBytes = 1024;  // eight rows; the pattern repeats
 constexpr uint32_t kStep = 16;            // of the summed dimension, per instruction
 
-// Address bits 0-13, leading offset 16-29, stride offset 32-45, all in 16 bytes; swizzle 62-63.
+// Lower half: address in bits 0-13, leading offset in 16-29. Upper half: stride offset in 0-13,
+// swizzle in 30-31. Addresses and offsets in units of 16 bytes.
 MBT_BOTH constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
-  constexpr uint64_t kSwizzle128 = 1;
-  return (uint64_t{(address & 0x3ffff) >> 4}) | (uint64_t{leading >> 4} << 16) |
-         (uint64_t{stride >> 4} << 32) | (kSwizzle128 << 62);
+  constexpr uint32_t kSwizzle128 = 1;
+  const uint32_t lower = address >> 4 | leading >> 4 << 16;
+  const uint32_t upper = stride >> 4 | kSwizzle128 << 30;
+  return uint64_t{upper} << 32 | lower;
+}
+
+// Moves the start of what a descriptor describes. Only the lower half takes part, for shared memory
+// ends long before an address has more than 14 bits: so the sum is one instruction.
+MBT_BOTH constexpr uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
+  const uint32_t lower = static_cast<uint32_t>(descriptor) + (bytes >> 4);
+  return descriptor >> 32 << 32 | lower;
 }
 
 // The part of an operand that instruction number `step` along the summed dimension reads.
 // kK: row 0 of the operand is at `panels`; `rows` are those of a panel, to find the next one.
+// The step is added last, so that all steps share the descriptor of the first.
 template <Major kMajor>
 MBT_BOTH constexpr uint64_t operand(uint32_t panels, uint32_t rows, int step) {
   const uint32_t panel_bytes = rows * kPanelRowBytes;
   if (kMajor == Major::kK) {
     constexpr int kSteps = kPanelColumns / kStep;
-    const uint32_t address = panels + step / kSteps * panel_bytes + step % kSteps * kStep * 2;
-    return matrix_descriptor(address, 16, kSwizzleBytes);
+    return advanced(matrix_descriptor(panels, 16, kSwizzleBytes),
+                    step / kSteps * panel_bytes + step % kSteps * kStep * 2);
   }
-  return matrix_descriptor(panels + step * kStep * kPanelRowBytes, panel_bytes, kSwizzleBytes);
+  return advanced(matrix_descriptor(panels, panel_bytes, kSwizzleBytes),
+                  step * kStep * kPanelRowBytes);
 }
 
 // Where a panel's 16-byte chunk lies, relative to the panel.

@@ -17,33 +17,42 @@ constexpr int kGroupRows = 64;
 constexpr int kStages = 2;  // of what comes tile by tile
 
 // Place in a ring of buffers. A fresh barrier counts as having completed phase 1.
+template <int kCount>
 struct Ring {
   int stage = 0;
   uint32_t phase = 0;
 
   MBT_DEVICE void advance() {
-    if (++stage == kStages) {
+    if (++stage == kCount) {
       stage = 0;
       phase ^= 1;
     }
   }
+  MBT_DEVICE Ring next() const {
+    Ring ring = *this;
+    ring.advance();
+    return ring;
+  }
 };
 
 // The barriers of a block whose rows, queries and what belongs to them, walk along keys and values:
-// the rows come once, the others tile by tile. They lie at the start of shared memory.
+// the rows come once for each item, the others tile by tile. They lie at the start of shared memory.
+template <int kRowStages>
 struct WalkBarriers {
   SharedAddress base;
 
-  MBT_DEVICE SharedAddress rows_full() const { return base; }
-  MBT_DEVICE SharedAddress rows_empty() const { return base + 8; }
-  MBT_DEVICE SharedAddress keys_full(int stage) const { return base + 16 + 8 * stage; }
-  MBT_DEVICE SharedAddress keys_empty(int stage) const { return base + 32 + 8 * stage; }
-  MBT_DEVICE SharedAddress values_full(int stage) const { return base + 48 + 8 * stage; }
-  MBT_DEVICE SharedAddress values_empty(int stage) const { return base + 64 + 8 * stage; }
+  MBT_DEVICE SharedAddress rows_full(int stage) const { return base + 8 * stage; }
+  MBT_DEVICE SharedAddress rows_empty(int stage) const { return base + 16 + 8 * stage; }
+  MBT_DEVICE SharedAddress keys_full(int stage) const { return base + 32 + 8 * stage; }
+  MBT_DEVICE SharedAddress keys_empty(int stage) const { return base + 48 + 8 * stage; }
+  MBT_DEVICE SharedAddress values_full(int stage) const { return base + 64 + 8 * stage; }
+  MBT_DEVICE SharedAddress values_empty(int stage) const { return base + 80 + 8 * stage; }
 
   MBT_DEVICE void init_barriers() const {
-    barrier_init(rows_full(), 1);
-    barrier_init(rows_empty(), kConsumerWarps);
+    for (int stage = 0; stage < kRowStages; ++stage) {
+      barrier_init(rows_full(stage), 1);
+      barrier_init(rows_empty(stage), kConsumerWarps);
+    }
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(keys_full(stage), 1);
       barrier_init(keys_empty(stage), kConsumerWarps);

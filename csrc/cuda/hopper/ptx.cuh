@@ -29,6 +29,13 @@ MBT_DEVICE void store_shared(SharedAddress to, const Floats& value) {
                "f"(value.z), "f"(value.w)
                : "memory");
 }
+// Four 8 x 8 matrices of two-byte elements: register i of all lanes is matrix i, as the accumulators
+// of a product lie. Lane 8 i + r says where row r of matrix i goes, 16 bytes.
+MBT_DEVICE void store_matrices(SharedAddress row, const uint32_t* matrices) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+               : "memory");
+}
 MBT_DEVICE Pair load_shared_pair(SharedAddress from) {
   Pair value;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"

@@ -8,7 +8,7 @@ from mbt_fast.cli.outputs import check_writable
 from mbt_fast.data.importers import (
     READERS,
     Census,
-    Segment,
+    LabelledSegment,
     cap_classes,
     find_clips,
     write_labels,
@@ -95,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _unique(segments: list[Segment]) -> list[Segment]:
+def _unique(segments: list[LabelledSegment]) -> list[LabelledSegment]:
     """The segments without repetitions; says how many there are."""
-    known: dict[str, Segment] = {}
+    known: dict[str, LabelledSegment] = {}
     for segment in segments:
         first = known.setdefault(segment.id, segment)
         if first != segment:
@@ -110,7 +110,9 @@ def _unique(segments: list[Segment]) -> list[Segment]:
     return list(known.values())
 
 
-def _selected(segments: list[Segment], names: Sequence[str], split: str | None) -> list[Segment]:
+def _selected(
+    segments: list[LabelledSegment], names: Sequence[str], split: str | None
+) -> list[LabelledSegment]:
     """The segments of a split whose classes are all known; says how many are left out."""
     if split is not None:
         splits = sorted({segment.split for segment in segments})

@@ -3,7 +3,7 @@
 from mbt_fast.data.importers import audioset, epic, kinetics, vggsound
 from mbt_fast.data.importers.cap import cap_classes
 from mbt_fast.data.importers.clips import find_clips
-from mbt_fast.data.importers.segment import Segment
+from mbt_fast.data.importers.segment import LabelledSegment
 from mbt_fast.data.importers.write import Census, write_labels, write_manifest
 
 # By name: read(annotations, labels) -> (segments, names of all classes).
@@ -17,7 +17,7 @@ READERS = {
 __all__ = [
     "READERS",
     "Census",
-    "Segment",
+    "LabelledSegment",
     "cap_classes",
     "find_clips",
     "write_labels",

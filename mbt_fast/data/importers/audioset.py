@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbt_fast.data.importers.segment import Segment, read_csv, read_table, seconds
+from mbt_fast.data.importers.segment import LabelledSegment, read_csv, read_table, seconds
 from mbt_fast.data.labels import read_labels
 from mbt_fast.errors import InputError
 
 _CLASSES = "class_labels_indices.csv"
 
 
-def read(annotations: Sequence[Path], labels: Path | None) -> tuple[list[Segment], list[str]]:
+def read(
+    annotations: Sequence[Path], labels: Path | None
+) -> tuple[list[LabelledSegment], list[str]]:
     """Read segments; the ids of their labels become the names of the classes.
 
     A line is ``YTID, start, end, "id,id"`` with a space after each comma; lines with ``#`` are
@@ -41,5 +43,5 @@ def read(annotations: Sequence[Path], labels: Path | None) -> tuple[list[Segment
                     raise InputError(f"{path}: line {line}: {mid!r} is no class of {labels}")
                 found.append(names[index[mid]])
             name = f"{video}_{round(start * 1000)}"
-            segments.append(Segment(name, video, start, end, tuple(dict.fromkeys(found))))
+            segments.append(LabelledSegment(name, video, start, end, tuple(dict.fromkeys(found))))
     return segments, names

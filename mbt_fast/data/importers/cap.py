@@ -4,10 +4,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from mbt_fast.data.importers.segment import Segment
+from mbt_fast.data.importers.segment import LabelledSegment
 
 
-def cap_classes(segments: Sequence[Segment], cap: int, seed: int) -> list[Segment]:
+def cap_classes(segments: Sequence[LabelledSegment], cap: int, seed: int) -> list[LabelledSegment]:
     """Keep a segment if none of its classes is full yet, in an order drawn by ``seed``.
 
     The official list of AudioSet-500K and its order are not published; this follows its

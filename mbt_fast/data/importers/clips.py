@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mbt_fast.data.importers.segment import Segment
+from mbt_fast.data.importers.segment import LabelledSegment
 from mbt_fast.errors import InputError
 
 # In order of preference, for a clip that is there twice.
@@ -15,8 +15,8 @@ SUFFIXES = (
 
 
 def find_clips(
-    segments: Sequence[Segment], folder: Path, whole_videos: bool
-) -> tuple[list[tuple[Segment, Path]], list[Segment]]:
+    segments: Sequence[LabelledSegment], folder: Path, whole_videos: bool
+) -> tuple[list[tuple[LabelledSegment, Path]], list[LabelledSegment]]:
     """Find the file of each segment in a folder, however deep.
 
     Args:
@@ -61,7 +61,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return {stem: Path(path) for stem, (_, path) in files.items()}
 
 
-def _stems(segment: Segment) -> Iterator[str]:
+def _stems(segment: LabelledSegment) -> Iterator[str]:
     """Names that the clip of a segment may have, the most exact first.
 
     Those are ``ID``, ``ID_start`` and ``ID_start_end`` in seconds with and without leading zeros

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbt_fast.data.importers.segment import Segment, read_table, seconds
+from mbt_fast.data.importers.segment import LabelledSegment, read_table, seconds
 from mbt_fast.data.labels import read_labels
 from mbt_fast.errors import InputError
 
 _CLASSES = {"verb": ("EPIC_100_verb_classes.csv", 97), "noun": ("EPIC_100_noun_classes.csv", 300)}
 
 
-def read(annotations: Sequence[Path], labels: Path | None) -> tuple[list[Segment], list[str]]:
+def read(
+    annotations: Sequence[Path], labels: Path | None
+) -> tuple[list[LabelledSegment], list[str]]:
     """Read segments of untrimmed videos, with a verb and the main noun each.
 
     Times are ``h:m:s.f``. The classes are the columns ``verb_class`` and ``noun_class``, not the
@@ -41,7 +43,9 @@ def read(annotations: Sequence[Path], labels: Path | None) -> tuple[list[Segment
                 _name(row.get(f"{kind}_class"), known[kind], kind, f"{path}: line {line}")
                 for kind in _CLASSES
             )
-            clip = Segment(row["narration_id"], row["video_id"], start, end, verb=verb, noun=noun)
+            clip = LabelledSegment(
+                row["narration_id"], row["video_id"], start, end, verb=verb, noun=noun
+            )
             segments.append(clip)
     return segments, names
 

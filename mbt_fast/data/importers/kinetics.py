@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbt_fast.data.importers.segment import Segment, names_of, read_table, seconds
+from mbt_fast.data.importers.segment import LabelledSegment, names_of, read_table, seconds
 
 
-def read(annotations: Sequence[Path], labels: Path | None) -> tuple[list[Segment], list[str]]:
+def read(
+    annotations: Sequence[Path], labels: Path | None
+) -> tuple[list[LabelledSegment], list[str]]:
     """Read segments.
 
     The columns are ``label,youtube_id,time_start,time_end,split``; the test files have no label.
@@ -25,5 +27,7 @@ def read(annotations: Sequence[Path], labels: Path | None) -> tuple[list[Segment
             start, end = (seconds(row[name], path, line) for name in ("time_start", "time_end"))
             label = (row["label"],) if row.get("label") else ()
             name = f"{video}_{round(start):06d}_{round(end):06d}"
-            segments.append(Segment(name, video, start, end, label, split=row.get("split", "")))
+            segments.append(
+                LabelledSegment(name, video, start, end, label, split=row.get("split", ""))
+            )
     return segments, names_of(segments, labels)

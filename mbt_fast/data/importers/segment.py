@@ -13,7 +13,7 @@ _TIME = re.compile(r"(\d+:){0,2}\d+(\.\d*)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class LabelledSegment:
     """One row of an annotation file.
 
     Args:
@@ -104,7 +104,7 @@ def seconds(text: str, path: Path, line: int) -> float:
     return round(time, 6)
 
 
-def names_of(segments: Sequence[Segment], labels: Path | None) -> list[str]:
+def names_of(segments: Sequence[LabelledSegment], labels: Path | None) -> list[str]:
     """The classes: those of a file of labels, or all that occur, sorted."""
     if labels is not None:
         return read_labels(labels)

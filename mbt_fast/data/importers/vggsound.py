@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbt_fast.data.importers.segment import Segment, names_of, read_csv, seconds
+from mbt_fast.data.importers.segment import LabelledSegment, names_of, read_csv, seconds
 from mbt_fast.errors import InputError
 
 SECONDS = 10  # of every clip
 
 
-def read(annotations: Sequence[Path], labels: Path | None) -> tuple[list[Segment], list[str]]:
+def read(
+    annotations: Sequence[Path], labels: Path | None
+) -> tuple[list[LabelledSegment], list[str]]:
     """Read segments.
 
     There is no header. A line is ``YTID,start,label,split``, or ``YTID_start.mp4,label``. A label
@@ -36,5 +38,7 @@ def read(annotations: Sequence[Path], labels: Path | None) -> tuple[list[Segment
                 )
             start = seconds(start_text, path, line)
             name = f"{video}_{round(start):06d}"
-            segments.append(Segment(name, video, start, start + SECONDS, (label,), split=split))
+            segments.append(
+                LabelledSegment(name, video, start, start + SECONDS, (label,), split=split)
+            )
     return segments, names_of(segments, labels)

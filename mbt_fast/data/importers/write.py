@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbt_fast.data.importers.segment import Segment
+from mbt_fast.data.importers.segment import LabelledSegment
 from mbt_fast.data.labels import read_labels
 from mbt_fast.data.rows import write_rows
 from mbt_fast.errors import InputError
@@ -28,7 +28,10 @@ class Census:
 
     @classmethod
     def of(
-        cls, names: Sequence[str], found: Iterable[Segment], missing: Iterable[Segment]
+        cls,
+        names: Sequence[str],
+        found: Iterable[LabelledSegment],
+        missing: Iterable[LabelledSegment],
     ) -> "Census":
         """Count the clips of each class."""
         counts = [Counter(c for s in part for c in s.classes) for part in (found, missing)]
@@ -36,7 +39,10 @@ class Census:
 
 
 def write_manifest(
-    path: Path, clips: Sequence[tuple[Segment, Path]], whole_videos: bool, columns: Sequence[str]
+    path: Path,
+    clips: Sequence[tuple[LabelledSegment, Path]],
+    whole_videos: bool,
+    columns: Sequence[str],
 ) -> None:
     """Write the manifest of found clips; paths inside its folder are relative to it.
 

@@ -37,6 +37,8 @@ class Family(ABC):
     tower_needs: ClassVar[tuple[Need, ...]] = ()
     tower_parts: ClassVar[tuple[str, ...] | None] = None  # None where a head may come on top
     parts: ClassVar[tuple[str, ...]]  # what a layer consists of, its first norm first
+    takes_heads: ClassVar[tuple[str, ...]]  # the first that a layer has takes attention's output
+    cuts_patches: ClassVar[str] = ""  # the convolution of the embedding, if it has one
     optional_parts: ClassVar[tuple[str, ...]] = ()
     layer_needs: ClassVar[tuple[Need, ...]] = ()
     training_needs: ClassVar[tuple[Need, ...]] = ()  # of a layer that is taken apart in training
@@ -59,6 +61,10 @@ class Family(ABC):
         """The layer's own forward on tokens ``[B, N, C]``."""
         out = layer(x)
         return out[0] if isinstance(out, tuple) else out
+
+    def swaps_axes(self, x: Tensor) -> bool:
+        """Whether the patches of input ``x`` lie along the last of its two axes first."""
+        return False
 
     def width(self, layer: Layer) -> int:
         """Channels ``C`` of a token."""

@@ -14,6 +14,7 @@ from mbt_fast.models.encoders.family import NO_DROPOUT, Family, Layer, Need, Tow
 class _HuggingFace(Family):
     """What both layouts share: ``embeddings``, ``layernorm``, and a head around the encoder."""
 
+    cuts_patches = "embeddings.patch_embeddings.projection"
     interpolates = True
 
     def body(self, tower: Tower) -> Tower:
@@ -23,6 +24,10 @@ class _HuggingFace(Family):
     def embed(self, tower: Tower, x: Tensor) -> Tensor:
         """Patches, CLS and, in DeiT and AST, a distillation token, and positions."""
         return self.body(tower).embeddings(x)
+
+    def swaps_axes(self, x: Tensor) -> bool:
+        """AST takes ``[B, time, mel]``, and convolves ``[B, 1, mel, time]``."""
+        return x.ndim == 3
 
     def embed_resized(self, tower: Tower, x: Tensor) -> Tensor:
         """ViT and DeiT interpolate by themselves; AST's positions are interpolated here."""
@@ -52,6 +57,7 @@ class HuggingFaceViT4(_HuggingFace):
         "intermediate",
         "output",
     )
+    takes_heads = ("attention.output",)
     tower_needs = (
         Need("encoder.relative_position_bias", None, "relative positions are not supported"),
     )
@@ -108,6 +114,7 @@ class HuggingFaceViT5(_HuggingFace):
         "mlp",
         "dropout",
     )
+    takes_heads = ("attention.o_proj",)
     training_needs = (Need("attention.attention_dropout", 0.0, NO_DROPOUT),)
 
     def packed(self, layer: Layer, x: Tensor) -> Tensor:

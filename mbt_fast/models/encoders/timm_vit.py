@@ -13,6 +13,8 @@ class TimmViT(Family):
     signs = ("patch_embed", "_pos_embed", "blocks", "norm")
     stack = "blocks"
     parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp")
+    takes_heads = ("attn.norm", "attn.proj")
+    cuts_patches = "patch_embed.proj"
     optional_parts = ("attn.q_norm", "attn.k_norm", "attn.norm", "ls1", "ls2")
     tower_needs = (Need("rope", None, "rotary positions are not supported"),)
     training_needs = (Need("attn.attn_drop.p", 0.0, NO_DROPOUT),)

@@ -21,6 +21,7 @@ class TorchEncoder(Family):
         "linear1",
         "linear2",
     )
+    takes_heads = ("self_attn.out_proj",)
     optional_parts = ("self_attn.in_proj_bias", "activation")
     layer_needs = (
         Need("norm_first", True, "post-norm is not supported"),

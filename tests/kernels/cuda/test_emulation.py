@@ -112,6 +112,13 @@ def test_bulk_reduction_adds(pieces, seed):
     assert torch.equal(sums, expected)
 
 
+def test_matrices_are_stored_row_by_row_where_lanes_say(pieces):
+    out = torch.empty(32, 8, dtype=torch.int16)
+    pieces.store_numbered_matrices(pointer(out))
+    rows = torch.arange(256, dtype=torch.int16).view(32, 8)  # lane n names row n
+    assert torch.equal(out[5 * torch.arange(32) % 32], rows)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_elements_are_rounded_as_torch_rounds_them(pieces, dtype):
     values = torch.cat(

@@ -1,13 +1,9 @@
 """What nvcc made of the CUDA kernels: ptxas's report, and the machine code. No GPU is needed."""
 
-import importlib.util
 import re
-import shutil
-import subprocess
-from functools import cache
-from pathlib import Path
 
 import pytest
+from machine_code import cuobjdump, inner_loops, listings
 
 from mbt_fast.ops import extension
 
@@ -54,22 +50,9 @@ def test_shared_memory_fits_a_block():
     assert all(0 < size <= 227 * 1024 for size in needed.values())
 
 
-def cuobjdump():
-    """From the CUDA toolkit, or from Triton, which brings its own."""
-    found = shutil.which("cuobjdump")
-    if found or importlib.util.find_spec("triton") is None:
-        return found
-    (package,) = importlib.util.find_spec("triton").submodule_search_locations
-    return shutil.which("cuobjdump", path=str(Path(package) / "backends/nvidia/bin"))
-
-
-@cache
 def machine_code():
     """SASS of every kernel, by its mangled name."""
-    command = [cuobjdump(), "-sass", extension.cuda_module().__file__]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    functions = re.split(r"\n\s*Function : ", listing)[1:]
-    return {function.split("\n", 1)[0].strip(): function for function in functions}
+    return listings(extension.cuda_module().__file__)
 
 
 needs_cuobjdump = pytest.mark.skipif(
@@ -140,6 +123,70 @@ def test_products_run_side_by_side_with_the_softmax():
     for name, code in machine_code().items():
         products, waits = code.count("HGMMA."), code.count("WARPGROUP.DEPBAR")
         assert waits * 4 < products or products == 0, name
+
+
+def walks_along_keys(code, dim):
+    """The loops, by their tile of keys: scores are that wide, and outputs as wide as ``dim``."""
+    found = {}
+    for loop in inner_loops(code, "HGMMA"):
+        opcodes = " ".join({one.opcode for one in loop})
+        keys = set(map(int, re.findall(r"HGMMA\.64x(\d+)", opcodes))) - {dim}
+        if keys:  # or else a slow path's branch back to the last product of an item
+            found[keys.pop()] = loop
+    return found
+
+
+def exponentials_under_a_product(loop):
+    """How many there are between the wait for scores and the wait for the product behind them."""
+    waits = [i for i, one in enumerate(loop) if one.opcode.startswith("WARPGROUP.DEPBAR")]
+    (start,) = (i for i in waits if loop[i].operands == "gsb0, 0x1")
+    end = next(i for i in waits if i > start)
+    assert loop[end].operands == "gsb0, 0x0"
+    return sum(one.opcode.startswith("MUFU.EX2") for one in loop[start:end])
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("dim", [64, 128])
+def test_exponentials_of_the_forward_hide_the_product_with_values(dim):
+    """ptxas may move a wait; the source says nothing about the order in the machine code."""
+    tiles = {64: {128, 176, 208}, 128: {112, 144, 176}}[dim]
+    kernels = [
+        code
+        for name, code in machine_code().items()
+        if "bottleneck_attention_fwd" in name and f"Li{dim}E" in name
+    ]
+    assert len(kernels) == 2  # elements
+    for code in kernels:
+        walks = walks_along_keys(code, dim)
+        assert set(walks) == tiles
+        hidden = {keys: exponentials_under_a_product(loop) for keys, loop in walks.items()}
+        assert all(count >= keys // 2 for keys, count in hidden.items()), hidden  # a thread's share
+
+
+def exponentials_of(loop):
+    """How many there are, and how many of them run while a product is in flight."""
+    count = hidden = in_flight = 0
+    for one in loop:
+        if one.opcode.startswith("HGMMA"):
+            in_flight += 1
+        elif one.opcode.startswith("WARPGROUP.DEPBAR"):
+            in_flight = min(in_flight, int(one.operands.removeprefix("gsb0, "), 16))  # groups
+        elif one.opcode.startswith("MUFU.EX2"):
+            count += 1
+            hidden += in_flight > 0
+    return count, hidden
+
+
+@needs_cuobjdump
+def test_exponentials_of_the_backward_run_beside_products():
+    walks = {name: c for name, c in machine_code().items() if "bwd_keys" in name or "bwd_q" in name}
+    assert len(walks) == len(KEYS | QUERIES)
+    for name, code in walks.items():
+        (loop,) = inner_loops(code, "HGMMA")
+        count, hidden = exponentials_of(loop)
+        wide = "Li128E" in name and "bwd_keys" in name
+        assert count == (32 if wide else 64), name  # a thread's share of a step
+        assert hidden >= count - 1, name  # ptxas may put the first one in front of its product
 
 
 @needs_cuobjdump

@@ -247,6 +247,22 @@ void add_bulk(float* sums, const float* values, int count) {
   });
 }
 
+// Four matrices of 8 x 8; element j of row r of matrix i is 64 i + 8 r + j. The row that lane n names
+// is at chunk 5 n modulo 32.
+void store_numbered_matrices(uint16_t* out) {
+  em::launch(1, kWarp, kSharedMemory, [&] {
+    const uint32_t lane = thread_index();
+    uint32_t matrices[4];
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t number = 64 * i + 2 * lane;
+      matrices[i] = number | (number + 1) << 16;
+    }
+    store_matrices(shared_memory() + 5 * lane % 32 * 16, matrices);
+    sync_warp();
+    if (lane == 0) std::memcpy(out, em::Block::current().bytes(shared_memory(), 512), 512);
+  });
+}
+
 void round_trip(bool is_half, const float* values, uint16_t* bits, float* back, int count) {
   for (int i = 0; i < count; ++i) {
     bits[i] = is_half ? rounded<Float16>(values[i]) : rounded<Bfloat16>(values[i]);
