@@ -30,6 +30,15 @@ def collate(sounds: list[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tens
     return batch, torch.tensor(lengths)
 
 
+def mean_loss(
+    logits: dict[str, torch.Tensor], lengths: dict[str, torch.Tensor], labels: torch.Tensor
+) -> torch.Tensor:
+    """The mean over the clips; of a clip, over the modalities that it has."""
+    present = torch.stack([lengths[m] > 0 for m in logits])
+    losses = torch.stack([cross_entropy(x, labels, reduction="none") for x in logits.values()])
+    return (torch.where(present, losses, 0).sum(0) / present.sum(0).clamp(min=1)).mean()
+
+
 def main() -> dict[str, float]:
     """Train on a mixed batch; return the loss, and how far an absent sound is from none at all."""
     torch.manual_seed(0)
@@ -44,12 +53,7 @@ def main() -> dict[str, float]:
     lengths = {"rgb": n_video, "spectrogram": n_sound}
 
     labels = torch.randint(10, (4,))
-    by_modality = model.forward_modalities(inputs, lengths)
-    present = {m: lengths[m] > 0 for m in inputs}
-    losses = [
-        cross_entropy(logits[present[m]], labels[present[m]]) for m, logits in by_modality.items()
-    ]
-    loss = torch.stack(losses).mean()
+    loss = mean_loss(model.forward_modalities(inputs, lengths), lengths, labels)
     loss.backward()  # every parameter has a gradient, on every rank
 
     with torch.no_grad():

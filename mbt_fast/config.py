@@ -9,10 +9,9 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from mbt_fast.scenic_config import config_from_scenic, sampled_frames
+from mbt_fast.scenic_config import CLASSIFIERS, config_from_scenic, sampled_frames
 
 FUSIONS = ("bottleneck", "vanilla")
-CLASSIFIERS = ("token", "gap", "gap_per_modality")
 MAX_HEAD_DIM = 128  # the widest head of the attention op, repeated: config imports no op
 
 _PER_MODALITY = ("input_size", "patch_size")

@@ -15,7 +15,7 @@ SCENIC_KEYS = frozenset({
 })  # fmt: skip
 _MODALITIES = ("rgb", "spectrogram")  # the official code knows no other
 _SIZES = ("fusion_layer", "hidden_size", "num_heads", "mlp_dim", "num_layers", "num_classes")
-_CLASSIFIERS = ("token", "gap", "gap_per_modality")  # the last is ours, for the AV-MAE fork's gap
+CLASSIFIERS = ("token", "gap", "gap_per_modality")  # the last is ours, for the AV-MAE fork's gap
 _METHODS = ("3d_conv", "temporal_sampling")
 _KINDS = {"an integer": (int,), "a bool": (bool,), "a number": (int, float)}
 
@@ -151,7 +151,7 @@ def _check_supported(scenic_config: Mapping[str, Any]) -> None:
     for key, (asked, supported) in asked_and_supported.items():
         if asked != supported:
             raise ValueError(f"{key} must be {supported!r}, got {asked!r}")
-    _check_choice("classifier", scenic_config.get("classifier", "gap"), _CLASSIFIERS)
+    _check_choice("classifier", scenic_config.get("classifier", "gap"), CLASSIFIERS)
     _check_choice("temporal_encoding_config.method", temporal.get("method"), _METHODS)
 
 

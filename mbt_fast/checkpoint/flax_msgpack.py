@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mbt_fast.checkpoint.shapes import dtype_name
 from mbt_fast.errors import CheckpointError
 
 MAX_CHUNK_BYTES = 2**30  # flax's limit; msgpack's own is just below 2**32
@@ -115,9 +116,9 @@ def _encoded(leaf: Any) -> Any:
         code = _ARRAY if isinstance(leaf, np.ndarray) else _SCALAR
         parts = (native.shape, native.dtype.name, native.tobytes("C"))
         return msgpack.ExtType(code, msgpack.packb(parts))
-    if isinstance(leaf, Tensor) and _dtype_name(leaf) in _TORCH_DTYPES:
+    if isinstance(leaf, Tensor) and dtype_name(leaf.dtype) in _TORCH_DTYPES:
         octets = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        parts = (tuple(leaf.shape), _dtype_name(leaf), octets.numpy().tobytes())
+        parts = (tuple(leaf.shape), dtype_name(leaf.dtype), octets.numpy().tobytes())
         return msgpack.ExtType(_ARRAY, msgpack.packb(parts))
     if isinstance(leaf, complex):
         return msgpack.ExtType(_COMPLEX, msgpack.packb((leaf.real, leaf.imag)))
@@ -158,10 +159,6 @@ def _split(node: Any) -> Any:
     step = max(1, MAX_CHUNK_BYTES // node.itemsize)
     chunks = [flat[start : start + step] for start in range(0, len(flat), step)]
     return {_CHUNKED: True, "shape": _numbered(node.shape), "chunks": _numbered(chunks)}
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _numbered(items: Any) -> "dict[str, Any]":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mbt_fast.checkpoint.shapes import Shape
+from mbt_fast.checkpoint.shapes import Shape, dtype_name
 from mbt_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def to_arrays(tensors: Mapping[str, Tensor]) -> "dict[str, np.ndarray | Tensor]"
     """
     arrays: dict[str, np.ndarray | Tensor] = {}
     for name, tensor in tensors.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = dtype_name(tensor.dtype)
         _check_dtype(name, dtype)
         copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         arrays[name] = copy.numpy() if dtype in _NUMPY_DTYPES else copy

@@ -34,21 +34,31 @@ def save_pretrained(
     Args:
         directory: Where ``config.json`` and ``model.safetensors`` go.
         config: The model.
-        state_dict: Exactly the state dict of ``MBT(config)``, all of one floating dtype.
+        state_dict: Exactly the state dict of ``MBT(config)``, all of one floating dtype; norms may
+            be in float32 beside a narrower one.
 
     Raises:
         CheckpointError: The weights do not fit the config, or are of several dtypes.
         OSError: The directory cannot be written.
     """
-    from safetensors.torch import save_file
-
     check_shapes(state_dict, expected_shapes(config), "the weights do not fit the config")
     check_dtypes(state_dict, "the weights cannot be saved")
+    write_model(directory, {**STAMP, **config.to_dict()}, state_dict)
+
+
+def write_model(
+    directory: "str | PathLike[str]",
+    config: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+) -> None:
+    """``save_pretrained`` of what has been checked, its config as what JSON can hold."""
+    from safetensors.torch import save_file
+
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     dense = torch.contiguous_format  # cloned, for safetensors refuses tensors that share memory
     tensors = {n: t.detach().cpu().clone(memory_format=dense) for n, t in state_dict.items()}
-    text = json.dumps({**STAMP, **config.to_dict()}, indent=2) + "\n"
+    text = json.dumps(config, indent=2) + "\n"
     with (
         replacing(directory / CONFIG_FILE) as config_path,
         replacing(directory / WEIGHTS_FILE) as weights_path,

@@ -13,6 +13,7 @@ from mbt_fast.errors import CheckpointError
 Shape = tuple[int, ...]
 
 _NAMES_SHOWN = 5
+_NARROW = ("float16", "bfloat16")
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -121,7 +122,8 @@ def check_shapes(found: Mapping[str, Any], expected: Mapping[str, Shape], what: 
 def check_dtypes(tensors: Mapping[str, Tensor], what: str) -> None:
     """Check that the tensors have one dtype among float16, bfloat16, float32 and float64.
 
-    Weights of several dtypes are refused, not cast: the caller must say which one is meant.
+    Weights of several dtypes are refused, not cast: the caller must say which one is meant. Norms
+    alone may be in float32 where the rest is narrower.
 
     Args:
         tensors: Weights by name.
@@ -130,16 +132,22 @@ def check_dtypes(tensors: Mapping[str, Tensor], what: str) -> None:
     Raises:
         CheckpointError: Names the tensors that are not floating point, or that differ from most.
     """
-    kinds = {name: _dtype_name(tensor.dtype) for name, tensor in tensors.items()}
+    kinds = {name: dtype_name(tensor.dtype) for name, tensor in tensors.items()}
     wrong = [f"{n} ({kinds[n]})" for n, t in tensors.items() if t.dtype not in _FLOATING]
     if wrong:
-        allowed = ", ".join(map(_dtype_name, _FLOATING))
+        allowed = ", ".join(map(dtype_name, _FLOATING))
         raise CheckpointError(f"{what}: dtypes must be one of {allowed}, got {shortened(wrong)}")
     counts = Counter(kinds.values())
     if len(counts) > 1:
         usual = counts.most_common(1)[0][0]
-        odd = [f"{name} ({kind})" for name, kind in kinds.items() if kind != usual]
-        raise CheckpointError(f"{what}: all must be {usual} like most, got {shortened(odd)}")
+        of_norms = "float32" if usual in _NARROW else usual
+        odd = [
+            f"{name} ({kind})"
+            for name, kind in kinds.items()
+            if kind != usual and not (_is_of_a_norm(name) and kind == of_norms)
+        ]
+        if odd:
+            raise CheckpointError(f"{what}: all must be {usual} like most, got {shortened(odd)}")
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -151,7 +159,7 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, 
     if dtype is None:
         return dict(tensors)
     wrong = [
-        f"{n} ({_dtype_name(t.dtype)})" for n, t in tensors.items() if not t.is_floating_point()
+        f"{n} ({dtype_name(t.dtype)})" for n, t in tensors.items() if not t.is_floating_point()
     ]
     if wrong:
         raise CheckpointError(f"what is cast must be floating point, got {shortened(wrong)}")
@@ -163,12 +171,18 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, 
     ]
     if beyond:
         raise CheckpointError(
-            f"weights must be in the range of {_dtype_name(dtype)}, got more in {shortened(beyond)}"
+            f"weights must be in the range of {dtype_name(dtype)}, got more in {shortened(beyond)}"
         )
     return narrow
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def _is_of_a_norm(name: str) -> bool:
+    """As ``norm1.weight`` is, and ``layernorm_after.bias`` of other encoders."""
+    return "norm" in name.split(".")[-2:][0]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As numpy and messages have it, without ``torch.``."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -65,7 +65,7 @@ def from_vit(
         generator: Source, on CPU, of the ``"normal"`` numbers.
 
     Returns:
-        A complete state dict of ``MBT(config)``, in the dtype of the ViT; no two entries share
+        A complete state dict of ``MBT(config)``, in the dtypes of the ViT; no two entries share
         memory.
 
     Raises:
@@ -96,7 +96,7 @@ def from_vit(
             mbt[name] = vit[f"blocks.{layer}.{part}"]
     mbt["norm.weight"], mbt["norm.bias"] = vit["norm.weight"], vit["norm.bias"]
     for name in _HEAD:
-        mbt[name] = vit[name] if restore_head else vit["norm.bias"].new_zeros(expected[name])
+        mbt[name] = vit[name] if restore_head else vit["pos_embed"].new_zeros(expected[name])
     check_shapes(mbt, expected, "the result does not fit the config")
     dense = torch.contiguous_format
     return {name: tensor.detach().clone(memory_format=dense) for name, tensor in mbt.items()}

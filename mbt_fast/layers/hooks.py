@@ -31,6 +31,11 @@ def are_unmodified(*groups: tuple[type[nn.Module], Iterable[nn.Module]]) -> bool
     return True
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything waits for the module to be called."""
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
 def is_everything_watched() -> bool:
     """Whether a hook on all modules is set, as by ``register_module_forward_hook``.
 

@@ -2,12 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mbt_fast.config import check_modalities
 from mbt_fast.layers.embed import TOKEN_STD
 from mbt_fast.layers.fusion_layer import Lengths, Streams, enter_fusion
-from mbt_fast.models.encoders import Family, Layer, check_training, families_of
+from mbt_fast.models.encoders import (
+    Family,
+    Layer,
+    check_training,
+    families_of,
+    warn_of_hooks,
+)
 from mbt_fast.models.inputs import check_names, checked_lengths
 from mbt_fast.models.left_out import check_left_out
 from mbt_fast.models.update_order import warn_of_no_exchange
@@ -37,8 +44,8 @@ def fuse(
     attributes: timm's ``VisionTransformer``, the ViT, DeiT, AST and VideoMAE of Hugging Face, and
     ``torch.nn.TransformerEncoder(norm_first=True)``. From the fusion layer on the parts of a layer
     are called around our attention: activation, eps, biases, layer scale, dropout and stochastic
-    depth are the tower's own. Hooks on the layer itself, wrappers around it, and activation
-    checkpointing that the tower brings are passed over.
+    depth are the tower's own. Hooks on the layer itself or its attention, of which the first call
+    warns, wrappers around it, and activation checkpointing that the tower brings are passed over.
 
     Args:
         towers: Modality to encoder, all of one depth, width and number of heads. Each layer is
@@ -111,6 +118,7 @@ class FusedTowers(nn.Module):
             warn_of_no_exchange(fusion_layer)
         self.bottleneck_tokens = self._draw_tokens() if self.n_slots else None
         self._backend = "auto"
+        self._looked_at: set[int] = set()  # layers of which hooks that are passed over were told
 
     def forward(
         self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor] | None = None
@@ -240,10 +248,14 @@ class FusedTowers(nn.Module):
     def _layer_apart(self, index: int, streams: Streams, lengths: Lengths, n_slots: int) -> Streams:
         """The same layer of several towers: all attentions in one call, then the shared update."""
         layers = {m: self.layers_of(m)[index] for m in streams}
+        is_first_call = index not in self._looked_at and not torch.compiler.is_compiling()
         for m, layer in layers.items():
-            check_training(
-                f"towers[{m!r}].{self._families[m].stack}[{index}]", layer, self._families[m]
-            )
+            where = f"towers[{m!r}].{self._families[m].stack}[{index}]"
+            check_training(where, layer, self._families[m])
+            if is_first_call:
+                warn_of_hooks(where, layer, self._families[m])
+        if is_first_call:
+            self._looked_at.add(index)
         padding = [lengths.get(modality) for modality in streams]
         heads, _ = attend(
             [self._families[m].packed(layers[m], x) for m, x in streams.items()],

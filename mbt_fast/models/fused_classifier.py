@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbt_fast.checkpoint.files import read_safetensors, replacing
-from mbt_fast.checkpoint.pretrained import CONFIG_FILE, WEIGHTS_FILE
-from mbt_fast.checkpoint.shapes import check_shapes
+from mbt_fast.checkpoint.files import read_safetensors
+from mbt_fast.checkpoint.pretrained import CONFIG_FILE, WEIGHTS_FILE, write_model
+from mbt_fast.checkpoint.shapes import Shape, check_dtypes, check_shapes
 from mbt_fast.errors import CheckpointError
 from mbt_fast.models.encoders import families_of
 from mbt_fast.models.fuse import fuse
@@ -156,21 +156,16 @@ class FusedClassifier(nn.Module):
         Args:
             directory: Where to; made if need be.
             state_dict: Other weights of this model, such as an average.
-        """
-        from safetensors.torch import save_file
 
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        Raises:
+            CheckpointError: The weights do not fit the model, or are of several dtypes.
+            OSError: The directory cannot be written.
+        """
         weights = self.state_dict() if state_dict is None else state_dict
-        dense = torch.contiguous_format
-        tensors = {n: t.detach().cpu().clone(memory_format=dense) for n, t in weights.items()}
-        text = json.dumps({**STAMP, **asdict(self.config)}, indent=2) + "\n"
-        with (
-            replacing(directory / CONFIG_FILE) as config_path,
-            replacing(directory / WEIGHTS_FILE) as weights_path,
-        ):
-            config_path.write_text(text, encoding="utf-8")
-            save_file(tensors, weights_path)
+        check_shapes(weights, self._shapes(), "the weights do not fit the model")
+        parameters = {n: t for n, t in weights.items() if t.is_floating_point()}  # and no indices
+        check_dtypes(parameters, "the weights cannot be saved")
+        write_model(directory, {**STAMP, **asdict(self.config)}, weights)
 
     @classmethod
     def from_pretrained(cls, directory: "str | PathLike[str]") -> "FusedClassifier":
@@ -182,10 +177,12 @@ class FusedClassifier(nn.Module):
         directory = Path(directory)
         model = cls(read_fused_config(directory / CONFIG_FILE))
         state_dict = read_safetensors(directory / WEIGHTS_FILE)
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        check_shapes(state_dict, shapes, f"{directory}: the weights do not fit the config")
-        model.load_state_dict(state_dict)
+        check_shapes(state_dict, model._shapes(), f"{directory}: the weights do not fit the config")
+        model.load_state_dict(state_dict, assign=True)
         return model
+
+    def _shapes(self) -> dict[str, Shape]:
+        return {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
 
     def _tower(self, modality: str) -> Any:
         return self.fused.towers[modality]

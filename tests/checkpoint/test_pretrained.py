@@ -226,6 +226,15 @@ def test_weights_of_several_dtypes_are_refused_both_ways(tmp_path):
         load_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_in_float32_beside_narrow_weights_ran_but_could_not_be_saved(tmp_path, dtype):
+    mixed = {n: t if "norm" in n else t.to(dtype) for n, t in weights().items()}
+    save_pretrained(tmp_path, CONFIG, mixed)
+    assert_equal(load_pretrained(tmp_path)[1], mixed)
+    with pytest.raises(CheckpointError, match=r"got head\.bias \(float32\)$"):
+        save_pretrained(tmp_path, CONFIG, {**mixed, "head.bias": weights()["head.bias"]})
+
+
 def test_a_directory_in_the_place_of_the_weights_is_named(tmp_path):
     save_pretrained(tmp_path, CONFIG, weights())
     (tmp_path / "model.safetensors").unlink()

@@ -1,6 +1,7 @@
 """Fused encoders: the plain statement, padding, shared parameters, and bad arguments."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -416,6 +417,31 @@ def test_adapters_and_hooks_on_projections_are_used(make, name, change):
     encoder = model.towers["rgb"]
     encoder.set_submodule(name, change(encoder.get_submodule(name)))
     assert_as_stated(model, inputs)
+
+
+PASSED_OVER = {
+    "timm": (TimmViT, ".blocks[2]", "attn", "attn.qkv"),
+    "hugging face 4": (HuggingFace4, ".encoder.layer[2]", "attention", "layernorm_before"),
+    "hugging face 5": (HuggingFace5, ".layers[2]", "attention", "attention.o_proj"),
+    "torch": (torch_encoder, ".layers[2]", "self_attn", "linear1"),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "where", "attention", "part"), PASSED_OVER.values(), ids=PASSED_OVER.keys()
+)
+@pytest.mark.parametrize("on_layer", [True, False])
+def test_hooks_on_a_fused_layer_were_passed_over_without_a_word(
+    make, where, attention, part, on_layer, monkeypatch
+):
+    model, inputs = example(make)
+    layer = layers_of(model.towers["rgb"])[2]
+    (layer if on_layer else layer.get_submodule(attention)).register_forward_hook(print)
+    name = re.escape(f"towers['rgb']{where}" + ("" if on_layer else f".{attention}"))
+    with pytest.warns(UserWarning, match=rf"hooks on {name} are not called.* {re.escape(part)}"):
+        model(inputs)
+    monkeypatch.setattr("mbt_fast.models.encoders.fit.has_hooks", pytest.fail)  # looks no more
+    model(inputs)
 
 
 def test_adapters_may_be_there_before():

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mbt_fast import export
+from mbt_fast.errors import CheckpointError
 from mbt_fast.models.fused_classifier import FusedClassifier, FusedConfig
+from mbt_fast.models.saved import load_model, save_model
 
 CLASSES, FRAMES = 4, 2
 SIZES = {"rgb": (FRAMES, 12, 8), "flow": (1, 12, 8)}
@@ -71,6 +73,31 @@ def test_a_classifier_of_videos_could_not_be_exported(lengths):
     expected = model.set_backend("sdpa")(inputs, lengths)
     arguments = (inputs,) if lengths is None else (inputs, lengths)
     torch.testing.assert_close(program.module()(*arguments), expected)
+
+
+def test_weights_of_another_model_were_saved(tmp_path):
+    model = classifier()
+    weights = model.state_dict()
+    wrong = {**weights, "head.rgb.bias": torch.zeros(CLASSES + 1), "extra": torch.zeros(1)}
+    mixed = {**weights, "head.rgb.bias": torch.zeros(CLASSES).half()}
+    for state_dict, message in (
+        (wrong, r"unexpected extra; misshapen head\.rgb\.bias must be \[4\], got \[5\]"),
+        (mixed, r"must be float32 like most, got head\.rgb\.bias \(float16\)"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            save_model(tmp_path / "model", model, state_dict)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_loaded_classifier_was_always_float32(tmp_path, monkeypatch, dtype):
+    model = classifier().to(dtype)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr("mbt_fast.models.fused_classifier.build_tower", lambda record: TimmViT())
+    loaded = load_model(tmp_path).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
+        assert loaded[name].dtype == dtype, name
 
 
 def test_lengths_say_present_or_absent():

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples import choose_fusion_layer, fuse_pretrained, missing_modalities, predict_official
 
@@ -91,6 +92,16 @@ def test_lora_with_peft_trains_and_merges():
     result = example("lora_with_peft", "peft")["main"]()
     assert result["after"] < result["before"]
     assert result["difference"] < 1e-3 * result["before"]
+
+
+def test_the_loss_of_a_batch_without_any_sound_was_nan():
+    logits = {m: torch.randn(3, 4, requires_grad=True) for m in ("rgb", "spectrogram")}
+    labels, some, none = torch.tensor([0, 1, 2]), torch.tensor([9, 9, 0]), torch.zeros(3)
+    rgb = torch.nn.functional.cross_entropy(logits["rgb"][:2], labels[:2], reduction="sum")
+    loss = missing_modalities.mean_loss(logits, {"rgb": some, "spectrogram": none}, labels)
+    torch.testing.assert_close(loss, rgb / 3)
+    loss.backward()
+    assert not logits["spectrogram"].grad.any()
 
 
 def test_missing_modalities_are_as_if_left_out():

@@ -48,3 +48,17 @@ def test_the_first_call_may_be_compiled(found):
 @pytest.mark.parametrize("first", ["counter", "mbt_fast"])
 def test_flops_are_counted_whichever_is_imported_first(found, first):
     assert found[f"flops, {first} first"] == FLOPS
+
+
+@pytest.mark.parametrize(
+    "statement", ["import kernels.tiles", "from kernels import tiles", "import kernels.layer"]
+)
+def test_a_submodule_of_the_folder_kernels_was_called_missing(statement):
+    code = [
+        sys.executable,
+        "-c",
+        f"import importlib.util as u; u.find_spec('kernels'); {statement}",
+    ]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=FIRST_IMPORT.parents[2])
+    assert done.returncode == 1
+    assert "import 'mbt_fast.kernels' instead" in done.stderr.splitlines()[-1]

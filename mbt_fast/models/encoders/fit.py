@@ -4,6 +4,7 @@ Attributes can deceive: a post-norm block may have the names of a pre-norm one. 
 also run, once as it is and once taken apart.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mbt_fast.functional import bottleneck_attention
+from mbt_fast.layers.hooks import has_hooks
 from mbt_fast.models.encoders.family import Family, Layer, Need, Tower, look_up
 from mbt_fast.models.encoders.hf_vit import HuggingFaceVideoMAE, HuggingFaceViT4, HuggingFaceViT5
 from mbt_fast.models.encoders.timm_vit import TimmViT, TimmViT05
@@ -107,6 +109,21 @@ def check_training(where: str, layer: Layer, family: Family) -> None:
     """
     if layer.training:
         _check_needs(where, layer, family.training_needs)
+
+
+def warn_of_hooks(where: str, layer: Layer, family: Family) -> None:
+    """Say which hooks are passed over in a layer that is taken apart."""
+    parts = [part for part in family.parts if isinstance(look_up(layer, part), nn.Module)]
+    owners = {part.rpartition(".")[0] for part in family.parts}
+    owners |= {owner.rpartition(".")[0] for owner in owners}  # the layer itself is ""
+    for owner in sorted(owners):
+        if has_hooks(look_up(layer, owner) if owner else layer):
+            name = f"{where}.{owner}" if owner else where
+            warnings.warn(
+                f"hooks on {name} are not called, for the layer is taken apart around its "
+                f"attention; these parts of it can be hooked: {', '.join(parts)}",
+                stacklevel=2,
+            )
 
 
 def _check_needs(where: str, owner: Tower | Layer, needs: tuple[Need, ...]) -> None:
