@@ -28,6 +28,8 @@ SIGNALS = tuple(
     for name in ("SIGTERM", "SIGUSR1", "SIGINT")
     if name in signal.Signals.__members__
 )
+_PATIENCE = 1.0  # seconds
+_TIMED_OUT = "DataLoader timed out"  # after which torch's iterator can be asked again
 _PRELOADED = ["mbt_fast.train.dataset", "av", "numpy"]
 
 
@@ -36,6 +38,7 @@ class Loader:
 
     Attributes:
         waited: Seconds that the last ``next`` took.
+        stopped: Whether it ended because it was asked to.
 
     Args:
         dataset: Its items are picklable, and it too.
@@ -43,6 +46,8 @@ class Loader:
         collate: From items to a batch.
         workers: Number of processes; 0 reads in this one.
         pinned: Batches are copied to pinned memory, for a GPU.
+        stop: Asked before each batch and, with workers, each second of waiting for one; ``True``
+            ends the batches.
     """
 
     def __init__(
@@ -53,9 +58,11 @@ class Loader:
         *,
         workers: int,
         pinned: bool = False,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Start the workers; they begin to read."""
-        self.waited = 0.0
+        self.waited, self.stopped, self._stop = 0.0, False, stop
+        others = multiprocessing.active_children()
         with _one_line_about_workers():
             self._batches: Iterator[Any] | None = iter(
                 DataLoader(
@@ -66,9 +73,11 @@ class Loader:
                     worker_init_fn=init_worker,
                     multiprocessing_context=workers_context() if workers else None,
                     pin_memory=pinned,
+                    timeout=_PATIENCE if workers else 0,
                     generator=generator(0, "loader"),  # or it would draw from torch's own
                 )
             )
+        self._workers = set(multiprocessing.active_children()).difference(others)
 
     def __iter__(self) -> Iterator[Any]:
         """Return the loader itself."""
@@ -80,17 +89,28 @@ class Loader:
         Raises:
             RunError: A worker died.
         """
-        if self._batches is None:
-            raise StopIteration
         start = time.perf_counter()
-        with _one_line_about_workers():
-            batch = next(self._batches)
-        self.waited = time.perf_counter() - start
-        return batch
+        while self._batches is not None and not self._asked_to_stop():
+            try:
+                with _one_line_about_workers():
+                    batch = next(self._batches)
+            except RuntimeError as error:
+                if not str(error).startswith(_TIMED_OUT):
+                    raise
+            else:
+                self.waited = time.perf_counter() - start
+                return batch
+        raise StopIteration
 
     def close(self) -> None:
         """End the workers."""
-        self._batches = None  # torch ends them when its iterator goes
+        self._batches = None  # torch ends them when its iterator goes, but for those that hang
+        for worker in self._workers:
+            worker.kill()
+
+    def _asked_to_stop(self) -> bool:
+        self.stopped = self.stopped or self._stop()
+        return self.stopped
 
 
 def init_worker(_: int) -> None:

@@ -35,8 +35,8 @@ from mbt_fast.train.stopping import Stopping
 def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
     """Train a model, or go on with a run that was stopped or killed.
 
-    SIGTERM, SIGUSR1 and Ctrl-C end the run after the step, or in the score, that they meet; it is
-    saved then. Torch's random numbers are as before when it returns.
+    SIGTERM, SIGUSR1 and Ctrl-C end the run after the step, or in the score or the wait for clips,
+    that they meet; it is saved then. Torch's random numbers are as before when it returns.
 
     Args:
         config: What to train, on what and how.
@@ -70,7 +70,7 @@ class Loop(ExitStack):
     Args:
         parts: The model and the clips.
         folder: Of the run.
-        stop: Asked after each step, and while the model is scored.
+        stop: Asked after each step, while its clips do not come, and while the model is scored.
     """
 
     def __init__(self, parts: Parts, folder: Path, stop: Stopping) -> None:
@@ -99,9 +99,11 @@ class Loop(ExitStack):
         run.score_if_due(self.stop)
         self.batches = batches = self._loader(run.step)
         with tqdm(total=total, initial=run.step, unit="step", disable=None) as bar:
-            while run.step < total and not self.stop():
+            while run.step < total:
                 meter.start()
-                batch = next(batches)
+                batch = next(batches, None)
+                if batch is None:
+                    break
                 run.note_broken(batch.broken)
                 record = self._step(run.step, batch)
                 meter.stop(batches.waited)
@@ -130,7 +132,9 @@ class Loop(ExitStack):
         keys = BatchKeys(len(clips), train.batch_size, train.seed, start, total, weights)
         pinned = self.parts.device.type == "cuda"
         collate = partial(collate_items, mask_padding=config.data.mask_padding)
-        loader = Loader(clips, keys, collate, workers=config.data.workers, pinned=pinned)
+        loader = Loader(
+            clips, keys, collate, workers=config.data.workers, pinned=pinned, stop=self.stop
+        )
         self.callback(loader.close)
         return loader
 

@@ -84,7 +84,7 @@ def predict(
         errors: As for ``load_clip``.
         rank: Of this process, which reads every ``world``-th clip from this one on.
         world: Number of processes.
-        stop: Asked before each batch; ``True`` ends the work.
+        stop: Asked before each batch and while one does not come; ``True`` ends the work.
 
     Returns:
         For each subset its predictions; ``None`` if it was stopped.
@@ -102,6 +102,7 @@ def predict(
         partial(collate_views, mask_padding=mask_padding),
         workers=workers,
         pinned=device.type == "cuda",
+        stop=stop,
     )
     tallies = [_Tally(subset) for subset in subsets]
     training = model.training
@@ -109,8 +110,6 @@ def predict(
     try:
         with tqdm(total=len(rows), unit="clip", desc="scored", leave=False, disable=None) as bar:
             for batch in loader:
-                if stop():
-                    return None
                 inputs = {m: x.to(device, non_blocking=True) for m, x in batch.inputs.items()}
                 batch.inputs = {m: to_float(x) for m, x in inputs.items()}
                 for tally in tallies:
@@ -120,6 +119,8 @@ def predict(
     finally:
         loader.close()
         model.train(training)
+    if loader.stopped:
+        return None
     return [tally.finish(manifest, rows) for tally in tallies]
 
 

@@ -39,11 +39,12 @@ def signals():
     return all(signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS)
 
 
+hang = partial(time.sleep, 60)
 kill = partial(signal.raise_signal, signal.SIGKILL)
 
 
-def load(acts, batches, workers=1):
-    return Loader(Numbers(acts), batches, list, workers=workers)
+def load(acts, batches, workers=1, **options):
+    return Loader(Numbers(acts), batches, list, workers=workers, **options)
 
 
 def test_batches_come_in_order():
@@ -87,6 +88,24 @@ def test_loading_does_not_move_torchs_own_generator():
     torch.manual_seed(7)
     assert list(load({}, [[1]], workers=0)) == [[1]]
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_stop_is_seen_while_a_batch_does_not_come():
+    asked = iter([False, False, True])
+    loader = load({2: hang}, [[1], [2], [3]], stop=lambda: next(asked))
+    assert list(loader) == [[1]]
+    assert loader.stopped
+    (worker,) = loader._workers
+    loader.close()
+    worker.join(5)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+def test_a_batch_that_takes_long_comes():
+    loader = load({2: partial(time.sleep, 2.5)}, [[1], [2], [3]])
+    assert list(loader) == [[1], [2], [3]]
+    assert not loader.stopped
+    loader.close()
 
 
 def test_waiting_is_measured():
