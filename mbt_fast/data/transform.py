@@ -111,6 +111,17 @@ class ClipTransform:
             patches = Sizes({m: tuple(patch) for m, patch in self.patch_size.items()})
             object.__setattr__(self, "patch_size", patches)
             self._check_patches(patches)
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        if self.n_cls not in (0, 1):
+            raise ValueError(f"n_cls must be 0 or 1, got {self.n_cls}")
+        frames = range(self.rgb[0] if self.rgb else 0)
+        if any(index not in frames for index in self.sampled_frames or ()):
+            raise ValueError(
+                f"sampled_frames must be of the {len(frames)} frames of rgb, "
+                f"got {self.sampled_frames}"
+            )
 
     def _check_patches(self, patches: Sizes) -> None:
         for modality, patch in patches.items():

@@ -293,6 +293,11 @@ def test_clips_that_make_no_batch(mixed):
         ({"patch_size": {"rgb": (3, 8, 8)}}, r"patch_size\['rgb'\] must divide"),
         ({"patch_size": {"rgb": (8, 8)}}, r"patch_size\['rgb'\] must divide"),
         ({"patch_size": {"depth": (1,)}}, "patch_size must be of a modality with a size"),
+        ({"n_cls": 2}, "n_cls must be 0 or 1, got 2"),
+        (
+            {"sampled_frames": (1, 4)},
+            r"sampled_frames must be of the 4 frames of rgb, got \(1, 4\)",
+        ),
     ],
 )
 def test_bad_options_are_named(options, message):
