@@ -18,7 +18,7 @@ def test_info_names_every_backend_on_one_screen(monkeypatch, capsys):
     """It had 65 lines, most of them registers of CUDA kernels on a machine without a GPU."""
     kernels = {f"kernel {number} float16 64": (168, 0, 0) for number in range(24)}
     built = {"compiler": "release 13.0", "architectures": "sm_90a", "sources": "0" * 64}
-    module = SimpleNamespace(ptxas=kernels, shared_memory={}, **built)
+    module = SimpleNamespace(ptxas=kernels, ptxas_warnings=[], shared_memory={}, **built)
     monkeypatch.setattr(extension, "why_no_cuda_kernels", list)
     monkeypatch.setattr(extension, "cuda_module", lambda: module)
     assert main(["info"]) == 0
