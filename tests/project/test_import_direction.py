@@ -1,7 +1,8 @@
 """Who may import whom. Each row may import the rows named beside it, and none that comes after it.
 
 {config, errors} <- checkpoint; {kernels, _C, _cuda} <~when called~ ops <- layers <- models
-<- {data, flops, profiling, rollout, train, parallel} <- pictures <- cli; testing, benchmarks, tests: public names.
+<- {data, flops, profiling, rollout, train, parallel} <- pictures <- cli; testing, benchmarks,
+tests: public names.
 """
 
 import ast
