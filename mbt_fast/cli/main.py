@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code.
 
     Returns:
-        0 well, 2 bad input, 130 interrupted, 141 where nobody reads the output any more, as in
-        ``mbt-fast info | head -1``; the last two are what a shell reports of the signals.
+        0 well, 2 bad input, 75 a run that a signal ended early, 130 interrupted, 141 where nobody
+        reads the output any more, as in ``mbt-fast info | head -1``; the last two are
+        what a shell reports of the signals.
     """
     try:
         try:

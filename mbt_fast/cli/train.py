@@ -1,7 +1,6 @@
 """``mbt-fast train``: train a model by a recipe, or say what that would take."""
 
 import argparse
-import os
 from pathlib import Path
 
 from mbt_fast.errors import InputError
@@ -11,6 +10,7 @@ from mbt_fast.train.config import recipe_names
 from mbt_fast.train.plan import parts_of
 
 HELP = "Train a model; the same command goes on with a run that was stopped or killed."
+STOPPED = 75  # "temporary failure" of sysexits.h: a scheduler is to start the run again
 _SHORTHANDS = ("backend", "recompute")  # of the section [train]
 
 
@@ -36,10 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and print how the run ended, or print the plan."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
-        raise InputError(f"WORLD_SIZE must be 1: training takes one process, got {world}")
+    """Train and print how the run ended, or print the plan; 75 if a signal ended it early."""
     shorthands = {name: getattr(args, name) for name in _SHORTHANDS}
     overrides = [f"train.{name}={value}" for name, value in shorthands.items() if value]
     config = TrainConfig.from_toml(args.recipe, [*args.overrides, *overrides])
@@ -49,5 +46,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.out is None:
         raise InputError("--out must name the folder of the run, or --dry-run be given")
-    print(train(config, args.out))
-    return 0
+    outcome = train(config, args.out)
+    print(outcome)
+    return STOPPED if outcome.stopped_by else 0

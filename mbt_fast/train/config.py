@@ -80,6 +80,8 @@ class TrainConfig:
             return
         if self.init.vit or self.init.ast:
             raise InputError("init.vit and init.ast must be left out with model.fuse")
+        if self.train.recompute != LoopConfig.recompute:
+            raise InputError("train.recompute must be left out with model.fuse")
         if self.data.mask_padding:
             raise InputError("data.mask_padding must be false with model.fuse, got true")
 
@@ -93,9 +95,9 @@ class TrainConfig:
             path: A TOML file, or the name of a recipe that comes with the package, such as
                 ``audioset_mini``. Relative paths in the file start from its directory.
             overrides: ``section.key=value``, the value in TOML or a bare string, such as
-                ``train.lr=0.1`` and ``data.train=train.csv``. Relative paths start from the
-                working directory. ``train.steps`` replaces the recipe's ``train.epochs`` and the
-                reverse, and so it is with the two keys of warm-up.
+                ``train.lr=0.1``, ``train.clip_norm=none`` and ``data.train=train.csv``. Relative
+                paths start from the working directory. ``train.steps`` replaces the recipe's
+                ``train.epochs`` and the reverse, and so it is with the two keys of warm-up.
 
         Raises:
             InputError: The file cannot be read or is not TOML; a key is unknown, missing or has a

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mbt_fast.data import ClipTransform
 from mbt_fast.data.classes import ClassIndex
 from mbt_fast.data.manifest import Manifest
+from mbt_fast.errors import RunError
 from mbt_fast.train.metrics import (
     mean_average_precision,
     per_class_accuracy,
@@ -19,6 +20,7 @@ from mbt_fast.train.metrics import (
 from mbt_fast.train.predictions import Predictions, predict
 
 Record = dict[str, Any]
+_SHOWN = 5  # broken clips
 
 
 def evaluate(
@@ -36,6 +38,7 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     mask_padding: bool = False,
     errors: str = "strict",
+    broken_limit: float = 1.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record | None:
     """Score every clip once.
@@ -54,6 +57,7 @@ def evaluate(
         dtype: Of autocast.
         mask_padding: Whether tokens of padding are masked.
         errors: As for ``load_clip``.
+        broken_limit: Share of the clips that may be unreadable.
         stop: Asked before each batch; ``True`` ends the work.
 
     Returns:
@@ -61,7 +65,8 @@ def evaluate(
 
     Raises:
         InputError: A label is no class.
-        RunError: A logit is NaN.
+        RunError: A logit is NaN, or more clips than the limit cannot be read.
+        ValueError: The transform has no such modality.
     """
     targets = manifest.targets(names, task)  # first: it may refuse
     found = predict(
@@ -80,6 +85,7 @@ def evaluate(
     )
     if found is None:
         return None
+    _check_broken(found[0], manifest, broken_limit)
     return summary(found[0], manifest, views) | score(found[0], targets, task, names)
 
 
@@ -145,6 +151,16 @@ def per_class(
         pairs = zip(parts, targets.unbind(1), strict=True)
         values = torch.cat([per_class_accuracy(part, labels) for part, labels in pairs])
     return dict(zip(names, map(_number, values.tolist()), strict=True))
+
+
+def _check_broken(predictions: Predictions, manifest: Manifest, limit: float) -> None:
+    broken = predictions.broken
+    if len(broken) > limit * len(manifest):
+        first = "; ".join(list(broken.values())[:_SHOWN])
+        raise RunError(
+            f"the share of broken clips must be at most {limit:g}, and {len(broken)} of "
+            f"{len(manifest)} in {manifest.path} cannot be read: {first}"
+        )
 
 
 def _number(value: float) -> float | None:

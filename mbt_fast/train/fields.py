@@ -110,7 +110,8 @@ def accept(name: str, kind: Any, value: Any) -> Any:
     Args:
         name: Of the field, for messages.
         kind: ``int``, ``float``, ``bool``, ``str``, a ``Literal``, a tuple of fixed length, any of
-            them ``Annotated`` with a range, or a union of one with ``None``.
+            them ``Annotated`` with a range, or a union of one, that is no string, with ``None``,
+            which ``"none"`` stands for.
         value: What was given.
 
     Raises:
@@ -128,7 +129,7 @@ def accept(name: str, kind: Any, value: Any) -> Any:
         return value
     if origin is UnionType or NoneType in args:
         (inner,) = (arg for arg in args if arg is not NoneType)
-        return None if value is None else accept(name, inner, value)
+        return None if value in (None, "none") else accept(name, inner, value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(args):
             raise InputError(f"{name} must be a list of {len(args)} values, got {value!r}")

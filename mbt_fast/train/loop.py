@@ -5,6 +5,7 @@ started again gives the same weights, bit for bit on a CPU, as one that never wa
 """
 
 import math
+import os
 from contextlib import ExitStack
 from functools import partial
 from os import PathLike
@@ -51,6 +52,9 @@ def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
         CheckpointError: A checkpoint cannot be written; the last one is whole.
         OSError: The folder cannot be written.
     """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise InputError(f"WORLD_SIZE must be 1: training takes one process, got {world}")
     folder = Path(out)
     data = read_data(config)
     config = config.with_num_classes(len(data.names))
@@ -104,7 +108,7 @@ class Loop(ExitStack):
                 batch = next(batches, None)
                 if batch is None:
                     break
-                run.note_broken(batch.broken)
+                run.note_broken(batch)
                 record = self._step(run.step, batch)
                 meter.stop(batches.waited)
                 run.advance(record, meter)

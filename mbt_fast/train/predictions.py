@@ -91,8 +91,14 @@ def predict(
 
     Raises:
         RunError: A logit is NaN; names the clips.
+        ValueError: The transform has no such modality.
     """
     from tqdm import tqdm
+
+    for modality in {modality for subset in subsets for modality in subset}:
+        if modality not in transform.windows:
+            known = ", ".join(transform.windows)
+            raise ValueError(f"modalities must be of {known}, got {modality!r}")
 
     device = torch.device(device)
     rows = range(rank, len(manifest), world)

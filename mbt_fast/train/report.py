@@ -62,7 +62,8 @@ def line(done: str, record: Record) -> str:
     scores = [f"{name} {value:.4f}" for name, value in scores_of(record).items()]
     if not scores:
         return done
-    return f"{done}: {', '.join(scores)} ({record['n']} clips, views: {record['views']})"
+    broken = f", {len(record['broken'])} broken" if record.get("broken") else ""
+    return f"{done}: {', '.join(scores)} ({record['n']} clips{broken}, views: {record['views']})"
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -1,7 +1,7 @@
 """What a run leaves in its folder: records, checkpoints, scores and a report."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,7 +16,7 @@ from mbt_fast.errors import RunError
 from mbt_fast.train import checkpoints, report
 from mbt_fast.train.averaging import average
 from mbt_fast.train.broken import BrokenClips
-from mbt_fast.train.dataset import Broken
+from mbt_fast.train.dataset import ATTEMPTS, Batch
 from mbt_fast.train.evaluate import evaluate
 from mbt_fast.train.log import Log, Record, TensorBoard
 from mbt_fast.train.means import Meter
@@ -108,14 +108,19 @@ class Run(ExitStack):
         self._next_report = 0.0
         self._point_to_best()  # of a run that was killed right after the score
 
-    def note_broken(self, broken: Sequence[Broken]) -> None:
+    def note_broken(self, batch: Batch) -> None:
         """Take down the clips that the coming step could not have.
 
         Raises:
-            RunError: They are too many; what was done is saved.
+            RunError: They are too many, or there are no others; what was done is saved.
         """
         try:
-            self.broken.note(broken, self.step + 1)
+            self.broken.note(batch.broken, self.step + 1)
+            if not batch.inputs:
+                raise RunError(
+                    f"a batch must have clips that can be read, got {ATTEMPTS} in a row that "
+                    f"cannot; {self.broken.path} lists them: {batch.broken[0].error}"
+                )
         except RunError:
             self.save()
             raise
@@ -219,6 +224,7 @@ class Run(ExitStack):
                 dtype=parts.dtype,
                 mask_padding=options.data.mask_padding,
                 errors=options.data.errors,
+                broken_limit=options.data.broken_limit,
                 stop=stop,
             )
         if result is None:
@@ -237,7 +243,7 @@ class Run(ExitStack):
         """The steps whose weights are averaged at the end: each ends an epoch, the last the run."""
         n_epochs, every = self.config.train.average_last, self.parts.steps_per_epoch
         last = self.parts.total_steps
-        return list(range(last, 0, -every))[:n_epochs]
+        return [last, *range((last - 1) // every * every, 0, -every)][:n_epochs]
 
     def _average_last(self) -> None:
         """Give the model the mean of the weights after each of the last epochs."""

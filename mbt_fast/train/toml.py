@@ -1,5 +1,6 @@
 """TOML files and ``key=value`` overrides as flat tables: dotted key to value."""
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from mbt_fast.errors import InputError
 
+_NUMBER = re.compile(r"[+-]?(\d+\.|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # not in TOML
 _VALUES = (bool, int, float, str, list, dict)  # a date is none
 
 
@@ -84,11 +86,11 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A TOML value; what is none is a bare string, such as ``train.csv`` or a date."""
+    """A TOML value, or a number such as ``.1``; the rest are strings: ``train.csv``, a date."""
     try:
         parsed = _loads(f"value = {text}")
     except ValueError:
-        return text
+        return float(text) if _NUMBER.fullmatch(text) else text
     value = parsed.pop("value")
     return text if parsed or not isinstance(value, _VALUES) else value
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mbt_fast.checkpoint.runs import read_state, resolve_run
 from mbt_fast.cli.main import main
 from mbt_fast.data.synthetic import SyntheticSet, write_synthetic
 from mbt_fast.errors import CheckpointError
+from mbt_fast.train.loop import Loop
 
 RECIPE = """
 [model]
@@ -94,6 +96,25 @@ def test_what_is_wrong_is_one_line(folder, capsys, monkeypatch):
     assert "recipe 'audioset' is unknown" in refused(capsys, "train", "audioset", "--out", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "WORLD_SIZE must be 1" in refused(capsys, "train", recipe, "--out", "x")
+
+
+def test_a_run_that_a_signal_stopped_is_not_taken_for_done(folder, tmp_path, monkeypatch):
+    command = ["train", str(folder / "recipe.toml"), "--out", str(tmp_path / "run")]
+    step = Loop._step
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Loop, "_step", lambda *args: signal.raise_signal(signal.SIGTERM) or step(*args)
+        )
+        assert main(command) == 75
+    assert main(command) == 0
+
+
+def test_labels_with_a_name_twice_do_not_end_predict(run, folder, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("tone\ntone\n")
+    clip = str(next((folder / "clips").iterdir()))
+    options = ("--labels", str(labels), "--activation", "sigmoid")
+    assert main(["predict", clip, "--checkpoint", str(run), *options]) == 0
 
 
 def test_unknown_option_is_still_refused(folder, capsys):

@@ -70,6 +70,25 @@ def test_override_wins_and_is_read_as_toml_or_as_a_bare_string(recipe):
     assert config.checkpoint.best is False
 
 
+@pytest.mark.parametrize(("text", "value"), [(".1", 0.1), ("1.", 1.0), ("+.5e-1", 0.05)])
+def test_a_number_without_a_digit_at_the_point_is_a_number(recipe, text, value):
+    assert TrainConfig.from_toml(recipe, [f"train.lr={text}"]).train.lr == value
+
+
+def test_an_override_can_take_a_value_of_the_recipe_away(tmp_path):
+    recipe = write(tmp_path, RECIPE + "clip_norm = 1.0\n")
+    assert TrainConfig.from_toml(recipe).train.clip_norm == 1.0
+    assert TrainConfig.from_toml(recipe, ["train.clip_norm=none"]).train.clip_norm is None
+    config = TrainConfig.from_toml(recipe, ["train.recompute=none"])
+    assert config.train.recompute == "none", "which is a value of that key"
+
+
+def test_recompute_that_a_fused_pair_would_not_heed_is_refused(tmp_path):
+    path = fused(tmp_path, *FUSED, FUSED_SIZES)
+    with pytest.raises(InputError, match=r"train\.recompute must be left out with model\.fuse"):
+        TrainConfig.from_toml(path, ["train.recompute=mlp"])
+
+
 def test_paths_start_from_the_file_and_those_of_overrides_from_the_working_directory(
     recipe, tmp_path, monkeypatch
 ):

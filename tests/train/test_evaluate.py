@@ -207,6 +207,20 @@ def test_a_set_of_broken_clips_has_no_score(model, folder, transform):
         assert not result["constant"]
 
 
+def test_more_broken_clips_than_the_limit_are_refused_with_their_errors(model, single, transform):
+    options = {"task": "single", "names": NAMES}
+    share = BROKEN / N
+    assert evaluate(model, single, transform, broken_limit=share, **options)["n"] == N - BROKEN
+    with pytest.raises(RunError, match=f"at most 0, and {BROKEN} of {N} in .* cannot be read: "):
+        evaluate(model, single, transform, broken_limit=0.0, **options)
+
+
+@pytest.mark.parametrize("modalities", [["touch"], "rgb"])
+def test_a_modality_that_the_model_does_not_take_is_refused(model, single, transform, modalities):
+    with pytest.raises(ValueError, match="modalities must be of rgb, spectrogram, got '"):
+        run(model, single, transform, modalities=modalities)
+
+
 def test_constant_predictions_raise_an_alarm(model, single, transform):
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.normal_(model.head.bias)

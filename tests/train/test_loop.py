@@ -15,6 +15,7 @@ from mbt_fast.errors import CheckpointError, InputError, RunError
 from mbt_fast.train import checkpoints, train
 from mbt_fast.train.averaging import average
 from mbt_fast.train.folder import locked
+from mbt_fast.train.loader import Loader
 from mbt_fast.train.log import Log, read
 from mbt_fast.train.loop import Loop
 from mbt_fast.train.run import Run
@@ -177,6 +178,20 @@ def test_a_signal_within_a_score_ends_the_run_and_the_score_is_made_later(
     assert same(weights(tmp_path), weights(whole))
 
 
+def test_a_signal_while_a_batch_does_not_come_saves(configure, tmp_path, monkeypatch):
+    following, calls = Loader.__next__, iter(range(100))
+
+    def interrupted(loader):
+        if next(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return following(loader)
+
+    monkeypatch.setattr(Loader, "__next__", interrupted)
+    outcome = train(configure(), tmp_path)
+    assert (outcome.step, outcome.stopped_by) == (2, "SIGTERM")
+    assert checkpoints.step_of(find_checkpoint(tmp_path)) == 2
+
+
 def test_a_full_disk_ends_the_run_and_loses_nothing(whole, configure, tmp_path, monkeypatch):
     write = TrainingState.write
 
@@ -252,6 +267,40 @@ def test_a_folder_that_holds_no_clips_ends_the_run_soon(clips, configure, tmp_pa
     gone.write_text(rows)
     with pytest.raises(RunError, match="16 of 16 cannot be read"):
         train(configure(f"data.train={gone}", "data.broken_limit=0.99"), tmp_path / "run")
+
+
+def test_clips_of_which_none_can_be_read_are_one_line_without_a_limit(clips, configure, tmp_path):
+    gone = tmp_path / "gone.csv"
+    gone.write_text((clips / "train.csv").read_text().replace("clips/", "elsewhere/"))
+    with pytest.raises(RunError, match=r"must have clips that can be read.*no such file"):
+        train(configure(f"data.train={gone}", "data.broken_limit=1.0"), tmp_path / "run")
+
+
+def test_a_validation_set_that_is_gone_ends_the_run(clips, configure, tmp_path):
+    gone = tmp_path / "gone.csv"
+    gone.write_text((clips / "val.csv").read_text().replace("clips/", "elsewhere/"))
+    with pytest.raises(RunError, match=r"4 of 4 in .*gone\.csv cannot be read"):
+        train(configure(f"data.val={gone}", "train.epochs=1"), tmp_path / "run")
+    assert checkpoints.step_of(find_checkpoint(tmp_path / "run")) == PER_EPOCH
+
+
+def test_several_processes_are_refused_before_anything_is_read(configure, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="WORLD_SIZE must be 1"):
+        train(configure(), tmp_path / "run")
+
+
+def test_what_is_averaged_ends_epochs_also_if_the_run_does_not(configure, tmp_path, monkeypatch):
+    saved = []
+    write = TrainingState.write
+    monkeypatch.setattr(
+        TrainingState,
+        "write",
+        lambda self, to, record: saved.append(record["step"]) or write(self, to, record),
+    )
+    options = ["train.steps=10", "train.average_last=3", "checkpoint.every_steps=100"]
+    train(configure(*options, "data.val="), tmp_path)
+    assert saved == [4, 8, 10]
 
 
 def test_a_loss_that_is_not_finite_names_the_clips_and_spares_the_weights(configure, tmp_path):
