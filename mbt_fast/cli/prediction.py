@@ -9,10 +9,6 @@ from torch import Tensor
 
 from mbt_fast.checkpoint.runs import POINTERS
 from mbt_fast.data import Clip, ClipTransform
-<<<<<<< HEAD
-=======
-from mbt_fast.data.classes import PREFIX
->>>>>>> fixtrain
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBT, create_model, list_models
 from mbt_fast.models.saved import Model, load_model
@@ -87,10 +83,6 @@ def predict_clip(
     A probability that is NaN is ``None``, for JSON knows no NaN, and ranks last.
     """
     logits = _logits(model, clip, mask_padding)
-<<<<<<< HEAD
-=======
-    n_verbs = sum(label.startswith(PREFIX["verb"]) for label in labels)
->>>>>>> fixtrain
     probabilities = _probabilities(logits, activation, n_verbs)
     undefined = probabilities.isnan()
     ranked = probabilities.masked_fill(undefined, -1).topk(min(top, len(labels))).indices
