@@ -11,12 +11,11 @@ import torch
 import mbt_fast
 from mbt_fast.cli.outputs import check_writable
 from mbt_fast.data import Manifest
-from mbt_fast.data.classes import ClassIndex
+from mbt_fast.data.classes import TASKS, ClassIndex
 from mbt_fast.dispatch import check_name
 from mbt_fast.errors import InputError, as_input_error
 from mbt_fast.profiling.machine import DTYPES, choose_device, choose_dtype, device_name, dtype_name
 from mbt_fast.train.evaluate import per_class, score, summary
-from mbt_fast.train.losses import TASKS
 from mbt_fast.train.predictions import Predictions, predict
 from mbt_fast.train.trained import Trained, load_trained
 

@@ -41,7 +41,7 @@ class Augment:
     Args:
         config: ``TrainConfig.augment``. ``label_smoothing`` is not read here: the loss smooths,
             after mixing.
-        task: See ``losses.TASKS``.
+        task: See ``data.classes.TASKS``.
         n_classes: Outputs of the model.
         n_verbs: Of task ``"verb_noun"``: how many outputs are verbs.
         n_tokens: Own tokens of each modality, CLS included: the length of a modality that is

@@ -47,7 +47,7 @@ def evaluate(
         model: See ``predict``, and so for what is not listed here.
         manifest: The clips with their labels.
         transform: What the model takes.
-        task: See ``losses.TASKS``.
+        task: See ``data.classes.TASKS``.
         names: The classes, in the order of the outputs.
         views: Windows of a clip that is longer than one.
         modalities: What the model is given of a clip; ``None`` for all that it takes.

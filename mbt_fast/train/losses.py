@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-TASKS = ("multilabel", "single", "verb_noun")
+from mbt_fast.data.classes import TASKS
 
 
 def soft_targets(targets: Tensor, task: str, n_classes: int, n_verbs: int | None = None) -> Tensor:

@@ -22,7 +22,7 @@ class Trained:
         model: With its weights, on the CPU.
         transform: How it takes clips.
         names: The classes, in the order of the outputs.
-        task: See ``losses.TASKS``.
+        task: See ``data.classes.TASKS``.
         settings: The run's configuration by dotted keys; empty for weights that no run wrote.
         step: Of the run, or ``None``.
     """
