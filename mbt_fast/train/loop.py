@@ -19,7 +19,7 @@ from mbt_fast.models.head import presence
 from mbt_fast.train import optimizer
 from mbt_fast.train.averaging import Ema
 from mbt_fast.train.config import TrainConfig
-from mbt_fast.train.dataset import Batch, TrainingClips, collate_items, rows
+from mbt_fast.train.dataset import Batch, collate_items, rows
 from mbt_fast.train.folder import check_same_config, locked, write_config
 from mbt_fast.train.gradients import MeanGradient, clip
 from mbt_fast.train.loader import Loader
@@ -119,26 +119,12 @@ class Loop(ExitStack):
 
     def _loader(self, start: int) -> Loader:
         """The batches of all steps from ``start`` on."""
-        data, train = self.parts.data, self.settings
-        config = self.parts.config
-        weights = data.weights(config.data.sampling)
-        clips = TrainingClips(
-            data.train,
-            self.parts.transform,
-            data.names,
-            train.task,
-            config.augment,
-            seed=train.seed,
-            weights=weights,
-            errors=config.data.errors,
-        )
+        train, data, clips = self.settings, self.parts.config.data, self.parts.clips()
         total = self.parts.total_steps
-        keys = BatchKeys(len(clips), train.batch_size, train.seed, start, total, weights)
+        keys = BatchKeys(len(clips), train.batch_size, train.seed, start, total, clips.weights)
         pinned = self.parts.device.type == "cuda"
-        collate = partial(collate_items, mask_padding=config.data.mask_padding)
-        loader = Loader(
-            clips, keys, collate, workers=config.data.workers, pinned=pinned, stop=self.stop
-        )
+        collate = partial(collate_items, mask_padding=data.mask_padding)
+        loader = Loader(clips, keys, collate, workers=data.workers, pinned=pinned, stop=self.stop)
         self.callback(loader.close)
         return loader
 

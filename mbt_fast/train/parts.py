@@ -18,6 +18,7 @@ from mbt_fast.profiling.machine import choose_device, choose_dtype
 from mbt_fast.train import start
 from mbt_fast.train.augment import Augment
 from mbt_fast.train.config import TrainConfig
+from mbt_fast.train.dataset import TrainingClips
 
 _COMPARED = {
     "labels": "class names",
@@ -86,6 +87,20 @@ class Parts:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.train.total_steps(len(self.data.train))
+
+    def clips(self) -> TrainingClips:
+        """The training clips, as windows that are drawn."""
+        config, data = self.config, self.data
+        return TrainingClips(
+            data.train,
+            self.transform,
+            data.names,
+            config.train.task,
+            config.augment,
+            seed=config.train.seed,
+            weights=data.weights(config.data.sampling),
+            errors=config.data.errors,
+        )
 
     def augment(self) -> Augment:
         """What is done to a batch on the device."""

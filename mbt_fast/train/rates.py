@@ -11,7 +11,6 @@ from mbt_fast.errors import InputError
 from mbt_fast.profiling.machine import is_out_of_memory
 from mbt_fast.profiling.timing import Deadline, timed
 from mbt_fast.train import optimizer
-from mbt_fast.train.dataset import TrainingClips
 from mbt_fast.train.losses import loss, soft_targets
 from mbt_fast.train.order import Key, epoch_order
 from mbt_fast.train.parts import Parts
@@ -77,17 +76,7 @@ def measure_reading(parts: Parts, seconds: float) -> Reading:
     Raises:
         InputError: None of them can be read.
     """
-    config, data = parts.config, parts.data
-    clips = TrainingClips(
-        data.train,
-        parts.transform,
-        data.names,
-        config.train.task,
-        config.augment,
-        seed=config.train.seed,
-        weights=data.weights(config.data.sampling),
-        errors=config.data.errors,
-    )
+    config, clips = parts.config, parts.clips()
     order = epoch_order(len(clips), config.train.seed, 0, clips.weights).tolist()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
@@ -98,7 +87,9 @@ def measure_reading(parts: Parts, seconds: float) -> Reading:
         for key in keys:
             item = clips[key]
             if item.clip is None:
-                raise InputError(f"{data.train.path}: no clip can be read: {item.broken[0].error}")
+                raise InputError(
+                    f"{clips.manifest.path}: no clip can be read: {item.broken[0].error}"
+                )
             count, broken = count + 1, broken + len(item.broken)
             if deadline.left() < 0:
                 break

@@ -29,7 +29,7 @@ class DataConfig(Section):
         test: Manifest that is scored at the end; empty for ``val``.
         labels: File of the label names, in the order of the outputs; empty for the sorted names of
             the training manifest. With ``task = "verb_noun"`` the verbs come first.
-        workers: Processes that read clips, of each rank; 0 reads in the process of the model.
+        workers: Processes that read clips; 0 reads in the process of the model.
         fps: As in ``ClipTransform``, and so the next fields up to ``circular_sound``.
         stride: Distance of frames; none makes the video last as long as the sound.
         min_side: Short side of a frame before the crop; none is 256/224 of the crop's.
@@ -232,7 +232,7 @@ class EvalConfig(Section):
         every_epochs: Epochs from one score to the next; 0 for the end alone.
         views: Windows of a clip in the score at the end, whose logits are averaged.
         epoch_views: The same during the run.
-        batch_size: Clips at a time; none for that of training.
+        batch_size: Windows at a time, about; none for as many as a batch of training has clips.
     """
 
     title: ClassVar[str] = "eval"
