@@ -77,8 +77,9 @@ class AugmentConfig(Section):
         flip: Probability of a mirrored clip.
         colour: Probability of changed brightness, saturation, contrast and hue.
         grey: Probability of a grey clip.
-        frequency_mask: Greatest width of one mask of mel bins; 0 for none.
-        time_mask: Greatest length of a mask of spectrogram frames.
+        frequency_mask: One mask of fewer mel bins than this; 0 for none.
+        time_mask: Masks of fewer spectrogram frames than this; the released code asks for them, and
+            lingvo, with the options that it passes, makes none.
         time_masks: Masks of that kind.
         time_warp: Greatest shift of a spectrogram frame; 0 for none.
         mixup: Both parameters of the beta distribution of mixing; 0 for no mixing.
