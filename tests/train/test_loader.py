@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from functools import partial
+from multiprocessing import forkserver
 
 import pytest
 import torch
@@ -64,6 +65,7 @@ def test_a_worker_uses_one_thread_and_ignores_signals():
 
 
 def test_a_signal_to_all_processes_leaves_workers_and_fork_server_alive():
+    forkserver._forkserver._stop()  # one that another test started answers signals
     loader = load({1: process, 2: os.getppid}, [[1, 2], [3], [4], [5], [6], [7]])
     worker, server = next(loader)
     for number in SIGNALS:
