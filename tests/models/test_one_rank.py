@@ -96,7 +96,8 @@ def test_a_sharded_model_from_the_meta_device_draws_its_weights():
     with torch.device("meta"):
         model = create_model("mbt_tiny", fusion_layer=1)
     for layer in model.layers:
-        fully_shard(layer)
+        for block in layer.values():
+            fully_shard(block)
     fully_shard(model).to_empty(device="cpu")
     for parameter in model.parameters():
         nn.init.constant_(parameter, float("nan"))
@@ -106,7 +107,8 @@ def test_a_sharded_model_from_the_meta_device_draws_its_weights():
         own = tensor.full_tensor()
         assert own.isfinite().all(), name
         if expected[name].std() > 0:
-            assert 0.75 < own.std() / expected[name].std() < 4 / 3, name
+            ratio = (own.std() / expected[name].std()).log().abs()
+            assert ratio < 6 * own.numel() ** -0.5, name  # six times its standard error
 
 
 @pytest.mark.parametrize("unit", ["Block", "Attention"])
