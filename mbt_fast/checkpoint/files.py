@@ -1,10 +1,12 @@
 """Read and write files so that a malformed one is named, and none is ever half written."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -50,6 +52,22 @@ def check_not_orbax(path: Path) -> None:
             f"{path}: an orbax directory, which is not read; restore it with orbax, and write the "
             "parameters with flax.serialization.to_bytes({'params': params}) to a file"
         )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        CheckpointError: It is no JSON, or holds something else than an object.
+        OSError: The file cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object, got {type(values).__name__}")
+    return values
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

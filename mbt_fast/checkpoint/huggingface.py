@@ -4,7 +4,6 @@ Sources: the modules ``vit``, ``deit`` and ``audio_spectrogram_transformer`` of 
 5, whose names differ inside a layer. Saved files have those of version 4.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbt_fast.checkpoint.files import read_safetensors
+from mbt_fast.checkpoint.files import read_json, read_safetensors
 from mbt_fast.checkpoint.torch_files import read_torch
 from mbt_fast.errors import CheckpointError
 
@@ -125,13 +124,13 @@ def read_config(path: Path) -> dict[str, Any]:
     if path.is_file() and path.name not in _FILES:
         return {}
     config = (path.parent if path.is_file() else path) / "config.json"
-    values = _json(config) if config.is_file() else {}
+    values = read_json(config) if config.is_file() else {}
     return values if "model_type" in values else {}
 
 
 def _parts(index: Path) -> list[str]:
     """The files among which weights are split."""
-    weight_map = _json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index}: weight_map must be a mapping, got {weight_map!r}")
     parts = sorted(set(map(str, weight_map.values())))
@@ -142,13 +141,3 @@ def _parts(index: Path) -> list[str]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, got {type(values).__name__}")
-    return values

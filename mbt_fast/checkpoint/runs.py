@@ -4,11 +4,11 @@ A run holds ``checkpoints/step-XXXXXXXX/`` and text files, ``latest`` and ``best
 the path of one of these folders from the run.
 """
 
-import json
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from mbt_fast.checkpoint.files import read_json
 from mbt_fast.errors import CheckpointError
 
 FOLDER = "checkpoints"
@@ -83,11 +83,4 @@ def read_record(folder: Path) -> dict[str, Any]:
         CheckpointError: It is malformed.
         OSError: It cannot be read.
     """
-    file = folder / STATE_FILE
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not a whole JSON file: {error}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{file}: must hold a JSON object, got {type(state).__name__}")
-    return state
+    return read_json(folder / STATE_FILE)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mbt_fast.checkpoint.files import read_json
 from mbt_fast.checkpoint.pretrained import STAMP
 from mbt_fast.config import MBTConfig, check_sizes
 from mbt_fast.errors import InputError
@@ -51,12 +52,7 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
 
 def _read_config(path: Path, overrides: dict[str, Any]) -> MBTConfig:
     """A config of ours, stamped or not, or an official one, whole or its ``model`` alone."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(values, Mapping):
-        raise InputError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    values = read_json(path)
     model = values.get("model", values)
     if not isinstance(model, Mapping):
         raise InputError(f"{path}: model must be a mapping, got {model!r}")

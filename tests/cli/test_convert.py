@@ -1,15 +1,14 @@
 """``mbt-fast convert``: formats, configs and what is printed."""
 
-import argparse
 import json
 
 import golden
 import numpy as np
 import pytest
 import torch
+from convert_cases import SMALL, run
 from safetensors.torch import save_file
 
-from mbt_fast import MBTConfig
 from mbt_fast.checkpoint import (
     from_vit,
     load_pretrained,
@@ -20,7 +19,6 @@ from mbt_fast.checkpoint import (
 )
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.checkpoint.shapes import vit_shapes
-from mbt_fast.cli import convert
 from mbt_fast.cli.convert_sources import guess_format
 from mbt_fast.cli.main import main
 from mbt_fast.errors import CheckpointError, InputError
@@ -30,23 +28,6 @@ SCENIC_CONFIG = golden.scenic_config(golden.read())
 SIZES = {"rgb": [4, 16, 16], "spectrogram": [24, 16]}
 SET_SIZES = ("--set", f"input_size={json.dumps(SIZES)}")
 DATASET = {"num_frames": 4, "crop_size": 16, "num_spec_frames": 3, "spec_shape": [8, 16]}
-SMALL = MBTConfig(  # the sizes that are assumed, with few channels
-    input_size={"rgb": (2, 224, 224), "spectrogram": (32, 128)},
-    patch_size={"rgb": (2, 16, 16), "spectrogram": (16, 16)},
-    hidden_size=8,
-    num_layers=3,
-    num_heads=2,
-    mlp_dim=12,
-    num_classes=3,
-    fusion_layer=2,
-    n_bottlenecks=5,
-)
-
-
-def run(*argv):
-    parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
-    return convert.run(parser.parse_args([str(arg) for arg in argv]))
 
 
 def test_scenic_with_its_config_goes_there_and_back(tmp_path, capsys):

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from convert_cases import SMALL, run
 from safetensors.torch import save_file
 
-from mbt_fast import MBTConfig
 from mbt_fast.checkpoint import (
     from_vit,
     load_pretrained,
@@ -18,29 +18,10 @@ from mbt_fast.checkpoint import (
 )
 from mbt_fast.checkpoint.scenic import scenic_shapes
 from mbt_fast.checkpoint.shapes import vit_shapes
-from mbt_fast.cli import convert
 from mbt_fast.cli.main import main
 from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models.mbt import MBT
 from mbt_fast.models.registry import config_for
-
-SMALL = MBTConfig(  # the sizes that are assumed, with few channels
-    input_size={"rgb": (2, 224, 224), "spectrogram": (32, 128)},
-    patch_size={"rgb": (2, 16, 16), "spectrogram": (16, 16)},
-    hidden_size=8,
-    num_layers=3,
-    num_heads=2,
-    mlp_dim=12,
-    num_classes=3,
-    fusion_layer=2,
-    n_bottlenecks=5,
-)
-
-
-def run(*argv):
-    parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
-    return convert.run(parser.parse_args([str(arg) for arg in argv]))
 
 
 @pytest.fixture
