@@ -20,7 +20,7 @@ class Tiles(NamedTuple):
 
 
 ARCHS = (80, 90, 100)
-KERNELS = ("fwd", "fwd_mean", "delta", "dkdv", "dq")
+KERNELS = ("fwd", "delta", "dkdv", "dq")
 HALF, SINGLE = 2, 4  # bytes of an element
 HEAD_DIMS = (64, 128)  # a row serves head dimensions up to this one
 
@@ -31,10 +31,6 @@ TABLE: dict[tuple[str, int, int], tuple[Tiles, Tiles, Tiles]] = {
     ("fwd",      HALF,   128): (Tiles(64, 64, 8, 2),  Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
     ("fwd",      SINGLE, 64):  (Tiles(32, 32, 8, 2),  Tiles(32, 32, 8, 2),  Tiles(32, 32, 8, 2)),
     ("fwd",      SINGLE, 128): (Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1)),
-    ("fwd_mean", HALF,   64):  (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
-    ("fwd_mean", HALF,   128): (Tiles(32, 64, 8, 2),  Tiles(64, 64, 8, 2),  Tiles(64, 64, 8, 2)),
-    ("fwd_mean", SINGLE, 64):  (Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1)),
-    ("fwd_mean", SINGLE, 128): (Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1)),
     ("delta",    HALF,   64):  (Tiles(64, 64, 4, 1),  Tiles(64, 64, 4, 1),  Tiles(64, 64, 4, 1)),
     ("delta",    HALF,   128): (Tiles(64, 64, 4, 1),  Tiles(64, 64, 4, 1),  Tiles(64, 64, 4, 1)),
     ("delta",    SINGLE, 64):  (Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1)),

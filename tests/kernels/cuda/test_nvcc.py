@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from machine_code import cuobjdump, inner_loops, listings
 
+from benchmarks.aot.sass import cuobjdump, inner_loops, listings
 from mbt_fast.ops import extension
 
 WHY_NOT = extension.why_no_cuda_kernels()
