@@ -86,6 +86,21 @@ def _add_dq(
 
 
 @triton.jit
+def _load_statistics(top_ptr, delta_ptr, half, ROWS: tl.constexpr):
+    """Maximum, log2 of the sum and delta of rows that follow one another, in one load.
+
+    One by one they would be loaded in the layout of the scores, 16 words a thread, each by all.
+    """
+    number = tl.arange(0, 4 * ROWS)
+    kind = number // ROWS  # maximum, sum, delta twice
+    ptrs = tl.where(kind < 2, top_ptr + kind * half, delta_ptr) + number % ROWS
+    both, deltas = tl.load(ptrs).reshape(2, 2, ROWS).permute(2, 1, 0).split()
+    top, log2_sum = both.split()
+    delta, _ = deltas.split()
+    return top, log2_sum, delta
+
+
+@triton.jit
 def _add_dk_and_dv(
     dk, dv, k, v, q, dout, top, log2_sum, delta, choice, scale, PRECISION: tl.constexpr
 ):  # fmt: skip
@@ -233,13 +248,13 @@ def bottleneck_attention_bwd_dkdv_kernel(
         whole = whole_tiles(length, BLOCK_N, k.dtype)
         q_offset, dout_offset = tl.cast(0, tl.int64), tl.cast(0, tl.int64)
         for start in range(0, whole, BLOCK_N):
-            number = start + tl.arange(0, BLOCK_N)
             q = load_rows(q_ptr + q_offset, stride_s, BLOCK_N, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
             dout = load_rows(dout_ptr + dout_offset, dout_stride_s, BLOCK_N, D, BLOCK_D)
             q_offset += BLOCK_N * stride_s
             dout_offset += BLOCK_N * dout_stride_s
-            top, log2_sum = tl.load(top_ptr + number), tl.load(top_ptr + heads * S + number)
-            delta = tl.load(delta_ptr + number)
+            top, log2_sum, delta = _load_statistics(
+                top_ptr + start, delta_ptr + start, heads * S, BLOCK_N
+            )
             dk, dv = _add_dk_and_dv(
                 dk, dv, k, v, q, dout, top, log2_sum, delta, choice, scale, PRECISION
             )
