@@ -1,4 +1,4 @@
-"""What a model in modality parallelism needs between the backward and the step."""
+"""What a model whose parameters are on several ranks needs between backward and step."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mbt_fast.models import MBT
 from mbt_fast.ops.streams import wide_dtype
 from mbt_fast.parallel.modality import ModalityParallelMBT
 
@@ -26,22 +27,25 @@ def sum_gradients(model: ModalityParallelMBT) -> None:
         _sum(list(model.own_parameters()), model.group.twins)
 
 
-def clip_grad_norm_(model: ModalityParallelMBT, max_norm: float) -> Tensor:
+def clip_grad_norm_(model: MBT, max_norm: float) -> Tensor:
     """Scale all gradients down to a joint norm over the whole model, each parameter counted once.
 
-    Call it on all ranks, after ``sum_gradients``. Gradients may be sharded, by FSDP2 or by tensor
-    parallelism.
+    Call it on all ranks, in modality parallelism after ``sum_gradients``. Gradients may be sharded,
+    by FSDP2 or by tensor parallelism, in different meshes, which torch's own function refuses.
 
     Args:
-        model: The part.
+        model: The model, or this rank's part of it; not what data parallelism wraps around it.
         max_norm: The largest L2 norm; ``inf`` only measures.
 
     Returns:
         The norm before, a scalar on the model's device, the same on all ranks.
     """
-    own = _squared_norm(list(model.own_parameters())) / model.group.parts
-    dist.all_reduce(own, group=model.group.ranks)
-    norm = (own + _squared_norm(list(model.shared_parameters()))).sqrt()
+    if isinstance(model, ModalityParallelMBT):
+        own = _squared_norm(list(model.own_parameters())) / model.group.parts
+        dist.all_reduce(own, group=model.group.ranks)
+        norm = (own + _squared_norm(list(model.shared_parameters()))).sqrt()
+    else:
+        norm = _squared_norm(list(model.parameters())).sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_ does
     for parameter in model.parameters():
         if parameter.grad is not None:

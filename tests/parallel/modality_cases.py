@@ -11,6 +11,7 @@ from mbt_fast.models import MBT
 from mbt_fast.models.head import presence
 
 CLIPS, CLASSES, STEPS = 4, 6, 5
+BOUND = 1e-12  # of float64, relative to the largest number or to 1
 SIZES = {
     "modalities": ("rgb", "spectrogram"),
     "input_size": {"rgb": (2, 32, 32), "spectrogram": (64, 32), "flow": (1, 32, 32)},
@@ -92,28 +93,28 @@ def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def assert_same_run(ranks, alone, bound=1e-12):
+def assert_same_run(ranks, alone):
     """What every rank has of the losses, norms, gradients and weights is that of one process."""
     losses, norms, *_ = alone
     for found in ranks:
-        assert_same(found[0], losses, "loss", bound)
-        assert_same(found[1], norms, "norm", bound)
+        assert_same(found[0], losses, "loss")
+        assert_same(found[1], norms, "norm")
         for kind, values, expected in zip(
             ("gradient", "weight"), found[2:], alone[2:], strict=True
         ):
             assert values, f"a rank has no {kind}s"
             for name, value in values.items():
-                assert_same([value], [expected[name]], f"{kind} of {name}", bound)
+                assert_same([value], [expected[name]], f"{kind} of {name}")
     for index in (2, 3):
         assert alone[index].keys() == set().union(*(found[index] for found in ranks))
 
 
-def assert_same(actual, expected, name, bound):
+def assert_same(actual, expected, name):
     for one, other in zip(actual, expected, strict=True):
         assert (one is None) == (other is None), name
         if other is not None:
             error = (one - other).abs().max().item()
-            assert error <= bound * max(1, other.abs().max().item()), f"{name}: {error}"
+            assert error <= BOUND * max(1, other.abs().max().item()), f"{name}: {error}"
 
 
 def optimizer_of(model):
