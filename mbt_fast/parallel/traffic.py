@@ -8,7 +8,7 @@ Example:
     >>> from mbt_fast import MBTConfig
     >>> ways = traffic(MBTConfig(), ranks=2, clips=64)
     >>> round(sum(c.sent(2) for c in ways["modality"]) / 1e6, 1)
-    8.0
+    6.4
 """
 
 from collections.abc import Iterable
