@@ -11,11 +11,11 @@ PLANS = (1, 2, 4, 5, 6)  # ranks for video beside one for sound
 START = f"""# What ranks send
 
 MBT-B on eight seconds of AudioSet, {MODEL.n_tokens("rgb")} video tokens and
-{MODEL.n_tokens("spectrogram")} of sound: a training step on {CLIPS} clips. Activations have 16 bits,
-and so have the weights that FSDP2 gathers; gradients and sums of slots have 32. Sums go around a
-ring. `mbt_fast/parallel/traffic.py` makes this page. Tests count the collectives of the first four
-ways on gloo: on a small model the closed forms are right to the byte. Ring attention and Ulysses
-are not in this library; theirs is the least that the scheme needs.
+{MODEL.n_tokens("spectrogram")} of sound: a step of training on {CLIPS} clips. Activations and the
+weights that FSDP2 gathers have 16 bits; gradients and sums of slots have 32. Sums go around a ring.
+`mbt_fast/parallel/traffic.py` makes this page. Tests count the collectives of the first four ways
+on gloo: on a small model the closed forms are right to the byte. Ring attention and Ulysses are not
+in this library; theirs is the least that the scheme needs.
 
 ## Two ranks
 

@@ -45,6 +45,8 @@ def modality_step(plan, lengths):
     inputs, lengths = (part_of(x, part, parts) for x in (inputs, lengths))
     inputs, targets = {m: x.float() for m, x in inputs.items()}, targets.float().chunk(parts)[part]
 
+    model.forward_modalities(inputs, lengths)  # the first one looks whether batches fit
+
     def losses():
         logits = model.forward_modalities(inputs, lengths)[model.modality]
         return example_losses(logits, targets)
@@ -71,6 +73,7 @@ def test_modalities_exchange_slots_alone(video, lengths):
 def debugged_step():
     """What ``CommDebugMode`` counts of a forward, and of its backward."""
     model = modality_parallel(model_of(), mesh_of(modality=2))
+    model(batch_of()[0])  # the first one looks whether batches fit
     with CommDebugMode() as forward:
         (logits,) = model.forward_modalities(batch_of()[0], LENGTHS).values()
     with CommDebugMode() as backward:
