@@ -222,7 +222,8 @@ class Loop(ExitStack):
         for name in watched:
             if not math.isfinite(record[name]):
                 own_is_finite = math.isfinite(self.losses.read()[name])
-                told = self.ranks.exchange((own_is_finite, self._ids(batch)))
+                whose = f" of rank {self.ranks.rank}" if self.ranks.world > 1 else ""
+                told = self.ranks.exchange((own_is_finite, self._ids(batch) + whose))
                 named = [ids for finite, ids in told if not finite] or [ids for _, ids in told]
                 raise RunError(
                     f"{name} must be finite, got {record[name]} at step {step + 1} from the clips "
