@@ -112,7 +112,7 @@ class TrainingClips(Dataset[Item]):
         manifest: The clips.
         transform: What the model takes.
         names: The classes, in the order of the outputs.
-        task: As for ``Manifest.target``.
+        task: As for ``Manifest.targets``.
         augment: How windows are drawn.
         seed: Of the run.
         weights: Those of the epoch's order.
@@ -134,8 +134,7 @@ class TrainingClips(Dataset[Item]):
         """Hold what is needed; no file is opened."""
         self.manifest = manifest
         self.transform = transform
-        self.classes = ClassIndex(names)
-        self.task = task
+        self.classes = ClassIndex(names, task)
         self.augment = augment
         self.seed = seed
         self.weights = weights
@@ -156,7 +155,7 @@ class TrainingClips(Dataset[Item]):
                 broken.append(Broken(index, str(error)))
                 index = self._substitute(key, len(broken))
             else:
-                target = self.manifest.target(index, self.classes, self.task)
+                target = self.manifest.target(index, self.classes)
                 return Item(index, clip, target, tuple(broken))
         return Item(-1, None, torch.zeros(()), tuple(broken))
 

@@ -85,7 +85,7 @@ class Loop(ExitStack):
         self.optimizer, self.schedule = optimizer.build(
             parts.model, self.settings, parts.total_steps, warmup
         )
-        self.augment, self.n_verbs = parts.augment(), parts.data.n_verbs
+        self.augment, self.heads = parts.augment(), parts.data.heads
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         half = parts.dtype is torch.float16
         if half and self.settings.virtual_devices > 1:
@@ -170,7 +170,7 @@ class Loop(ExitStack):
                 task=train.task,
                 smoothing=self.parts.config.augment.label_smoothing,
                 present=present,
-                n_verbs=self.n_verbs,
+                heads=self.heads,
             )
             self.scaler.scale(total * size / len(group)).backward()
             losses.add(total, by_modality, present, size)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast.data import ClipTransform, read_labels
-from mbt_fast.data.classes import ClassIndex
+from mbt_fast.data.classes import head_sizes
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBT
@@ -47,9 +47,9 @@ class Data:
     task: str
 
     @property
-    def n_verbs(self) -> int | None:
-        """How many classes are verbs, of a task with verbs and nouns."""
-        return ClassIndex(self.names).n_verbs or None
+    def heads(self) -> tuple[int, ...]:
+        """How many classes each head has."""
+        return tuple(head_sizes(self.names, self.task).values())
 
     def weights(self, sampling: str) -> Tensor | None:
         """Weights of the training clips, for ``data.sampling``: none for ``"uniform"``."""
@@ -108,7 +108,7 @@ class Parts:
             self.config.augment,
             self.config.train.task,
             len(self.data.names),
-            n_verbs=self.data.n_verbs,
+            heads=self.data.heads,
             n_tokens={m: self.transform.n_tokens(m) for m in self.transform.windows},
             joint=isinstance(self.model, MBT) and self.model.config.classifier == "gap",
         )

@@ -28,7 +28,7 @@ class DataConfig(Section):
         val: Manifest that is scored during the run; empty for none.
         test: Manifest that is scored at the end; empty for ``val``.
         labels: File of the label names, in the order of the outputs; empty for the sorted names of
-            the training manifest. With ``task = "verb_noun"`` the verbs come first.
+            the training manifest. See ``data.classes.head_sizes`` for tasks with several heads.
         workers: Processes that read clips; 0 reads in the process of the model.
         fps: As in ``ClipTransform``, and so the next fields up to ``circular_sound``.
         stride: Distance of frames; none makes the video last as long as the sound.
@@ -126,6 +126,8 @@ class LoopConfig(Section):
     Args:
         task: ``"multilabel"``: binary cross-entropy, mAP. ``"single"``: cross-entropy, top-1 and
             top-5. ``"verb_noun"``: both of a verb and of a noun, and their pair, the action.
+            ``"multitask"``: a head for each column ``labels.HEAD`` of the manifest; the mean of
+            their cross-entropies, and top-1 of each.
         epochs: Passes over the training clips; or ``steps``.
         steps: Steps of the optimizer; or ``epochs``.
         batch_size: Clips of a step, over all devices.
@@ -154,7 +156,7 @@ class LoopConfig(Section):
 
     title: ClassVar[str] = "train"
 
-    task: Literal["multilabel", "single", "verb_noun"]
+    task: Literal["multilabel", "single", "verb_noun", "multitask"]
     epochs: Positive | None = None
     steps: Positive | None = None
     batch_size: Positive

@@ -31,8 +31,7 @@ def build(config: TrainConfig, num_classes: int, saved: Path | None = None) -> M
 
     Args:
         config: The run.
-        num_classes: Outputs of the classifier; with ``task = "verb_noun"`` those of the verbs and
-            then those of the nouns.
+        num_classes: Outputs of the classifier, those of all heads together.
         saved: A checkpoint of this run, whose weights the model gets. The files with which the run
             began are then not needed any more.
 
