@@ -78,8 +78,8 @@ class TrainConfig:
                     "one output for all modalities"
                 )
             return
-        if self.init.vit or self.init.ast:
-            raise InputError("init.vit and init.ast must be left out with model.fuse")
+        if self.init.vit or self.init.ast or self.init.towers:
+            raise InputError("init.vit, init.ast and init.towers must be left out with model.fuse")
         if self.train.recompute != LoopConfig.recompute:
             raise InputError("train.recompute must be left out with model.fuse")
         if self.data.mask_padding:
@@ -199,7 +199,7 @@ def _with_paths(flat: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key, value in flat.items():
         if not isinstance(value, str) or not value:
             continue
-        if key in _PATHS:
+        if key in _PATHS or key.startswith("init.towers."):
             changed[key] = os.path.abspath(folder / Path(value).expanduser())
         elif key.startswith("model.fuse.") and value.startswith("hf:"):
             local = folder / Path(value.removeprefix("hf:")).expanduser()

@@ -1,6 +1,7 @@
 """The sections of a training configuration, one class for each table of the TOML file."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from mbt_fast.data import ClipTransform
@@ -273,6 +274,10 @@ class InitConfig(Section):
         ast: An Audio Spectrogram Transformer, for the modality ``spectrogram``.
         checkpoint: A run, a checkpoint of mbt_fast, or an official one; all weights but those of a
             classifier for other classes.
+        towers: For each modality a run or checkpoint of an MBT with that modality, alone or among
+            others: the modality's embedding and blocks are taken. The last norm, which modalities
+            share, is that of the first one named, and so are the blocks of a shared encoder.
+            Bottleneck tokens and classifier start anew.
     """
 
     title: ClassVar[str] = "init"
@@ -280,9 +285,12 @@ class InitConfig(Section):
     vit: str = ""
     ast: str = ""
     checkpoint: str = ""
+    towers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every field, and that they do not contradict one another."""
         super().__post_init__()
         if self.checkpoint and (self.vit or self.ast):
             raise InputError("init.checkpoint must be given alone, got init.vit or init.ast too")
+        if self.towers and (self.checkpoint or self.vit or self.ast):
+            raise InputError("init.towers must be given alone, got another key of [init] too")
