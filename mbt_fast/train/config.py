@@ -70,6 +70,11 @@ class TrainConfig:
         """Check what sections must have in common."""
         origins = {key: self.origins.get(key, DEFAULT) for key in self.to_flat()}
         object.__setattr__(self, "origins", origins)
+        if self.train.loss == "mean_logits" and self.augment.modality_mixup:
+            raise InputError(
+                'augment.modality_mixup must be false with train.loss = "mean_logits": modalities '
+                "then have labels of their own"
+            )
         if not self.model.fuse:
             joint = self.model.values.get("classifier") == "gap"
             if joint and self.augment.modality_mixup:

@@ -168,6 +168,7 @@ class Loop(ExitStack):
                 logits,
                 targets,
                 task=train.task,
+                kind=train.loss,
                 smoothing=self.parts.config.augment.label_smoothing,
                 present=present,
                 heads=self.heads,

@@ -1,16 +1,20 @@
 """The loss of a batch: one per modality, then the mean over those that an example has.
 
-It is the official one (scenic, ``projects/mbt/model.py``): each modality's logits meet the targets
-by themselves, and logits are averaged for predictions only.
+That is the official one (scenic, ``projects/mbt/model.py``): each modality's logits meet the
+targets by themselves, and logits are averaged for predictions only. The other one, of the averaged
+logits, trains what predicts.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from mbt_fast.data.classes import ONE_HEAD, check_task
+
+LOSSES = ("per_modality", "mean_logits")
 
 
 def soft_targets(
@@ -48,15 +52,17 @@ def loss(
     targets: Tensor | Mapping[str, Tensor],
     *,
     task: str,
+    kind: str = "per_modality",
     smoothing: float = 0.0,
     present: Mapping[str, Tensor] | None = None,
     heads: Sequence[int] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a batch, in float32, under autocast too (float64 for such logits).
 
-    The loss of an example is the mean over the modalities that it has, that of the batch the mean
-    over all examples. One without any modality counts as zero, so the losses of the parts of a
-    batch, weighted by their sizes, add up to that of the whole.
+    The loss of an example is the mean over the modalities that it has, or with ``"mean_logits"``
+    that of the mean of their logits. The loss of the batch is the mean over all examples. One
+    without any modality counts as zero, so the losses of the parts of a batch, weighted by their
+    sizes, add up to that of the whole.
 
     - ``"multilabel"``: binary cross-entropy, summed over the classes.
     - ``"single"``: cross-entropy.
@@ -65,8 +71,9 @@ def loss(
     Args:
         logits: ``[B, K]`` per modality, or one ``"shared"``, as ``MBT.forward_modalities`` returns.
         targets: Float ``[B, K]`` as ``soft_targets`` makes them: one for all logits, or one for
-            each, as modality mixup does.
+            each, as modality mixup does, which ``"mean_logits"`` cannot take.
         task: One of ``mbt_fast.data.classes.TASKS``.
+        kind: One of ``LOSSES``.
         smoothing: Label smoothing, ``y (1 - smoothing) + smoothing / K``, for every task, as in the
             official code. Each head has its own ``K``.
         present: Bool ``[B]`` per entry of ``logits``; without one it is present everywhere. Logits
@@ -74,36 +81,68 @@ def loss(
         heads: As for ``soft_targets``.
 
     Returns:
-        The loss; and per modality, detached, its mean over the examples that have it, NaN where
-        none has.
+        The loss; and that of each modality's own logits, detached: the mean over the examples that
+        have it, NaN where none has.
 
     Raises:
-        ValueError: The task is unknown, there are no logits, or shapes differ.
+        ValueError: The task or kind is unknown, there are no logits, or shapes differ.
     """
     if not logits:
         raise ValueError("logits must hold at least one modality, got none")
-    losses, masks = [], []
-    for modality, given in logits.items():
-        mask = given.new_ones(len(given), dtype=torch.bool)
-        if present is not None and modality in present:
-            mask = present[modality]
-        wide = given.to(torch.promote_types(given.dtype, torch.float32))
-        target = targets if isinstance(targets, Tensor) else targets[modality]
-        if target.shape != given.shape:
-            raise ValueError(
-                f"targets must have shape {list(given.shape)} like logits[{modality!r}], "
-                f"got {list(target.shape)}"
+    if kind not in LOSSES:
+        raise ValueError(f"kind must be one of {', '.join(LOSSES)}, got {kind!r}")
+    apart = kind == "per_modality"
+    parts = [
+        _Part.of(modality, given, targets, (present or {}).get(modality))
+        for modality, given in logits.items()
+    ]
+    sizes = check_heads(task, parts[0].logits.shape[1], heads)
+    with torch.autocast(parts[0].logits.device.type, enabled=False):
+        losses = [
+            _example_losses(
+                part.logits if apart else part.logits.detach(), part.targets, task, smoothing, sizes
             )
-        sizes = check_heads(task, given.shape[1], heads)
-        wide, target = wide.masked_fill(~mask[:, None], 0), target.to(wide)
-        with torch.autocast(given.device.type, enabled=False):
-            losses.append(_example_losses(wide, target, task, smoothing, sizes))
-        masks.append(mask)
-    values, mask = torch.stack(losses), torch.stack(masks)
-    values = values * mask
-    total = values.sum(0) / mask.sum(0).clamp(min=1)
+            for part in parts
+        ]
+        mask = torch.stack([part.mask for part in parts])
+        count = mask.sum(0).clamp(min=1)
+        values = torch.stack(losses) * mask
+        if apart:
+            total = values.sum(0) / count
+        else:
+            mean = torch.stack([part.logits for part in parts]).sum(0) / count[:, None]
+            total = _example_losses(mean, parts[0].targets, task, smoothing, sizes) * mask.any(0)
     means = values.detach().sum(1) / mask.sum(1)
     return total.mean(), dict(zip(logits, means.unbind(), strict=True))
+
+
+class _Part(NamedTuple):
+    """Logits ``[B, K]`` of a modality, zero where it is absent, their targets, and where it is."""
+
+    logits: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        modality: str,
+        logits: Tensor,
+        targets: Tensor | Mapping[str, Tensor],
+        mask: Tensor | None,
+    ) -> "_Part":
+        """Check the targets, and widen to float32."""
+        target = targets if isinstance(targets, Tensor) else targets[modality]
+        if target.shape != logits.shape:
+            raise ValueError(
+                f"targets must have shape {list(logits.shape)} like logits[{modality!r}], "
+                f"got {list(target.shape)}"
+            )
+        if mask is None:
+            mask = logits.new_ones(len(logits), dtype=torch.bool)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wide = wide.masked_fill(~mask[:, None], 0)
+        return cls(wide, target.to(wide), mask)
 
 
 def check_heads(task: str, n_classes: int, heads: Sequence[int] | None) -> list[int]:

@@ -148,5 +148,5 @@ def _gradient(parts: Parts, count: int) -> None:
     shape = target_shape(task, len(names), heads)
     targets = torch.zeros(count, *shape, dtype=torch.int64, device=device)
     soft = soft_targets(targets, task, len(names), heads)
-    total, _ = loss(logits, soft, task=task, heads=heads)
+    total, _ = loss(logits, soft, task=task, kind=parts.config.train.loss, heads=heads)
     total.backward()

@@ -129,6 +129,8 @@ class LoopConfig(Section):
             top-5. ``"verb_noun"``: both of a verb and of a noun, and their pair, the action.
             ``"multitask"``: a head for each column ``labels.HEAD`` of the manifest; the mean of
             their cross-entropies, and top-1 of each.
+        loss: ``"per_modality"``: the mean of the losses of the modalities' logits, as in the
+            official code. ``"mean_logits"``: the loss of their mean.
         epochs: Passes over the training clips; or ``steps``.
         steps: Steps of the optimizer; or ``epochs``.
         batch_size: Clips of a step, over all devices.
@@ -158,6 +160,7 @@ class LoopConfig(Section):
     title: ClassVar[str] = "train"
 
     task: Literal["multilabel", "single", "verb_noun", "multitask"]
+    loss: Literal["per_modality", "mean_logits"] = "per_modality"
     epochs: Positive | None = None
     steps: Positive | None = None
     batch_size: Positive

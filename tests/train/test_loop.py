@@ -445,6 +445,17 @@ def test_several_heads_train(clips, configure, tmp_path):
     assert (tmp_path / "run" / "best").exists()
 
 
+def test_loss_of_the_mean_logits_trains(configure, tmp_path):
+    """Classifiers of zeros learn alike in the first step, and have both kinds of records."""
+    options = ["model.fusion_layer=2", "train.steps=3", "train.optimizer=adamw", "eval.views=1"]
+    train(configure(*options), tmp_path / "apart")
+    train(configure(*options, "train.loss=mean_logits"), tmp_path / "mean")
+    apart, mean = records(tmp_path / "apart", "train"), records(tmp_path / "mean", "train")
+    for name in ("loss/rgb", "loss/spectrogram"):
+        assert mean[0][name] == apart[0][name]
+        assert mean[2][name] != apart[2][name]
+
+
 @pytest.mark.parametrize("task", ["multilabel", "single"])
 @pytest.mark.parametrize("sampling", ["uniform", "balanced"])
 def test_every_task_and_sampling_trains(configure, tmp_path, task, sampling):

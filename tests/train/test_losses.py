@@ -54,6 +54,37 @@ def test_loss_is_the_mean_over_modalities_and_examples(task, smoothing):
         check(parts[m], each[m])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("task", ["multilabel", "single", *HEADS])
+def test_loss_of_the_mean_logits(task, smoothing):
+    given, y = logits(), targets(task)
+    options = {"task": task, "smoothing": smoothing, "heads": HEADS.get(task)}
+    total, parts = loss(given, y, kind="mean_logits", **options)
+    mean = (given["rgb"] + given["spectrogram"]) / 2
+    check(total, sum(by_formula(*pair, task, smoothing) for pair in zip(mean, y, strict=True)) / B)
+    _, apart = loss(given, y, **options)
+    assert all(torch.equal(parts[m], apart[m]) for m in given)
+
+
+def test_mean_logits_are_over_the_modalities_that_an_example_has():
+    given, y = logits(), targets("single")
+    present = {"rgb": torch.tensor([True] * 4 + [False] * 2)}
+    present["spectrogram"] = torch.tensor([True, True, False, False, True, False])
+    given["rgb"][4:], given["spectrogram"][2:4] = float("nan"), float("inf")
+    for z in given.values():
+        z.requires_grad_()
+    total, _ = loss(given, y, task="single", kind="mean_logits", present=present)
+    means = [
+        torch.stack([z[row] for m, z in given.items() if present[m][row]]).mean(0)
+        for row in range(5)
+    ]
+    check(total, sum(by_formula(z, t, "single", 0) for z, t in zip(means, y, strict=False)) / B)
+    total.backward()
+    for m, z in given.items():
+        assert (z.grad[~present[m]] == 0).all()
+        assert (z.grad[present[m]] != 0).any()
+
+
 def test_an_example_counts_the_modalities_that_it_has():
     given, y = logits(), targets("single")
     present = {"rgb": torch.tensor([1, 1, 0, 0, 1, 1]) > 0}
@@ -141,6 +172,7 @@ def test_soft_targets():
         (lambda: soft_targets(torch.zeros(2, 3), "verb_noun", 3, (1, 1, 1)), "must be those of"),
         (lambda: soft_targets(torch.zeros(2, 2), "multitask", 3, (1, 1)), "must share 3 outputs"),
         (lambda: soft_targets(torch.zeros(2, 3), "multitask", 3, (1, 2)), r"have shape \[B, 2\]"),
+        (lambda: loss(logits(), targets("single"), task="single", kind="sum"), "kind must be one"),
         (lambda: loss({}, torch.zeros(2, 3), task="single"), "at least one modality"),
         (lambda: loss(logits(), torch.zeros(2, 3), task="single"), r"targets must have shape \[6"),
     ],
