@@ -23,7 +23,7 @@ RECIPES = Path(__file__).with_name("recipes")
 RECIPE, OVERRIDE, DEFAULT, LABELS = "recipe", "override", "default", "labels file"
 
 _PATHS = (
-    *("data.train", "data.val", "data.test", "data.labels"),
+    *("data.train", "data.val", "data.test", "data.labels", "data.cache"),
     *("init.vit", "init.ast", "init.checkpoint"),
 )
 _RIVALS = (("train.epochs", "train.steps"), ("train.warmup_epochs", "train.warmup_steps"))
@@ -32,7 +32,7 @@ _SIZES = ("model.input_size", "model.patch_size")
 # labels may have moved: what is in them is compared when the run goes on.
 _WITHOUT_EFFECT = {
     *("data.train", "data.val", "data.test", "data.labels"),
-    *("data.broken_limit", "data.workers", "eval.batch_size"),
+    *("data.broken_limit", "data.cache", "data.workers", "eval.batch_size"),
     *("train.backend", "train.device", "train.log_every", "train.recompute"),
     *("checkpoint.best", "checkpoint.every_steps", "checkpoint.keep"),
 }
@@ -70,6 +70,8 @@ class TrainConfig:
         """Check what sections must have in common."""
         origins = {key: self.origins.get(key, DEFAULT) for key in self.to_flat()}
         object.__setattr__(self, "origins", origins)
+        if self.data.cache:
+            _check_fixed_windows(self.augment)
         if self.train.loss == "mean_logits" and self.augment.modality_mixup:
             raise InputError(
                 'augment.modality_mixup must be false with train.loss = "mean_logits": modalities '
@@ -182,6 +184,15 @@ class TrainConfig:
     def _tables(self) -> dict[str, Any]:
         names = [f.name for f in fields(self) if f.name != "origins"]
         return {name: getattr(self, name).to_table() for name in names}
+
+
+def _check_fixed_windows(augment: AugmentConfig) -> None:
+    """Refuse to keep windows that are drawn anew each time."""
+    given = {"window": augment.window, "crop": augment.crop, "scale": list(augment.scale)}
+    wanted = {"window": "centre", "crop": "centre", "scale": [1.0, 1.0]}
+    for name, value in wanted.items():
+        if given[name] != value:
+            raise InputError(f"augment.{name} must be {value} with data.cache, got {given[name]}")
 
 
 def recipe_names() -> list[str]:

@@ -11,6 +11,7 @@ from mbt_fast.data import Clip, ClipTransform, Crop, collate, read_window
 from mbt_fast.data.classes import ClassIndex
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import ClipError
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.order import Key, draw, generator
 from mbt_fast.train.sections import AugmentConfig
 
@@ -117,6 +118,7 @@ class TrainingClips(Dataset[Item]):
         seed: Of the run.
         weights: Those of the epoch's order.
         errors: As for ``read_window``.
+        cache: What was decoded before, for windows that are not drawn.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class TrainingClips(Dataset[Item]):
         seed: int,
         weights: Tensor | None = None,
         errors: str = "strict",
+        cache: ClipCache | None = None,
     ) -> None:
         """Hold what is needed; no file is opened."""
         self.manifest = manifest
@@ -139,6 +142,7 @@ class TrainingClips(Dataset[Item]):
         self.seed = seed
         self.weights = weights
         self.errors = errors
+        self.cache = cache
 
     def __len__(self) -> int:
         """Number of entries."""
@@ -160,6 +164,8 @@ class TrainingClips(Dataset[Item]):
         return Item(-1, None, torch.zeros(()), tuple(broken))
 
     def _read(self, index: int, key: Key) -> Clip:
+        if self.cache is not None:
+            return self.cache[index]
         source = generator(self.seed, "window", key.epoch, key.position)
         position, crop = draw_window(self.augment, source)
         entry = self.manifest[index]

@@ -17,6 +17,7 @@ from mbt_fast.models.saved import Model
 from mbt_fast.profiling.machine import choose_device, choose_dtype
 from mbt_fast.train import start
 from mbt_fast.train.augment import Augment
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import TrainingClips
 
@@ -88,8 +89,8 @@ class Parts:
         """Steps of the whole run."""
         return self.config.train.total_steps(len(self.data.train))
 
-    def clips(self) -> TrainingClips:
-        """The training clips, as windows that are drawn."""
+    def clips(self, cache: ClipCache | None = None) -> TrainingClips:
+        """The training clips, as windows that are drawn or that a cache has."""
         config, data = self.config, self.data
         return TrainingClips(
             data.train,
@@ -100,6 +101,7 @@ class Parts:
             seed=config.train.seed,
             weights=data.weights(config.data.sampling),
             errors=config.data.errors,
+            cache=cache,
         )
 
     def augment(self) -> Augment:

@@ -44,6 +44,8 @@ class DataConfig(Section):
         sampling: ``"balanced"`` draws with weights of one over the size of a clip's classes.
         broken_limit: Share of the clips; a run ends when more than this cannot be read.
         errors: ``"tolerate"`` skips damaged packets of a file, ``"strict"`` takes it as broken.
+        cache: Folder in which decoded windows are kept for later epochs and runs; empty for none.
+            The windows must be the centre ones.
     """
 
     title: ClassVar[str] = "data"
@@ -65,6 +67,7 @@ class DataConfig(Section):
     sampling: Literal["uniform", "balanced"] = "uniform"
     broken_limit: Share = 0.01
     errors: Literal["strict", "tolerate"] = "strict"
+    cache: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
