@@ -5,7 +5,7 @@ behind a share of it; what is left of them is seen. Left out: the host, which la
 loader, ranks that are slower than others, and that a GPU works less well on few clips.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -78,16 +78,16 @@ class Predictor:
 
     def ddp(self, world: Hosts, batch_size: int) -> Step | None:
         """Every rank holds all weights, and gradients are summed."""
-        clips, rest = divmod(batch_size, world.size)
-        return None if rest else self._ddp(world, batch_size, clips)
+        clips = self.settings.share(batch_size, world.size)
+        return self._ddp(world, batch_size, clips) if clips else None
 
     def fsdp(self, world: Hosts, batch_size: int) -> Step | None:
         """Every rank holds a share of each weight, and gathers a layer when it is computed.
 
         Each micro-batch gathers in both passes; gradients are summed after the last.
         """
-        clips, rest = divmod(batch_size, world.size)
-        if rest or self.settings.virtual_devices > 1:  # no rank has a whole gradient to clip
+        clips = self.settings.share(batch_size, world.size)
+        if not clips or self.settings.virtual_devices:  # no rank has a gradient to clip
             return None
         work, times = self.work, self._times(clips)
         width, units = WIDTHS[self.settings.dtype], len(work.units)
@@ -117,20 +117,12 @@ class Predictor:
         Of all numbers of ranks that a group can have, the fastest.
         """
         streams = self.work.streams
-        if not streams:
+        if not streams or self.settings.virtual_devices:
             return None
         sizes = [n for n in range(len(streams), world.ranks + 1) if world.ranks % n == 0]
-        found = (self._group(self._plan(size), world, batch_size) for size in sizes)
+        plans = (deal(list(streams.values()), size) for size in sizes)
+        found = (self._group(plan, world, batch_size) for plan in plans)
         return min(filter(None, found), key=lambda step: step.seconds, default=None)
-
-    def _plan(self, size: int) -> tuple[int, ...]:
-        """So many ranks dealt to the modalities, each to the one that has most to do."""
-        loads = [stream.both for stream in self.work.streams.values()]
-        plan = [1] * len(loads)
-        for _ in range(size - len(loads)):
-            busiest = max(range(len(loads)), key=lambda index: loads[index] / plan[index])
-            plan[busiest] += 1
-        return tuple(plan)
 
     def _group(self, plan: tuple[int, ...], world: Hosts, batch_size: int) -> Step | None:
         groups = Hosts(world.hosts, world.ranks // sum(plan))
@@ -176,7 +168,7 @@ class Predictor:
         work = self.work
         forward, backward = self._passes(work, clips)
         wire = self._summed(work.parameters, world)
-        memory = self._memory(work.parameters)
+        memory = self._memory(work.parameters, self.settings.groups(clips))
         if world.size > 1:
             memory["buckets"] = memory["weights"]  # copies of the gradients, to be summed
         memory |= self._activations(work.kept, work.fixed, clips)
@@ -219,9 +211,9 @@ class Predictor:
     def _update(self, parameters: float) -> float:
         return WIDE * self.settings.passes * parameters / self.machine.memory_bandwidth
 
-    def _memory(self, parameters: float) -> dict[str, float]:
+    def _memory(self, parameters: float, groups: int = 1) -> dict[str, float]:
         weights = WIDE * parameters
-        gradients = weights * (2 if self.settings.virtual_devices > 1 else 1)
+        gradients = weights * (2 if groups > 1 else 1)  # of a group, and their sum
         held = {"weights": weights, "gradients": gradients}
         held["optimizer"] = self.settings.states * weights
         return held | ({"average": weights} if self.settings.averaged else {})
@@ -230,7 +222,16 @@ class Predictor:
         return {"activations": fixed + kept * self.settings.at_a_time(clips)} if kept else {}
 
 
-def speed_limit(streams: Iterable[Stream]) -> float:
-    """How much faster a rank for each modality can be than one rank for all."""
-    loads = [stream.both for stream in streams]
-    return sum(loads) / max(loads)
+def deal(streams: Sequence[Stream], ranks: int) -> tuple[int, ...]:
+    """Ranks of each modality: one at least, the others to who has most to do."""
+    dealt = [1] * len(streams)
+    for _ in range(ranks - len(streams)):
+        busiest = max(range(len(streams)), key=lambda index: streams[index].both / dealt[index])
+        dealt[busiest] += 1
+    return tuple(dealt)
+
+
+def speed_limit(streams: Sequence[Stream], dealt: Sequence[int]) -> float:
+    """How much faster so many ranks of each modality can be than one rank for all."""
+    loads = [stream.both / ranks for stream, ranks in zip(streams, dealt, strict=True)]
+    return sum(stream.both for stream in streams) / max(loads)

@@ -84,3 +84,14 @@ class Settings:
     def at_a_time(self, clips: int) -> int:
         """Of the clips of a rank, those that are computed together."""
         return min(clips, self.micro_batch or self.batch_size // (self.virtual_devices or 1))
+
+    def groups(self, clips: int) -> int:
+        """Virtual devices of a rank; 1 without any."""
+        group = self.batch_size // (self.virtual_devices or 1)
+        return max(1, clips // group)
+
+    def share(self, batch_size: int, ranks: int) -> int:
+        """Clips of each of so many ranks; 0 if clips, or groups of them, do not divide."""
+        clips, rest = divmod(batch_size, ranks)
+        group = self.batch_size // self.virtual_devices if self.virtual_devices else 1
+        return 0 if rest or clips % group else clips
