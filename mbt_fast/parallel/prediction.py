@@ -84,7 +84,8 @@ class Predictor:
     def fsdp(self, world: Hosts, batch_size: int) -> Step | None:
         """Every rank holds a share of each weight, and gathers a layer when it is computed.
 
-        Each micro-batch gathers in both passes; gradients are summed after the last.
+        Each micro-batch gathers in both passes, but for the root, which it gathers once; gradients
+        are summed after the last.
         """
         clips = self.settings.share(batch_size, world.size)
         if not clips or self.settings.virtual_devices:  # no rank has a gradient to clip
@@ -93,21 +94,22 @@ class Predictor:
         width, units = WIDTHS[self.settings.dtype], len(work.units)
         forward, backward = self._passes(work, clips)
         gathered = gather(width * work.parameters, world, self.machine, units)
+        again = gather(width * (work.parameters - work.units[-1]), world, self.machine, units - 1)
         summed = gather(WIDE * work.parameters, world, self.machine, units)
         first, last = gathered.seconds / units, summed.seconds / units  # nothing runs beside them
         beside_forward, beside_backward = (
             self.machine.overlap * seconds / times for seconds in (forward, backward)
         )
         seen = times * max(gathered.seconds - beside_forward, first)
-        seen += (times - 1) * max(gathered.seconds - beside_backward, 0)
-        seen += max(gathered.seconds + summed.seconds - beside_backward, last)
+        seen += (times - 1) * max(again.seconds - beside_backward, 0)
+        seen += max(again.seconds + summed.seconds - beside_backward, last)
         share = work.parameters / world.size
         memory = self._memory(work.shares.get(world.size, share))
         memory["gathered"] = 2 * (width + WIDE) * max(work.units)  # the one in use and the next
         if times > 1:
             memory["gathered"] += WIDE * work.parameters  # gradients that are not summed yet
         memory |= self._activations(work.kept, 0, clips)
-        wire = sum([gathered] * 2 * times, summed)
+        wire = sum([gathered, again] * times, summed)
         update = self._update(share)
         return Step(world.size, batch_size, clips, memory, forward, backward, update, wire, seen)
 

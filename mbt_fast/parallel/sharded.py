@@ -12,7 +12,7 @@ def held_parameters(model: MBT, world: int) -> int:
     """Parameters that rank 0, whose share is the largest, holds of a model that FSDP2 shards.
 
     Args:
-        model: On the meta device; it is sharded in place, each layer as one unit.
+        model: On the meta device; it is sharded in place.
         world: Ranks; a group of the backend ``"fake"``, whose collectives do nothing.
 
     Raises:
@@ -28,9 +28,7 @@ def held_parameters(model: MBT, world: int) -> int:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
         mesh = init_device_mesh("cpu", (world,))
-        for layer in model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh)  # layers as units of their own would not change the shares
         return sum(cast(DTensor, p).to_local().numel() for p in model.parameters())
     finally:
         dist.destroy_process_group()

@@ -34,7 +34,7 @@ class Work:
         both: FLOPs of a clip's forward and backward pass.
         kept: Bytes of a clip that the forward pass keeps; 0 if that is not known.
         fixed: Bytes that it keeps whatever the number of clips: weights in the dtype of autocast.
-        units: Parameters of each part that FSDP2 gathers as one.
+        units: Parameters of each part that FSDP2 gathers as one, the root last.
         streams: What each modality takes; empty if they cannot be computed apart.
         exchanges: Layers after which modalities that are computed apart exchange their slots.
         slots: Numbers that they exchange for each clip.
@@ -94,4 +94,4 @@ class Settings:
         """Clips of each of so many ranks; 0 if clips, or groups of them, do not divide."""
         clips, rest = divmod(batch_size, ranks)
         group = self.batch_size // self.virtual_devices if self.virtual_devices else 1
-        return 0 if rest or clips % group else clips
+        return 0 if rest or clips % group or clips % (self.micro_batch or 1) else clips

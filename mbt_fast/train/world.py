@@ -69,20 +69,19 @@ def make_plan(
 
 
 def check_divides(config: TrainConfig, world: Hosts) -> None:
-    """Refuse a world that the batch does not divide over.
+    """Refuse a number of ranks that cannot share a batch equally.
 
     Raises:
-        InputError: As training does.
+        InputError: Says which numbers can.
     """
-    train = config.train
-    parts = train.virtual_devices or train.batch_size
-    if parts % world.size:
-        name = "virtual_devices" if train.virtual_devices else "batch_size"
-        fits = [n for n in range(1, parts + 1) if parts % n == 0]
-        raise InputError(
-            f"--world must have a number of ranks that divides train.{name} = {parts}, one of "
-            f"{', '.join(map(str, fits))}; got {world} = {world.size}"
-        )
+    train, settings = config.train, _settings(config)
+    if settings.share(train.batch_size, world.size):
+        return
+    sizes = range(1, train.batch_size + 1)
+    can = ", ".join(str(n) for n in sizes if settings.share(train.batch_size, n))
+    names = ("batch_size", "micro_batch", "virtual_devices")
+    given = ", ".join(f"train.{n} = {getattr(train, n)}" for n in names if getattr(train, n))
+    raise InputError(f"the number of ranks must be one of {can} with {given}; got {world.size}")
 
 
 def _num_classes(config: TrainConfig, data: Data | None) -> int:

@@ -90,7 +90,22 @@ def ways(plan: WorldPlan) -> str:
     add("clips/s, all ranks", lambda step: tables.significant(step.rate))
     rows["efficiency"] = [_percent(found.efficiency[way]) for way in NAMES]
     lines = [(name, *cells) for name, cells in rows.items()]
-    return tables.text(("one step", *NAMES.values()), lines, left=("one step",))
+    table = tables.text(("one step", *NAMES.values()), lines, left=("one step",))
+    return "\n".join((table, *_absent(plan)))
+
+
+def _absent(plan: WorldPlan) -> Iterator[str]:
+    """Why a way is not in the table."""
+    work, train = plan.predictor.work, plan.config.train
+    if train.virtual_devices:
+        yield (
+            "fsdp and modality parallelism: not with train.virtual_devices, each of which clips "
+            "its own gradient"
+        )
+    elif not work.streams:
+        yield "modality parallelism: only for an MBT whose modalities meet in their slots alone"
+    elif plan.world.ranks % len(work.streams):
+        yield f"modality parallelism: {len(work.streams)} must divide the ranks of a host"
 
 
 def scaling(plan: WorldPlan) -> str:
