@@ -16,6 +16,7 @@ from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.machines import read_machine
 from mbt_fast.train.parts import Data
 from mbt_fast.train.plan import forward_flops
+from mbt_fast.train.share import check_world
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,11 @@ def make_plan(
         InputError: A file cannot be read, the batch does not divide over the world, or nothing says
             how many classes there are.
     """
-    check_divides(config, world)
+    check_world(config.train, world.size)
     config = config.with_num_classes(_num_classes(config, data))
     found = read_machine(machine)
     work = _work(config, world)
     return WorldPlan(config, world, Predictor(work, _settings(config), found), machine)
-
-
-def check_divides(config: TrainConfig, world: Hosts) -> None:
-    """Refuse a number of ranks that cannot share a batch equally.
-
-    Raises:
-        InputError: Says which numbers can.
-    """
-    train, settings = config.train, _settings(config)
-    if settings.share(train.batch_size, world.size):
-        return
-    sizes = range(1, train.batch_size + 1)
-    can = ", ".join(str(n) for n in sizes if settings.share(train.batch_size, n))
-    names = ("batch_size", "micro_batch", "virtual_devices")
-    given = ", ".join(f"train.{n} = {getattr(train, n)}" for n in names if getattr(train, n))
-    raise InputError(f"the number of ranks must be one of {can} with {given}; got {world.size}")
 
 
 def _num_classes(config: TrainConfig, data: Data | None) -> int:
