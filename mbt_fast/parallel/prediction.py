@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from mbt_fast.parallel.machine import Hosts, Machine, Wire, all_reduce, gather
-from mbt_fast.parallel.work import WIDE, WIDTHS, Settings, Stream, Work
+from mbt_fast.parallel.traffic import WIDE
+from mbt_fast.parallel.work import WIDTHS, Settings, Stream, Work
 
 BUCKET = 25 * 2**20  # bytes that DistributedDataParallel sums at a time
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
-WIDE = WIDTHS["float32"]  # of a weight, of its gradient and of a slot that is exchanged
 
 
 @dataclass(frozen=True)

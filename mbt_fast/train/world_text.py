@@ -7,7 +7,7 @@ from pathlib import Path
 from mbt_fast.parallel.machine import Hosts
 from mbt_fast.parallel.prediction import Step, deal, speed_limit
 from mbt_fast.parallel.scaling import ENOUGH, MOST, Row, end_of_scaling
-from mbt_fast.parallel.work import WIDE
+from mbt_fast.parallel.traffic import WIDE
 from mbt_fast.profiling import tables
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.parts import read_data

@@ -16,9 +16,10 @@ from mbt_fast import flops
 from mbt_fast.errors import InputError
 from mbt_fast.parallel.activations import kept_bytes
 from mbt_fast.parallel.counting import work_of
-from mbt_fast.parallel.machine import Hosts
+from mbt_fast.parallel.machine import Hosts, all_reduce
 from mbt_fast.parallel.prediction import Predictor
 from mbt_fast.parallel.sharded import held_parameters
+from mbt_fast.parallel.traffic import traffic
 from mbt_fast.parallel.work import Settings, Work
 
 NEEDS_SHARDED_LAYERS = pytest.mark.skipif(
@@ -109,6 +110,21 @@ def test_fsdp_gathers_and_sums_what_is_predicted():
     sent = Predictor(work, settings, PLAIN).fsdp(Hosts(1, world), world).wire.sent
     assert len(sizes.gathered) == 2 * len(units) - 1
     assert sum(sizes.gathered + sizes.summed) * (world - 1) / world == sent
+
+
+def test_predicted_bytes_are_those_of_the_closed_forms():
+    """Which ``test_traffic.py`` holds to the collectives that ranks really call."""
+    clips, both = 6, Hosts(1, 2)
+    work = work_of(TINY, torch.float32, 2, recompute="norms", backend="auto")
+    settings = Settings(clips, None, 0, "float32", 1, 5, averaged=False)
+    predictor = Predictor(work, settings, PLAIN)
+    forms = traffic(TINY, ranks=2, clips=clips, width=4)
+    assert predictor.ddp(both, clips).wire.sent == sum(c.sent(2) for c in forms["DDP"])
+    by_what = {c.what: c.sent(2) for c in forms["modality"]}
+    shared = all_reduce(4 * work.shared, both, PLAIN).sent
+    assert predictor.modality(both, clips).wire.sent - shared == by_what["slots"]
+    flags = 2 * 4 * 5 / 2  # who has a gradient of each of 5 parameters, which is not predicted
+    assert by_what["gradients of what all share"] == shared + flags
 
 
 def test_plan_inside_a_group_is_refused(tmp_path):
