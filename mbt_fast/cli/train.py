@@ -4,8 +4,10 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from mbt_fast.cli.outputs import check_writable
 from mbt_fast.errors import InputError
 from mbt_fast.layers.execution import RECOMPUTE
+from mbt_fast.profiling.plots import check_installed
 from mbt_fast.train import TrainConfig, report, train
 from mbt_fast.train.config import recipe_names
 from mbt_fast.train.plan import parts_of
@@ -42,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --world: what to assume of the hosts; H100 SXM with 400 Gb/s without it",
     )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="with --world: draw how the run scales"
+    )
     parser.add_argument("--backend", metavar="NAME", help="train.backend; see mbt-fast info")
     parser.add_argument("--recompute", choices=RECOMPUTE, help="train.recompute")
     parser.set_defaults(more_of="overrides")
@@ -50,8 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _check_options(args: argparse.Namespace) -> None:
     if args.world and not args.dry_run:
         raise InputError("--world must go with --dry-run; torchrun starts a run on several ranks")
-    if args.machine and not args.world:
-        raise InputError("--machine must go with --world")
+    for name in ("machine", "plot"):
+        if getattr(args, name) and not args.world:
+            raise InputError(f"--{name} must go with --world")
+    if args.plot:
+        check_installed("matplotlib")
+        check_writable(args.plot)
 
 
 def _plan(config: TrainConfig, args: argparse.Namespace) -> Iterator[str]:
@@ -61,7 +70,8 @@ def _plan(config: TrainConfig, args: argparse.Namespace) -> Iterator[str]:
     from mbt_fast.parallel.machine import Hosts  # takes long to import
     from mbt_fast.train import machines, world_text
 
-    return world_text.parts_of(config, Hosts.parse(args.world), args.machine or machines.DEFAULT)
+    hosts, machine = Hosts.parse(args.world), args.machine or machines.DEFAULT
+    return world_text.parts_of(config, hosts, machine, args.plot)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,6 +18,8 @@ from mbt_fast.train.parts import Data
 from mbt_fast.train.plan import forward_flops
 from mbt_fast.train.share import check_world
 
+NAMES = {"ddp": "ddp", "fsdp": "fsdp", "modality": "modality x ddp"}  # of ways, for the reader
+
 
 @dataclass(frozen=True)
 class WorldPlan:

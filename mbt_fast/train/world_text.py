@@ -9,19 +9,21 @@ from mbt_fast.parallel.prediction import Step, deal, speed_limit
 from mbt_fast.parallel.scaling import ENOUGH, MOST, Row, end_of_scaling
 from mbt_fast.parallel.traffic import WIDE
 from mbt_fast.profiling import tables
+from mbt_fast.train import world_plot
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.parts import read_data
 from mbt_fast.train.plan import census, duration, resolved, scaled
-from mbt_fast.train.world import WorldPlan, make_plan
+from mbt_fast.train.world import NAMES, WorldPlan, make_plan
 
-NAMES = {"ddp": "ddp", "fsdp": "fsdp", "modality": "modality x ddp"}
 LEFT_OUT = (
     "the host, which launches kernels, so one or two clips a rank will take longer; the loader; "
     "ranks slower than others; scores and checkpoints; what kernels of collectives take of a GPU"
 )
 
 
-def parts_of(config: TrainConfig, world: Hosts, machine: Path) -> Iterator[str]:
+def parts_of(
+    config: TrainConfig, world: Hosts, machine: Path, plot: Path | None = None
+) -> Iterator[str]:
     """The parts of the plan as text, each as soon as it is known.
 
     Without ``data.train`` the clips are left out.
@@ -30,6 +32,7 @@ def parts_of(config: TrainConfig, world: Hosts, machine: Path) -> Iterator[str]:
         config: Of the run.
         world: Hosts and ranks.
         machine: A machine file.
+        plot: A PNG file to draw the curves to; ``None`` for no plot.
 
     Raises:
         InputError: What the run would refuse.
@@ -42,6 +45,8 @@ def parts_of(config: TrainConfig, world: Hosts, machine: Path) -> Iterator[str]:
     yield head(plan, None if data is None else len(data.train))
     yield ways(plan)
     yield scaling(plan)
+    if plot is not None:
+        world_plot.save(plan, plot)
     yield verdict(plan)
     yield assumptions(plan)
 

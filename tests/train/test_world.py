@@ -1,11 +1,13 @@
 """The plan of a run on a cluster: what it refuses, shows and assumes."""
 
 import re
+from functools import cache
 
 import pytest
 
 from mbt_fast.cli.main import main
 from mbt_fast.errors import InputError
+from mbt_fast.parallel import counting
 from mbt_fast.parallel.machine import Hosts
 from mbt_fast.train import world_text
 from mbt_fast.train.config import TrainConfig
@@ -22,6 +24,14 @@ epochs = 3
 batch_size = 32
 lr = 0.05
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_once():
+    """What a model keeps is counted once, though each test plans anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "kept_bytes", cache(counting.kept_bytes))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +179,17 @@ def test_options_that_need_another_say_so(recipe, capsys):
     assert "--world must go with --dry-run" in capsys.readouterr().err
     assert main(["train", str(recipe), "--dry-run", "--machine", "x.toml"]) == 2
     assert "--machine must go with --world" in capsys.readouterr().err
+
+
+def test_curves_are_drawn(recipe, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "scaling.png"
+    assert main(["train", str(recipe), "--dry-run", "--world", "2x4", "--plot", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    missing = tmp_path / "gone" / "scaling.png"
+    arguments = ["train", str(recipe), "--dry-run", "--world", "2x4", "--plot", str(missing)]
+    assert main(arguments) == 2
+    assert "output must be in a folder that exists" in capsys.readouterr().err
 
 
 def test_default_machine_says_where_each_value_comes_from():
