@@ -7,6 +7,7 @@ from pathlib import Path
 from mbt_fast.cli.outputs import check_writable
 from mbt_fast.errors import InputError
 from mbt_fast.layers.execution import RECOMPUTE
+from mbt_fast.parallel.ranks import is_main
 from mbt_fast.profiling.plots import check_installed
 from mbt_fast.train import TrainConfig, report, train
 from mbt_fast.train.config import recipe_names
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         raise InputError("--out must name the folder of the run, or --dry-run be given")
     outcome = train(config, args.out)
-    print(outcome)
-    if report.missing():
-        print(f"note: {report.missing()}")
+    if is_main():
+        print(outcome)
+        if report.missing():
+            print(f"note: {report.missing()}")
     return STOPPED if outcome.stopped_by else 0

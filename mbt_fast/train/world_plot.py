@@ -39,6 +39,7 @@ def _draw(plan: WorldPlan, figure: "Figure") -> None:
         axes.set_xticks([row.world.size for row in rows][::2])
         axes.set_xlim(0.8, 1.25 * rows[-1].world.size)
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_ylim(bottom=0)
         axes.axhline(ENOUGH, color="0.5", lw=1, ls="--")
     figure.suptitle(f"predicted, {plan.predictor.machine.name}", fontsize=9)
 

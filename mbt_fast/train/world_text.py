@@ -174,8 +174,8 @@ def assumptions(plan: WorldPlan) -> str:
         f"collectives hide behind {m.overlap:.0%} of the pass beside which they run; slots behind "
         "nothing",
         "activations are what autograd keeps on this machine's backend, with no branch dropped",
-        "efficiency is the speed over that of so many single ranks; scaling ends where it is below "
-        f"{ENOUGH:.0%}",
+        "efficiency is the speed over that of so many single ranks, above 100% where each updates "
+        f"its share of the weights alone; scaling ends where it is below {ENOUGH:.0%}",
         f"left out: {LEFT_OUT}",
     ]
     return "\n".join(("assumed:", *(f"- {line}" for line in lines)))
