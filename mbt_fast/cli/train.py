@@ -53,7 +53,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(more_of="overrides")
 
 
+def run(args: argparse.Namespace) -> int:
+    """Train and print how the run ended, or print the plan; 75 if a signal ended it early."""
+    shorthands = {name: getattr(args, name) for name in _SHORTHANDS}
+    overrides = [f"train.{name}={value}" for name, value in shorthands.items() if value]
+    _check_options(args)
+    config = TrainConfig.from_toml(args.recipe, [*args.overrides, *overrides])
+    if args.dry_run:
+        for part in _plan(config, args):
+            print(part, end="\n\n", flush=True)
+        return 0
+    if args.out is None:
+        raise InputError("--out must name the folder of the run, or --dry-run be given")
+    outcome = train(config, args.out)
+    if is_main():
+        print(outcome)
+        if report.missing():
+            print(f"note: {report.missing()}")
+    return STOPPED if outcome.stopped_by else 0
+
+
 def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that need another one, and a plot that cannot be written."""
     if args.world and not args.dry_run:
         raise InputError("--world must go with --dry-run; torchrun starts a run on several ranks")
     for name in ("machine", "plot"):
@@ -73,23 +94,3 @@ def _plan(config: TrainConfig, args: argparse.Namespace) -> Iterator[str]:
 
     hosts, machine = Hosts.parse(args.world), args.machine or machines.DEFAULT
     return world_text.parts_of(config, hosts, machine, args.plot)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Train and print how the run ended, or print the plan; 75 if a signal ended it early."""
-    shorthands = {name: getattr(args, name) for name in _SHORTHANDS}
-    overrides = [f"train.{name}={value}" for name, value in shorthands.items() if value]
-    _check_options(args)
-    config = TrainConfig.from_toml(args.recipe, [*args.overrides, *overrides])
-    if args.dry_run:
-        for part in _plan(config, args):
-            print(part, end="\n\n", flush=True)
-        return 0
-    if args.out is None:
-        raise InputError("--out must name the folder of the run, or --dry-run be given")
-    outcome = train(config, args.out)
-    if is_main():
-        print(outcome)
-        if report.missing():
-            print(f"note: {report.missing()}")
-    return STOPPED if outcome.stopped_by else 0
