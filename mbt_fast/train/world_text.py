@@ -58,10 +58,11 @@ def head(plan: WorldPlan, n_clips: int | None) -> str:
         f"predicted, nothing of it measured: {world} = {world.size:,} ranks, {machine.name}",
         f"batch:    {train.batch_size:,} clips a step, {plan.clips} a rank",
     ]
-    step = plan.here().steps["ddp"]
+    step = plan.here().steps[train.parallel]
     if n_clips is not None and step is not None:
         steps = train.total_steps(n_clips)
-        lines.append(f"the run:  {steps:,} steps, about {duration(steps * step.seconds)} with ddp")
+        seconds = steps * step.seconds
+        lines.append(f"the run:  {steps:,} steps, about {duration(seconds)} by {train.parallel}")
     if step is not None:
         rate = tables.significant(step.rate / world.size)
         lines.append(f"loader:   {rate} clips/s for each rank, or the model waits")

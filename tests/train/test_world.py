@@ -113,7 +113,7 @@ def test_run_takes_as_long_as_its_steps(clips):
     config = TrainConfig.from_toml(clips / "recipe.toml")
     text = "\n".join(world_text.parts_of(config, Hosts.parse("4"), DEFAULT))
     assert "manifest" in text
-    assert re.search(r"the run:  12 steps, about \S+ seconds with ddp", text)
+    assert re.search(r"the run:  12 steps, about \S+ seconds by ddp", text)
 
 
 @pytest.mark.parametrize(
