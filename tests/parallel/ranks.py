@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 SECONDS = 300  # on a quiet machine a run takes a second or two
-MORE = 1  # after an error, for the errors of the others
+MORE = 8  # after an error, for the errors of the others
 
 
 class RankError(Exception):
