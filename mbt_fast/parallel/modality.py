@@ -136,6 +136,7 @@ class ModalityParallelMBT(MBT):
                 f"{', '.join(inputs)}. Where it is absent, give zeros, and 0 in lengths"
             )
         own = {self.modality: inputs[self.modality]}
+        self.group.check_clips(len(own[self.modality]))
         return super().forward_features(own, self._own_lengths(lengths))
 
     def mean_of_modalities(self, values: Tensor, lengths: GivenLengths | None = None) -> Tensor:

@@ -49,6 +49,7 @@ class ModalityGroup:
         start = ends[which] - self.parts
         self.part = index - start
         self.ranks = own.get_group()
+        self._has_looked = False
         self.twins = None
         if max(plan.values()) > 1:
             twins = dist.get_process_group_ranks(self.ranks)[start : ends[which]]
@@ -92,6 +93,21 @@ class ModalityGroup:
         if self.twins is not None:
             for parameter in own:
                 dist.broadcast(parameter, group=self.twins, group_src=0)
+
+    def check_clips(self, clips: int) -> None:
+        """Refuse different batches, which collectives would wait for or mix up; looks once.
+
+        Raises:
+            ValueError: The ranks have not the same clips between them.
+        """
+        if self._has_looked:
+            return
+        found: list[Any] = [None] * dist.get_world_size(self.ranks)
+        dist.all_gather_object(found, (self.modality, self.parts, clips), group=self.ranks)
+        self._has_looked = True
+        if len({parts * each for _, parts, each in found}) > 1:
+            said = ", ".join(f"{m}: {parts} x {each}" for m, parts, each in dict.fromkeys(found))
+            raise ValueError(f"inputs must hold as many clips of every modality, got {said}")
 
     def gather(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """The entries of all ranks by name, on the first; nothing elsewhere."""

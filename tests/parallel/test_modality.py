@@ -149,6 +149,18 @@ def test_a_rank_without_a_gradient_gets_the_sum():
         assert bias is None
 
 
+def uneven():
+    model = modality_parallel(model_of(), mesh_of(modality=3), {"rgb": 2, "spectrogram": 1})
+    inputs, _ = batch_of()  # the whole batch on all ranks
+    message = "as many clips of every modality, got rgb: 2 x 4, spectrogram: 1 x 4"
+    with pytest.raises(ValueError, match=message):
+        model(inputs)
+
+
+def test_batches_that_differ_were_mixed_up():
+    run(3, uneven)
+
+
 def saved(folder):
     torch.manual_seed(torch.distributed.get_rank())  # shared parameters come from the first
     config = model_of().config
@@ -163,6 +175,30 @@ def test_what_is_saved_is_an_ordinary_model(tmp_path):
     for state in ranks:
         for name, value in state.items():
             assert torch.equal(value, model.state_dict()[name]), name
+
+
+EXECUTIONS = {"cheap last layer": {"cls_only": True}, "recompute all": {"recompute": "mlp"}}
+
+
+def executed(options):
+    model = model_of().set_execution(**options)
+    model = modality_parallel(model, mesh_of(modality=2))
+    inputs, targets = batch_of()
+    loss_of_mean(model, inputs, LENGTHS, targets).backward()
+    sum_gradients(model)
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def execute_all():
+    return {name: executed(options) for name, options in EXECUTIONS.items()}
+
+
+def test_options_of_execution_change_no_gradient():
+    *_, expected, _ = train_alone(LENGTHS, loss_of_mean, steps=1)
+    for rank in run(2, execute_all):
+        for option, found in rank.items():
+            for name, grad in found.items():
+                assert (grad - expected[name]).abs().max() <= 1e-12, f"{option}: {name}"
 
 
 def evaluated(lengths):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -114,6 +115,20 @@ def test_two_processes_train_as_one(name, package, arguments, tmp_path):
     losses = json.loads(printed.removeprefix("losses "))
     assert losses == pytest.approx(alone, rel=1e-5)  # float32 over some steps
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_modality_parallel_trains_on_two_processes():
+    """Each says what it holds, how the loss fell and what it sent."""
+    path = str(ROOT / "examples" / "modality_parallel.py")
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(": ", 1) for line in sorted(done.stdout.splitlines()))
+    assert lines.keys() == {"rgb", "spectrogram"}
+    for line in lines.values():
+        first, last = re.search(r"loss ([0-9.]+) -> ([0-9.]+)", line).groups()
+        assert float(last) < float(first)
+        assert "5 sums in a step: 4 of slots" in line
 
 
 def test_lora_with_peft_trains_and_merges():
