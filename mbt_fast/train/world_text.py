@@ -109,7 +109,7 @@ def _absent(plan: WorldPlan) -> Iterator[str]:
             "its own gradient"
         )
     elif not work.streams:
-        yield "modality parallelism: only for an MBT whose modalities meet in their slots alone"
+        yield "modality parallelism: predicted for an MBT whose modalities meet in slots alone"
     elif plan.world.ranks % len(work.streams):
         yield f"modality parallelism: {len(work.streams)} must divide the ranks of a host"
 

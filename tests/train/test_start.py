@@ -486,4 +486,4 @@ def test_fused_pair_is_planned_for_a_cluster(config, encoders):
     assert steps["ddp"].clips == steps["fsdp"].clips == 2
     assert steps["modality"] is None
     assert "activations" not in steps["ddp"].memory
-    assert "only for an MBT" in ways(plan)
+    assert "for an MBT whose modalities" in ways(plan)

@@ -136,7 +136,7 @@ def test_ways_that_cannot_be_say_why(recipe):
     assert row(text, "step")[1:] == ["-", "-"]
     assert "not with train.virtual_devices, each of which clips its own gradient" in text
     text = shown(recipe, "2x4", "model.fusion=vanilla")
-    assert "only for an MBT whose modalities meet in their slots alone" in text
+    assert "for an MBT whose modalities meet in slots alone" in text
     assert "2 must divide the ranks of a host" in shown(recipe, "2x1")
 
 
