@@ -120,8 +120,8 @@ def test_predicted_bytes_are_those_of_the_closed_forms():
     settings = Settings(clips, None, 0, "float32", 1, 5, averaged=False)
     predictor = Predictor(work, settings, PLAIN)
     forms = traffic(TINY, ranks=2, clips=clips, width=4)
-    assert predictor.ddp(both, clips).wire.sent == sum(c.sent(2) for c in forms["DDP"])
-    by_what = {c.what: c.sent(2) for c in forms["modality"]}
+    assert predictor.ddp(both, clips).wire.sent == sum(c.sent for c in forms["DDP"])
+    by_what = {c.what: c.sent for c in forms["modality"]}
     shared = all_reduce(4 * work.shared, both, PLAIN).sent
     assert predictor.modality(both, clips).wire.sent - shared == by_what["slots"]
     flags = 2 * 4 * 5 / 2  # who has a gradient of each of 5 parameters, which is not predicted
