@@ -37,7 +37,7 @@ TABLE: dict[tuple[str, int, int], tuple[Tiles, Tiles, Tiles]] = {
     ("delta",    SINGLE, 128): (Tiles(16, 16, 8, 1),  Tiles(16, 16, 8, 1),  Tiles(16, 16, 8, 1)),
     ("dkdv",     HALF,   64):  (Tiles(64, 32, 4, 2),  Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
     ("dkdv",     HALF,   128): (Tiles(64, 32, 8, 2),  Tiles(128, 32, 8, 2), Tiles(64, 32, 8, 2)),
-    ("dkdv",     SINGLE, 64):  (Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1)),
+    ("dkdv",     SINGLE, 64):  (Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1),  Tiles(16, 32, 8, 1)),
     ("dkdv",     SINGLE, 128): (Tiles(16, 16, 4, 1),  Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1)),
     ("dq",       HALF,   64):  (Tiles(64, 64, 4, 1),  Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
     ("dq",       HALF,   128): (Tiles(64, 64, 8, 1),  Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 1)),

@@ -1,6 +1,6 @@
 """What a run is made of, read and built from its configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from mbt_fast.data import ClipTransform, read_labels
-from mbt_fast.data.classes import ClassIndex
+from mbt_fast.data.classes import head_sizes
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBT
 from mbt_fast.models.saved import Model
+from mbt_fast.parallel.ranks import Ranks
 from mbt_fast.profiling.machine import choose_device, choose_dtype
 from mbt_fast.train import start
 from mbt_fast.train.augment import Augment
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import TrainingClips
+from mbt_fast.train.decoded import CentreWindows, cached
 
 _COMPARED = {
     "labels": "class names",
@@ -47,9 +50,9 @@ class Data:
     task: str
 
     @property
-    def n_verbs(self) -> int | None:
-        """How many classes are verbs, of a task with verbs and nouns."""
-        return ClassIndex(self.names).n_verbs or None
+    def heads(self) -> tuple[int, ...]:
+        """How many classes each head has."""
+        return tuple(head_sizes(self.names, self.task).values())
 
     def weights(self, sampling: str) -> Tensor | None:
         """Weights of the training clips, for ``data.sampling``: none for ``"uniform"``."""
@@ -69,6 +72,7 @@ class Parts:
         transform: What the model takes of a clip.
         device: Where the model is.
         dtype: Of autocast; float32 for none.
+        ranks: This process among those of the run.
     """
 
     config: TrainConfig
@@ -77,6 +81,7 @@ class Parts:
     transform: ClipTransform
     device: torch.device
     dtype: torch.dtype
+    ranks: Ranks
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,8 +93,8 @@ class Parts:
         """Steps of the whole run."""
         return self.config.train.total_steps(len(self.data.train))
 
-    def clips(self) -> TrainingClips:
-        """The training clips, as windows that are drawn."""
+    def clips(self, cache: ClipCache | None = None) -> TrainingClips:
+        """The training clips, as windows that are drawn or that a cache has."""
         config, data = self.config, self.data
         return TrainingClips(
             data.train,
@@ -100,7 +105,27 @@ class Parts:
             seed=config.train.seed,
             weights=data.weights(config.data.sampling),
             errors=config.data.errors,
+            cache=cache,
         )
+
+    def cache(
+        self, manifest: Manifest, stop: Callable[[], bool], *, whole: bool = False
+    ) -> ClipCache | None:
+        """The decoded clips of a manifest, made if need be.
+
+        Args:
+            manifest: The clips.
+            stop: Asked while it is made.
+            whole: As in ``CentreWindows``.
+
+        Returns:
+            ``None`` without ``data.cache``, or if it was stopped.
+        """
+        data = self.config.data
+        if not data.cache:
+            return None
+        windows = CentreWindows(manifest, self.transform, data.errors, whole)
+        return cached(windows, Path(data.cache), workers=data.workers, stop=stop)
 
     def augment(self) -> Augment:
         """What is done to a batch on the device."""
@@ -108,7 +133,7 @@ class Parts:
             self.config.augment,
             self.config.train.task,
             len(self.data.names),
-            n_verbs=self.data.n_verbs,
+            heads=self.data.heads,
             n_tokens={m: self.transform.n_tokens(m) for m in self.transform.windows},
             joint=isinstance(self.model, MBT) and self.model.config.classifier == "gap",
         )
@@ -166,19 +191,23 @@ def read_data(config: TrainConfig) -> Data:
     return Data(train, val, test, tuple(names), task)
 
 
-def build_parts(config: TrainConfig, data: Data, saved: Path | None = None) -> Parts:
+def build_parts(
+    config: TrainConfig, data: Data, saved: Path | None = None, ranks: Ranks | None = None
+) -> Parts:
     """Build the model and load its first weights.
 
     Args:
         config: With ``model.num_classes``.
         data: The clips.
         saved: The last checkpoint of the run, if there is one; see ``start.build``.
+        ranks: This process among those of the run; alone if not given.
 
     Raises:
         InputError: Something does not fit the machine, the clips or the weights.
     """
-    device = choose_device(config.train.device)
+    ranks = ranks or Ranks.alone(config.train.device)
+    device = choose_device(ranks.device)
     dtype, _ = choose_dtype(config.train.dtype, device)
     model = start.build(config, len(data.names), saved).to(device)
     transform = start.clip_transform(config, model.config)
-    return Parts(config, data, model, transform, device, dtype)
+    return Parts(config, data, model, transform, device, dtype, ranks)

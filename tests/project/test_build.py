@@ -105,6 +105,7 @@ def test_a_wheel_has_the_whole_package_and_nothing_else(wheel):
     assert packages == {str(f.relative_to(ROOT)) for f in folders} | {"mbt_fast/kernels"}
     kernels = {"kernels/predicted.json", "kernels/verified.json"}
     data = {"py.typed", *kernels, "train/recipes/vggsound.toml"}
+    data.add("parallel/machines/h100.toml")
     assert {f"mbt_fast/{name}" for name in data} <= wheel.files
     assert {name.partition("/")[0].partition("-")[0] for name in wheel.files} <= {"mbt_fast"}
     assert wheel.size < 2**20
