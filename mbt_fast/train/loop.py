@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from mbt_fast.checkpoint.runs import find_checkpoint
 from mbt_fast.errors import InputError, RunError
 from mbt_fast.models.head import presence
 from mbt_fast.train import optimizer
@@ -28,6 +27,7 @@ from mbt_fast.train.losses import loss
 from mbt_fast.train.means import MeanLosses, Meter
 from mbt_fast.train.order import BatchKeys, generator, seed_of
 from mbt_fast.train.parts import Parts, build_parts, read_data
+from mbt_fast.train.recovery import last_whole
 from mbt_fast.train.run import Outcome, Run
 from mbt_fast.train.state import TrainingState
 from mbt_fast.train.stopping import Stopping
@@ -49,7 +49,8 @@ def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
     Raises:
         InputError: A file, the configuration or the folder cannot be used.
         RunError: The run cannot go on: a loss is not finite, or too many clips cannot be read.
-        CheckpointError: A checkpoint cannot be written; the last one is whole.
+        CheckpointError: A checkpoint cannot be written, and the last one is whole; or the run has
+            checkpoints, and none is whole.
         OSError: The folder cannot be written.
     """
     world = os.environ.get("WORLD_SIZE", "1")
@@ -61,8 +62,10 @@ def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
     check_same_config(folder, config)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
-        parts = build_parts(config, data, find_checkpoint(folder))
+        last = last_whole(folder)
+        parts = build_parts(config, data, last.folder)
         stack.enter_context(locked(folder))
+        last.mend()
         write_config(folder, config, data.names)
         stop = stack.enter_context(Stopping())
         return stack.enter_context(Loop(parts, folder, stop)).train()

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from mbt_fast.checkpoint.checksums import check_checksums
 from mbt_fast.checkpoint.files import read_safetensors
 from mbt_fast.checkpoint.pretrained import WEIGHTS_FILE
 from mbt_fast.checkpoint.runs import BEST, find_checkpoint, read_record
@@ -253,6 +254,8 @@ class Run(ExitStack):
         with self.state.scored():
             own = {name: tensor.clone() for name, tensor in self.parts.model.state_dict().items()}
         folders = [checkpoints.folder_of(self.folder, step) for step in before]
+        for folder in folders:
+            check_checksums(folder)
         states = chain((read_safetensors(folder / WEIGHTS_FILE) for folder in folders), [own])
         self.parts.model.load_state_dict(average(states))
         self.state.ema = None
