@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ class Log:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what it could not hold, ``append`` has said."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def read(path: Path) -> list[Record]:
