@@ -1,7 +1,7 @@
 """Who may import whom. Each row may import the rows named beside it, and none that comes after it.
 
 {config, errors} <- checkpoint; {kernels, _C, _cuda} <~when called~ ops <- layers <- models
-<- {data, flops, profiling, rollout, train, parallel} <- pictures <- cli; testing, benchmarks,
+<- {data, flops, profiling, rollout, parallel} <- train <- pictures <- cli; testing, benchmarks,
 tests: public names.
 """
 
@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "data": {"config", "errors", "models"},
     "flops": {"config", "layers", "models"},
     "profiling": {*MODELS, "", "flops", "models"},
-    "train": {*MODELS, "", "data", "flops", "models", "profiling"},
+    "parallel": {*MODELS, "flops", "models"},
+    "train": {*MODELS, "", "data", "flops", "models", "parallel", "profiling"},
     "pictures": {"data", "errors", "models", "profiling", "rollout"},
     "testing": {*PUBLIC, "profiling"},
     "cli": {"*"},

@@ -1,0 +1,1 @@
+"""Training on several devices, on one host or on many."""
