@@ -156,6 +156,13 @@ def world_size() -> int:
     return dist.get_world_size() if _exists() else _number("WORLD_SIZE", 1)
 
 
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints, inside of ``start`` or after it."""
+    if _exists():
+        return dist.get_rank() == 0
+    return world_size() == 1 or _number("RANK", 0) == 0
+
+
 def _exists() -> bool:
     """Whether there is a group already."""
     return dist.is_available() and dist.is_initialized()

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-SECONDS = 120  # on a quiet machine a run takes a second or two
+SECONDS = 300  # on a quiet machine a run takes a second or two
+MORE = 1  # after an error, for the errors of the others
 
 
 class RankError(Exception):
@@ -38,7 +39,8 @@ def run(world, function, *args, seconds=SECONDS):
         What it returned, from rank 0 on.
 
     Raises:
-        RankError: It raised an error, the first of all ranks; or a rank died, or time was up.
+        RankError: It raised an error, of which that of every rank is shown that has one within some
+            seconds of the first; or a rank died, or time was up.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.distributed.fsdp", "mbt_fast"])
@@ -60,21 +62,25 @@ def run(world, function, *args, seconds=SECONDS):
 
 
 def _results(ends, deadline):
-    """What comes out of the pipes, by rank; ends at the first error."""
-    results, left = {}, dict(ends)
+    """What comes out of the pipes, by rank; ends soon after the first error."""
+    results, errors, left = {}, {}, dict(ends)
     while left:
         ready = wait(left, timeout=max(0, deadline - time.monotonic()))
         if not ready:
-            raise RankError(f"ranks {sorted(left.values())} have not ended in time")
+            break
         for receiver in ready:
             rank = left.pop(receiver)
             try:
                 good, result = pickle.loads(receiver.recv_bytes())
             except EOFError:
-                raise RankError(f"rank {rank} died") from None
-            if not good:
-                raise RankError(f"rank {rank}: {result}")
-            results[rank] = result
+                good, result = False, "died"
+            (results if good else errors)[rank] = result
+        if errors:
+            deadline = min(deadline, time.monotonic() + MORE)
+    if errors:
+        raise RankError("\n".join(f"rank {rank}: {errors[rank]}" for rank in sorted(errors)))
+    if left:
+        raise RankError(f"ranks {sorted(left.values())} have not ended in time")
     return [results[rank] for rank in sorted(results)]
 
 

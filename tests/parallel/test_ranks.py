@@ -40,7 +40,7 @@ def die():
 
 
 def test_a_rank_that_dies_ends_the_others():
-    with pytest.raises(RankError, match="rank 1 died"):
+    with pytest.raises(RankError, match="rank 1: died"):
         run(2, die)
 
 
