@@ -30,14 +30,15 @@ SHORT = ("train.steps=3", "data.val=")
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def how(request):
-    return f"train.parallel={request.param}"
+    """Six steps of two epochs; checkpoints of 2, 4 and 6, and of 3, for its score."""
+    return ["train.steps=6", "checkpoint.every_steps=2", f"train.parallel={request.param}"]
 
 
 @pytest.fixture(scope="module")
 def whole(recipe, how, tmp_path_factory):
     """A run that nothing disturbed."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    assert [rank.code for rank in train(recipe, run, how)] == [0, 0]
+    assert [rank.code for rank in train(recipe, run, *how)] == [0, 0]
     assert steps_of(run) == [4, 6]
     return run
 
@@ -104,11 +105,11 @@ KILLS = [
 
 def test_a_rank_that_is_killed_ends_the_group_and_the_run_goes_on(recipe, how, whole, run):
     for moment, count, killed in KILLS:
-        ranks = train(recipe, run, how, faults={killed: at(moment, kill, count)})
+        ranks = train(recipe, run, *how, faults={killed: at(moment, kill, count)})
         assert ranks[killed].code == -signal.SIGKILL, (moment, ranks[killed].text)
         assert_one_line(ranks[1 - killed], f"rank {1 - killed} ends", f"rank {killed} is gone")
         assert_whole_folder(run)
-    assert [rank.code for rank in train(recipe, run, how)] == [0, 0]
+    assert [rank.code for rank in train(recipe, run, *how)] == [0, 0]
     assert_same_run(run, whole)
 
 
@@ -120,17 +121,17 @@ def test_a_rank_that_held_the_store_is_missed_too(recipe, run):
 
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_rank_saves_the_same_step_of_all(recipe, how, whole, run, told):
-    ranks = train(recipe, run, how, faults={told: at("step", terminate, 3)})
+    ranks = train(recipe, run, *how, faults={told: at("step", terminate, 3)})
     assert [rank.code for rank in ranks] == [STOPPED, STOPPED], ranks
     assert "stopped by SIGTERM at step 3 of 6; the same command resumes" in ranks[0].text
     assert steps_of(run) == [2, 3]
-    assert [rank.code for rank in train(recipe, run, how)] == [0, 0]
+    assert [rank.code for rank in train(recipe, run, *how)] == [0, 0]
     assert_same_run(run, whole)
 
 
 def test_a_slow_rank_is_named_and_nothing_ends(recipe, how, run):
     slow = at("step", partial(time.sleep, 5), 2)
-    ranks = train(recipe, run, how, *SHORT, faults={0: wait_impatiently, 1: slow})
+    ranks = train(recipe, run, *how, *SHORT, faults={0: wait_impatiently, 1: slow})
     assert [rank.code for rank in ranks] == [0, 0]
     waiting = [line for line in ranks[0].lines if "waiting for rank 1 (at step 2, clips)" in line]
     assert len(waiting) == 1, ranks[0].text
@@ -138,7 +139,7 @@ def test_a_slow_rank_is_named_and_nothing_ends(recipe, how, run):
 
 
 def test_an_exception_on_one_rank_is_printed_once_with_its_clips(recipe, how, run):
-    ranks = train(recipe, run, how, *SHORT, faults={1: at("forward", fail, 2)})
+    ranks = train(recipe, run, *how, *SHORT, faults={1: at("forward", fail, 2)})
     assert ranks[1].code == 1
     assert ranks[1].text.count("ValueError: wrong on purpose") == 1
     assert "rank 1 failed at step 2, forward, with the clips " in ranks[1].text
@@ -148,7 +149,7 @@ def test_an_exception_on_one_rank_is_printed_once_with_its_clips(recipe, how, ru
 def test_all_ranks_fall_back_to_the_checkpoint_before_a_corrupt_one(recipe, how, whole, run):
     shutil.copytree(whole, run)
     flip_a_bit(find_checkpoint(run) / "model.safetensors")
-    ranks = train(recipe, run, how)
+    ranks = train(recipe, run, *how)
     assert [rank.code for rank in ranks] == [0, 0], ranks
     assert "warning: the run goes on from step 4: " in ranks[0].text
     assert "warning" not in ranks[1].text
@@ -161,25 +162,26 @@ def test_without_a_whole_checkpoint_all_ranks_end_with_one_line(recipe, how, who
     shutil.copytree(whole, run)
     for weights in run.glob("checkpoints/*/model.safetensors"):
         flip_a_bit(weights)
-    ranks = train(recipe, run, how)
+    ranks = train(recipe, run, *how)
     assert_one_line(ranks[0], "must have a whole checkpoint to go on from")
     assert_one_line(ranks[1], "rank 1 ends at ", "rank 0 failed")
     assert steps_of(run) == [4, 6]
 
 
 def test_a_full_disk_of_rank_0_ends_all_and_the_last_checkpoint_is_whole(recipe, how, whole, run):
-    ranks = train(recipe, run, how, faults={0: at("write", fill_the_disk, 2)})
+    ranks = train(recipe, run, *how, faults={0: at("write", fill_the_disk, 2)})
     assert_one_line(ranks[0], "step-00000003 cannot be written", "the last whole one is ")
     assert_one_line(ranks[1], "rank 1 ends at step ", "rank 0 failed at step 3, checkpoint")
     assert steps_of(run) == [2]
     assert_whole_folder(run)
-    assert [rank.code for rank in train(recipe, run, how)] == [0, 0]
+    assert [rank.code for rank in train(recipe, run, *how)] == [0, 0]
     assert_same_run(run, whole)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp"], indirect=True)
 def test_torchrun_restarts_a_group_of_which_a_rank_was_killed(recipe, how, whole, run):
-    command = [*torchrun("--max-restarts=1"), faults.__file__, "step", recipe, how]
+    command = [*torchrun("--max-restarts=1"), faults.__file__, "step", recipe, *how]
     code, output, children = watched([*command, "data.workers=1", "--out", run])
     assert code == 0, output
     assert output.count("step 6 of 6") >= 1
@@ -189,8 +191,9 @@ def test_torchrun_restarts_a_group_of_which_a_rank_was_killed(recipe, how, whole
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["fsdp"], indirect=True)
 def test_a_signal_to_torchrun_saves_and_the_run_goes_on(recipe, how, whole, run):
-    command = [*torchrun(), "-m", "mbt_fast", "train", recipe, how, "--out", run]
+    command = [*torchrun(), "-m", "mbt_fast", "train", recipe, *how, "--out", run]
 
     pending = [signal.SIGTERM]  # a second one would end torchrun at once
 
@@ -203,7 +206,7 @@ def test_a_signal_to_torchrun_saves_and_the_run_goes_on(recipe, how, whole, run)
     assert "stopped by SIGTERM at step " in output
     assert 0 < max(steps_of(run)) < 6
     assert not alive(children, seconds=10)
-    assert [rank.code for rank in train(recipe, run, how)] == [0, 0]
+    assert [rank.code for rank in train(recipe, run, *how)] == [0, 0]
     assert_same_run(run, whole)
 
 
