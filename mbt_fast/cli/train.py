@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mbt_fast.errors import InputError
 from mbt_fast.layers.execution import RECOMPUTE
-from mbt_fast.parallel.ranks import is_main
+from mbt_fast.parallel.failure import ignore_launcher
+from mbt_fast.parallel.ranks import is_main, world_size
 from mbt_fast.train import TrainConfig, report, train
 from mbt_fast.train.config import recipe_names
 from mbt_fast.train.plan import parts_of
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         raise InputError("--out must name the folder of the run, or --dry-run be given")
     outcome = train(config, args.out)
+    if world_size() > 1:
+        ignore_launcher()
     if is_main():
         print(outcome)
         if report.missing():

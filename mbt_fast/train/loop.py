@@ -100,7 +100,7 @@ class Loop(ExitStack):
         self.optimizer, self.schedule = optimizer.build(
             parts.model, self.settings, parts.total_steps, warmup
         )
-        self.augment, self.n_verbs = parts.augment(), parts.data.n_verbs
+        self.augment, self.heads = parts.augment(), parts.data.heads
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         half = parts.dtype is torch.float16
         if half and self.settings.virtual_devices > 1:
@@ -139,8 +139,9 @@ class Loop(ExitStack):
 
     def _loader(self, start: int) -> Loader:
         """The batches of all steps from ``start`` on."""
-        train, data, clips = self.settings, self.parts.config.data, self.parts.clips()
-        total = self.parts.total_steps
+        train, data, total = self.settings, self.parts.config.data, self.parts.total_steps
+        cache = self.parts.cache(self.parts.data.train, self.stop) if start < total else None
+        clips, ranks = self.parts.clips(cache), self.ranks
         keys = BatchKeys(
             len(clips),
             train.batch_size,
@@ -148,8 +149,8 @@ class Loop(ExitStack):
             start,
             total,
             clips.weights,
-            self.ranks.rank,
-            self.ranks.world,
+            rank=ranks.rank,
+            world=ranks.world,
         )
         pinned = self.parts.device.type == "cuda"
         collate = partial(collate_items, mask_padding=data.mask_padding)
@@ -206,9 +207,10 @@ class Loop(ExitStack):
                     logits,
                     targets,
                     task=train.task,
+                    kind=train.loss,
                     smoothing=self.parts.config.augment.label_smoothing,
                     present=present,
-                    n_verbs=self.n_verbs,
+                    heads=self.heads,
                 )
                 self._at(step, "backward", group)
                 self.scaler.scale(total * size / len(group)).backward()
@@ -225,7 +227,8 @@ class Loop(ExitStack):
         for name in watched:
             if not math.isfinite(record[name]):
                 own_is_finite = math.isfinite(self.losses.read()[name])
-                told = self.ranks.exchange((own_is_finite, self._ids(batch)))
+                whose = f" of rank {self.ranks.rank}" if self.ranks.world > 1 else ""
+                told = self.ranks.exchange((own_is_finite, self._ids(batch) + whose))
                 named = [ids for finite, ids in told if not finite] or [ids for _, ids in told]
                 raise RunError(
                     f"{name} must be finite, got {record[name]} at step {step + 1} from the clips "

@@ -1,6 +1,7 @@
 """What a model says of the clips of a manifest."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,6 +13,7 @@ from mbt_fast.data import ClipTransform
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import RunError
 from mbt_fast.train.augment import to_float
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.loader import Loader
 from mbt_fast.train.views import PADDING, ClipViews, ViewBatch, collate_views
 
@@ -47,7 +49,6 @@ class Predictions:
         return bool((high - low).max() <= NEARLY_EQUAL * self.logits.abs().max())
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     manifest: Manifest,
@@ -64,6 +65,7 @@ def predict(
     rank: int = 0,
     world: int = 1,
     together: bool = False,
+    cache: ClipCache | None = None,
     stop: Callable[[], bool] = lambda: False,
     agree: Callable[[bool], bool] = bool,
 ) -> list[Predictions] | None:
@@ -87,6 +89,7 @@ def predict(
         rank: Of this process, which reads every ``world``-th clip from this one on.
         world: Number of processes. All have equally many batches, of which the last may be empty.
         together: The model is called for an empty batch too, for it is sharded.
+        cache: The clips as one view each, decoded before; ``None`` reads their files.
         stop: Asked before each batch and while one does not come; ``True`` ends the work.
         agree: Whether any process is to stop, from whether this one is; called for each batch.
 
@@ -95,7 +98,7 @@ def predict(
 
     Raises:
         RunError: A logit is NaN; names the clips.
-        ValueError: The transform has no such modality.
+        ValueError: The transform has no such modality, or there is a cache for several views.
     """
     from tqdm import tqdm
 
@@ -109,7 +112,7 @@ def predict(
     padded = [*rows, *[PADDING] * (-(-len(manifest) // world) - len(rows))]
     batches = BatchSampler(padded, max(1, batch_size // views), drop_last=False)
     loader = Loader(
-        ClipViews(manifest, transform, views, errors),
+        ClipViews(manifest, transform, views, errors, cache),
         batches,
         partial(collate_views, mask_padding=mask_padding),
         workers=workers,
@@ -121,7 +124,8 @@ def predict(
     model.eval()
     options = {"unit": "clip", "desc": "scored", "leave": False}
     try:
-        with tqdm(total=len(rows), disable=True if rank else None, **options) as bar:
+        bar = tqdm(total=len(rows), disable=True if rank else None, **options)
+        with bar, _without_gradients(together):
             for _ in range(len(batches)):
                 batch = next(loader, None)
                 if agree(batch is None) or batch is None:
@@ -138,6 +142,11 @@ def predict(
         loader.close()
         model.train(training)
     return [tally.finish(manifest, rows) for tally in tallies]
+
+
+def _without_gradients(sharded: bool) -> AbstractContextManager[None]:
+    """FSDP2 gathers into memory that it keeps, and training cannot write that of inference mode."""
+    return torch.no_grad() if sharded else torch.inference_mode()
 
 
 @dataclass

@@ -27,6 +27,11 @@ def check_world(train: LoopConfig, world: int) -> None:
             'train.virtual_devices must be 0 with train.parallel = "fsdp": each clips its own '
             f"gradient, which no rank has whole; got {train.virtual_devices}"
         )
+    if train.parallel == "fsdp" and train.dtype == "float16":
+        raise InputError(
+            'train.dtype must not be "float16" with train.parallel = "fsdp": a rank sees whether '
+            "its own share of a gradient overflows, not the others'; take bfloat16"
+        )
 
 
 def _can_share(train: LoopConfig, world: int) -> bool:

@@ -6,8 +6,10 @@ is chosen and tests can run side by side.
 
 import faulthandler
 import multiprocessing
+import os
 import pickle
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -19,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 SECONDS = 300  # on a quiet machine a run takes a second or two
-MORE = 1  # after an error, for the errors of the others
+MORE = 8  # after an error, for the errors of the others
 
 
 class RankError(Exception):
@@ -28,6 +30,8 @@ class RankError(Exception):
 
 def run(world, function, *args, seconds=SECONDS):
     """Call ``function(*args)`` on every rank of a group of ``world`` processes.
+
+    What they write to standard error stands in this process' own when they have ended.
 
     Args:
         world: Number of processes.
@@ -59,6 +63,8 @@ def run(world, function, *args, seconds=SECONDS):
             for process in processes:
                 process.kill()
                 process.join()
+            for written in sorted(Path(folder).glob("*.err")):
+                sys.stderr.write(written.read_text())
 
 
 def _results(ends, deadline):
@@ -86,6 +92,8 @@ def _results(ends, deadline):
 
 def _rank(rank, world, store, sender, seconds, function, args):
     """What each process does."""
+    with store.with_name(f"{rank}.err").open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())  # that of the fork server is another test's
     faulthandler.dump_traceback_later(seconds, exit=True)
     for number in (signal.SIGTERM, signal.SIGUSR1):  # the fork server may ignore them
         signal.signal(number, signal.SIG_DFL)

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from ranks import run
-from training import joined, together
+from training import assert_same_records, assert_same_tensors, joined, together
 
-TOLERANCE = 1e-12
 ALL = ["augment.mixup=0.3", "augment.flip=0.5", "augment.modality_dropout=0.2"]
 ALL += ["augment.time_mask=4", "augment.time_masks=1", "model.stochastic_depth=0.3"]
 SHARDED = "train.parallel=fsdp"
@@ -34,17 +33,6 @@ def alone(recipe, tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-def assert_same(actual, expected, name):
-    (records, tensors), (expected_records, expected_tensors) = actual, expected
-    assert len(records) == len(expected_records) == 5
-    for record, wanted in zip(records, expected_records, strict=True):
-        assert record == pytest.approx(wanted, rel=TOLERANCE, nan_ok=True), name
-    assert tensors.keys() == expected_tensors.keys()
-    for key, tensor in expected_tensors.items():
-        difference = (tensors[key] - tensor).abs().max() / tensor.abs().max().clamp(min=1)
-        assert difference <= TOLERANCE, f"{name}: {key}"
-
-
 @pytest.mark.parametrize(
     ("world", "cases"),
     [(2, CASES | OTHERS), pytest.param(4, CASES, marks=pytest.mark.slow)],
@@ -53,4 +41,8 @@ def assert_same(actual, expected, name):
 def test_training_is_that_of_one_process(alone, recipe, tmp_path, world, cases):
     results = run(world, together, cases, recipe, tmp_path)
     for name in cases:
-        assert_same(joined([result[name] for result in results]), joined([alone[name]]), name)
+        records, tensors = joined([result[name] for result in results])
+        expected_records, expected = joined([alone[name]])
+        assert len(records) == 5
+        assert_same_records(records, expected_records)
+        assert_same_tensors(tensors, expected, name)
