@@ -5,11 +5,11 @@ processes, and ``torch.distributed`` connects them. A process that is alone call
 """
 
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -140,8 +140,9 @@ def start(device: str) -> Iterator[Ranks]:
     on_gpu = device.startswith("cuda")
     small = dist.new_group(backend="gloo") if on_gpu else None
     ranks = Ranks(dist.get_rank(), world, device, small)
-    default = dist.distributed_c10d._get_default_store()
-    store = dist.PrefixStore(ranks.share(uuid4().hex), default)  # a group may train twice
+    store = dist.distributed_c10d._get_default_store()
+    # A store may hold what was said in a run before, in this group or in one that was restarted.
+    store = dist.PrefixStore(ranks.share(uuid.uuid4().hex), store)
     try:
         with Watch(ranks.rank, world, store, ranks.place) as watch, failing(watch):
             yield ranks
