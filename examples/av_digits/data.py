@@ -3,7 +3,7 @@
 ``python -m examples.av_digits.data --fsdd FOLDER_OR_TAR --out clips``
 
 Two tasks have clips of their own. In *digit* both digits are the same, which is the label. In
-*sum* they are drawn independently: the verb is their sum modulo 10, the noun the pair, spoken first.
+*sum* they are drawn independently: the verb is their sum modulo 10, the noun the pair of them.
 Each task has four manifests: ``train``, ``val``, and the tests ``seen`` and ``unseen``, whose
 speakers were trained on with other recordings, or were not. Further columns say where the digits
 are: ``quarter`` of the picture (0 to 3, row by row), ``spoken_from`` and ``spoken_to`` (seconds).
