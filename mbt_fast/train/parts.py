@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast.data import ClipTransform, read_labels
-from mbt_fast.data.classes import ClassIndex
+from mbt_fast.data.classes import head_sizes
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBT
@@ -17,6 +17,7 @@ from mbt_fast.models.saved import Model
 from mbt_fast.profiling.machine import choose_device, choose_dtype
 from mbt_fast.train import start
 from mbt_fast.train.augment import Augment
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import TrainingClips
 
@@ -47,9 +48,9 @@ class Data:
     task: str
 
     @property
-    def n_verbs(self) -> int | None:
-        """How many classes are verbs, of a task with verbs and nouns."""
-        return ClassIndex(self.names).n_verbs or None
+    def heads(self) -> tuple[int, ...]:
+        """How many classes each head has."""
+        return tuple(head_sizes(self.names, self.task).values())
 
     def weights(self, sampling: str) -> Tensor | None:
         """Weights of the training clips, for ``data.sampling``: none for ``"uniform"``."""
@@ -88,8 +89,8 @@ class Parts:
         """Steps of the whole run."""
         return self.config.train.total_steps(len(self.data.train))
 
-    def clips(self) -> TrainingClips:
-        """The training clips, as windows that are drawn."""
+    def clips(self, cache: ClipCache | None = None) -> TrainingClips:
+        """The training clips, as windows that are drawn or that a cache has."""
         config, data = self.config, self.data
         return TrainingClips(
             data.train,
@@ -100,6 +101,7 @@ class Parts:
             seed=config.train.seed,
             weights=data.weights(config.data.sampling),
             errors=config.data.errors,
+            cache=cache,
         )
 
     def augment(self) -> Augment:
@@ -108,7 +110,7 @@ class Parts:
             self.config.augment,
             self.config.train.task,
             len(self.data.names),
-            n_verbs=self.data.n_verbs,
+            heads=self.data.heads,
             n_tokens={m: self.transform.n_tokens(m) for m in self.transform.windows},
             joint=isinstance(self.model, MBT) and self.model.config.classifier == "gap",
         )

@@ -28,7 +28,7 @@ _ALARM = (
     "labels and clips do not belong together"
 )
 _REPORT_PAUSE = 20  # drawing takes a second or two, and is to take little of a run's time
-BEST_SCORE = {"multilabel": "mAP", "single": "top1", "verb_noun": "action"}
+BEST_SCORE = {"multilabel": "mAP", "single": "top1", "verb_noun": "action", "multitask": "top1"}
 
 
 @dataclass(frozen=True)
