@@ -11,6 +11,7 @@ from mbt_fast.data import ClipTransform
 from mbt_fast.data.classes import head_sizes
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import RunError
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.metrics import (
     head_accuracy,
     mean_average_precision,
@@ -40,6 +41,7 @@ def evaluate(
     mask_padding: bool = False,
     errors: str = "strict",
     broken_limit: float = 1.0,
+    cache: ClipCache | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record | None:
     """Score every clip once.
@@ -59,6 +61,7 @@ def evaluate(
         mask_padding: Whether tokens of padding are masked.
         errors: As for ``load_clip``.
         broken_limit: Share of the clips that may be unreadable.
+        cache: As for ``predict``.
         stop: Asked before each batch; ``True`` ends the work.
 
     Returns:
@@ -82,6 +85,7 @@ def evaluate(
         dtype=dtype,
         mask_padding=mask_padding,
         errors=errors,
+        cache=cache,
         stop=stop,
     )
     if found is None:

@@ -18,10 +18,8 @@ from mbt_fast.errors import InputError, RunError
 from mbt_fast.models.head import presence
 from mbt_fast.train import optimizer
 from mbt_fast.train.averaging import Ema
-from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import Batch, collate_items, rows
-from mbt_fast.train.decoded import CentreWindows, cached
 from mbt_fast.train.folder import check_same_config, locked, write_config
 from mbt_fast.train.gradients import MeanGradient, clip
 from mbt_fast.train.loader import Loader
@@ -122,21 +120,14 @@ class Loop(ExitStack):
     def _loader(self, start: int) -> Loader:
         """The batches of all steps from ``start`` on."""
         train, data, total = self.settings, self.parts.config.data, self.parts.total_steps
-        clips = self.parts.clips(self._cache() if start < total else None)
+        cache = self.parts.cache(self.parts.data.train, self.stop) if start < total else None
+        clips = self.parts.clips(cache)
         keys = BatchKeys(len(clips), train.batch_size, train.seed, start, total, clips.weights)
         pinned = self.parts.device.type == "cuda"
         collate = partial(collate_items, mask_padding=data.mask_padding)
         loader = Loader(clips, keys, collate, workers=data.workers, pinned=pinned, stop=self.stop)
         self.callback(loader.close)
         return loader
-
-    def _cache(self) -> ClipCache | None:
-        """The training clips, decoded, if there is to be a cache; ``None`` also when stopped."""
-        parts, data = self.parts, self.parts.config.data
-        if not data.cache:
-            return None
-        windows = CentreWindows(parts.data.train, parts.transform, data.errors)
-        return cached(windows, Path(data.cache), workers=data.workers, stop=self.stop)
 
     def _step(self, step: int, batch: Batch) -> Record:
         """One step of the optimizer. Each virtual device mixes and clips by itself."""

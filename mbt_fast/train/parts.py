@@ -1,6 +1,6 @@
 """What a run is made of, read and built from its configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mbt_fast.train.augment import Augment
 from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import TrainingClips
+from mbt_fast.train.decoded import CentreWindows, cached
 
 _COMPARED = {
     "labels": "class names",
@@ -103,6 +104,25 @@ class Parts:
             errors=config.data.errors,
             cache=cache,
         )
+
+    def cache(
+        self, manifest: Manifest, stop: Callable[[], bool], *, whole: bool = False
+    ) -> ClipCache | None:
+        """The decoded clips of a manifest, made if need be.
+
+        Args:
+            manifest: The clips.
+            stop: Asked while it is made.
+            whole: As in ``CentreWindows``.
+
+        Returns:
+            ``None`` without ``data.cache``, or if it was stopped.
+        """
+        data = self.config.data
+        if not data.cache:
+            return None
+        windows = CentreWindows(manifest, self.transform, data.errors, whole)
+        return cached(windows, Path(data.cache), workers=data.workers, stop=stop)
 
     def augment(self) -> Augment:
         """What is done to a batch on the device."""

@@ -45,7 +45,7 @@ class DataConfig(Section):
         broken_limit: Share of the clips; a run ends when more than this cannot be read.
         errors: ``"tolerate"`` skips damaged packets of a file, ``"strict"`` takes it as broken.
         cache: Folder in which decoded windows are kept for later epochs and runs; empty for none.
-            The windows must be the centre ones.
+            The windows must be the centre ones. Scores of one view have a cache too.
     """
 
     title: ClassVar[str] = "data"

@@ -15,6 +15,7 @@ from mbt_fast.errors import ClipError, InputError
 from mbt_fast.train import decoded, train
 from mbt_fast.train.clip_cache import cache_key
 from mbt_fast.train.decoded import CentreWindows, cached
+from mbt_fast.train.views import ClipViews
 
 PATCHES = {"rgb": (1, 16, 16), "spectrogram": (16, 16)}
 TRANSFORM = ClipTransform((2, 32, 32), (48, 32), patch_size=PATCHES)
@@ -83,13 +84,14 @@ def test_a_run_with_a_cache_is_the_run_without(configure, tmp_path, monkeypatch)
         broken = (tmp_path / name / "broken.jsonl").read_text()
         return outcome, (weights / "model.safetensors").read_bytes(), broken
 
-    plain = run("plain")
+    plain = run("plain", "eval.views=1")
     assert plain[2], "clips that cannot be read are met"
-    filled = run("filled", f"data.cache={tmp_path / 'cache'}")
+    filled = run("filled", "eval.views=1", f"data.cache={tmp_path / 'cache'}")
     monkeypatch.setattr(decoded, "read_window", None)  # which a second run does not need
-    kept = run("kept", f"data.cache={tmp_path / 'cache'}", "data.workers=1")
+    monkeypatch.setattr("mbt_fast.train.views.load_clip", None)
+    kept = run("kept", "eval.views=1", f"data.cache={tmp_path / 'cache'}", "data.workers=1")
     assert plain == filled == kept
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2, "train and val"
 
 
 def test_the_key_is_of_all_that_decoding_depends_on(clips, tmp_path):
@@ -132,7 +134,7 @@ def test_a_stop_while_it_is_filled_leaves_nothing(windows, tmp_path):
 
 def test_a_run_that_is_stopped_while_it_fills_can_go_on(configure, tmp_path, monkeypatch):
     options = (*FIXED, "train.steps=2", "eval.views=1", f"data.cache={tmp_path / 'cache'}")
-    monkeypatch.setattr("mbt_fast.train.loop.cached", lambda *_, stop, **__: stop._note(15, None))
+    monkeypatch.setattr("mbt_fast.train.parts.cached", lambda *_, stop, **__: stop._note(15, None))
     outcome = train(configure(*options), tmp_path / "run")
     assert (outcome.step, outcome.stopped_by) == (0, "SIGTERM")
     monkeypatch.undo()
@@ -192,6 +194,11 @@ def test_a_process_that_waits_can_be_stopped(windows, tmp_path):
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert fill(windows, tmp_path, stop=always) is None
+
+
+def test_several_views_are_not_of_a_cache(windows, tmp_path):
+    with pytest.raises(ValueError, match="n_views must be 1 with a cache, got 4"):
+        ClipViews(windows.manifest, TRANSFORM, 4, cache=fill(windows, tmp_path))
 
 
 @pytest.mark.parametrize(
