@@ -23,22 +23,31 @@ def make(run: Run, clips: Path, runs: Path, scorer: Scorer, more: Sequence[str] 
     """Train and score one run, unless that is done.
 
     Raises:
-        SystemExit: ``mbt-fast train`` failed; what it printed is beside the run's folder.
+        SystemExit: ``mbt-fast train`` failed.
     """
     folder = run.folder(runs)
     if (folder / SCORES).exists():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
+    train(run.arguments(clips, runs, more), folder)
+    line = scorer.score(run.task, folder)
+    print(f"{time.monotonic() - start:6.1f} s  {folder}  {line}", flush=True)
+
+
+def train(arguments: Sequence[str], folder: Path) -> None:
+    """Run ``mbt-fast`` in a process of one thread, which goes on with what it began.
+
+    Raises:
+        SystemExit: It failed; what it printed is beside the folder of the run.
+    """
     output = folder.with_suffix(".txt")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mbt_fast", *arguments, "--out", str(folder)]
     with output.open("w") as file:
-        command = [sys.executable, "-m", "mbt_fast", *run.arguments(clips, runs, tuple(more))]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=one_thread)
     if done.returncode:
         raise SystemExit(f"{folder}: mbt-fast train failed, see {output}")
-    line = scorer.score(run.task, folder)
-    print(f"{time.monotonic() - start:6.1f} s  {folder}  {line}", flush=True)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The runs of the experiment: what is compared, and from which towers it starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +53,8 @@ class Run:
         """Where the run is."""
         return runs / f"seed-{self.seed}" / self.name
 
-    def arguments(self, clips: Path, runs: Path, more: tuple[str, ...] = ()) -> list[str]:
-        """Of ``mbt-fast``.
+    def arguments(self, clips: Path, runs: Path, more: Sequence[str] = ()) -> list[str]:
+        """Of ``mbt-fast``, but for the folder of the run.
 
         Args:
             clips: What ``data.py`` wrote.
@@ -67,7 +68,6 @@ class Run:
         return [
             *("train", str(RECIPES / f"{self.task}.toml"), f"train.seed={self.seed}"),
             *(*data, *self.overrides, *self._towers(runs), *more),
-            *("--out", str(self.folder(runs))),
         ]
 
     def _towers(self, runs: Path) -> tuple[str, ...]:
