@@ -1,7 +1,8 @@
 """Gather the runs in one file, and make the plots and the README's block of it.
 
 ``python -m examples.av_digits.record RUNS`` reads what the runs left, ``log.jsonl`` and
-``scores.json``; without ``RUNS`` everything is made anew from the file.
+``scores.json``, and prints the block. ``--write`` puts it in its place, with record and plots;
+without ``RUNS`` they are made anew from the record.
 """
 
 import argparse
@@ -74,16 +75,19 @@ def _of_model(config: MBTConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the record, unless there are no runs; then what is made of it."""
+    """Print what the runs gave, or write the record and what is made of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "runs", type=Path, nargs="?", metavar="RUNS", help="what experiment.py left"
     )
+    parser.add_argument("--write", action="store_true", help="the record, its plots and the README")
     args = parser.parse_args()
-    if args.runs:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        RECORD.write_text(json.dumps(gather(args.runs), indent=1) + "\n")
-    record = json.loads(RECORD.read_text())
+    record = gather(args.runs) if args.runs else json.loads(RECORD.read_text())
+    if not args.write:
+        print(block(record, []))
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
     figures = write_figures(record["runs"], RESULTS)
     README.write_text(replace_block(README.read_text(), "result", block(record, figures)))
 
