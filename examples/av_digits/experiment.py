@@ -15,8 +15,12 @@ from pathlib import Path
 
 import torch
 
+from examples.av_digits.data import SIZES, TASKS, write_all
+from examples.av_digits.digits import SPLITS
 from examples.av_digits.plan import MODELS, SEEDS, SHORT, Run, stages
+from examples.av_digits.record import gather
 from examples.av_digits.scores import SCORES, Scorer
+from examples.av_digits.table import block
 
 
 def make(run: Run, clips: Path, runs: Path, scorer: Scorer, more: Sequence[str] = ()) -> None:
@@ -54,7 +58,8 @@ def main() -> None:
     """Run both stages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--clips", type=Path, required=True, help="what data.py wrote")
+    add("--fsdd", type=Path, help="the Free Spoken Digit Dataset, if there are no clips yet")
+    add("--clips", type=Path, required=True, help="folder of the clips, see data.py")
     add("--out", type=Path, required=True, help="folder of the runs")
     add("--short", action="store_true", help="bottleneck and late fusion with one seed")
     add("--models", nargs="+", choices=MODELS, help="only these")
@@ -66,12 +71,15 @@ def main() -> None:
     clips, runs = args.clips.resolve(), args.out.resolve()
     models = tuple(args.models or (SHORT if args.short else MODELS))
     seeds = tuple(args.seeds or (SEEDS[:1] if args.short else SEEDS))
+    if args.fsdd and not (clips / TASKS[-1] / f"{SPLITS[-1]}.csv").exists():  # the last to come
+        write_all(args.fsdd, clips, SIZES, seed=0, jobs=args.jobs)
     scorer = Scorer(clips)
     for number, stage in enumerate(stages(models, seeds)):
         more = args.set if number else ()
         with ThreadPoolExecutor(args.jobs) as pool:
             for done in [pool.submit(make, run, clips, runs, scorer, more) for run in stage]:
                 done.result()
+    print(block(gather(runs), []))
 
 
 if __name__ == "__main__":

@@ -78,11 +78,13 @@ def _draw(
             if groups:
                 _draw_series(axes, groups, split, x, index, label)
         seeds = [row["seed"] for row in of(rows, TOWERS[0])]
-        axes.axhline(100 * mean(product(rows, seed, split) for seed in seeds), ls=":", color="grey")
-        axes.axhline(10, ls=":", color="grey")
+        towers = 100 * mean(product(rows, seed, split) for seed in seeds)
+        for height, words in ((towers, "digit from sound x from pictures"), (10, "chance")):
+            axes.axhline(height, ls=":", color="grey")
+            place = {"transform": axes.get_yaxis_transform(), "fontsize": 8}
+            axes.text(0.98, height - 1, words, ha="right", va="top", **place)
         axes.set(xlabel=xlabel, title=f"{split} speakers", ylim=(0, 100))
     left.set_ylabel("accuracy of the sum, %")
-    left.text(0.02, 10, "chance", va="bottom", fontsize=8, transform=left.get_yaxis_transform())
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
 

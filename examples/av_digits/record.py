@@ -16,7 +16,7 @@ import torch
 from benchmarks.machine import facts
 from benchmarks.report import replace_block
 from examples.av_digits.figures import write_figures
-from examples.av_digits.plan import MODELS, SEEDS, TOWERS
+from examples.av_digits.plan import MODELS, TOWERS
 from examples.av_digits.scores import SCORES, state_of
 from examples.av_digits.table import block
 from mbt_fast import MBTConfig
@@ -39,11 +39,13 @@ def gather(runs: Path) -> dict[str, Any]:
         runs: The folder of all runs; those that are not finished are left out.
     """
     torch.set_num_threads(1)  # that of each run, for the facts
+    found = {path.parent for path in runs.glob(f"seed-*/*/{SCORES}")}
+    seeds = sorted({int(path.parent.name.removeprefix("seed-")) for path in found})
     rows = [
-        _row(runs / f"seed-{seed}" / name, name, seed)
-        for seed in SEEDS
+        _row(folder, name, seed)
+        for seed in seeds
         for name in (*TOWERS, *MODELS)
-        if (runs / f"seed-{seed}" / name / SCORES).exists()
+        if (folder := runs / f"seed-{seed}" / name) in found
     ]
     return {"machine": facts(), "runs": rows}
 

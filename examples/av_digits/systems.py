@@ -1,4 +1,4 @@
-"""The same run on three backends: do the curves agree, how fast is each, and what waits.
+"""The same run on every backend of a CPU: do the curves agree, how fast is each, and what waits.
 
 ``python -m examples.av_digits.systems --clips clips --out runs`` starts from the towers of seed 0.
 Backends take turns, so that a drift of the machine hits all alike. Clips come from their mp4 files,
@@ -22,7 +22,7 @@ from mbt_fast.profiling import plots
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BACKENDS = ("reference", "sdpa", "auto")
+BACKENDS = ("reference", "sdpa", "auto", "cpu")
 SOURCES = {  # of the clips: steps, and what differs from the recipe
     "cache": (300, ()),
     "mp4": (60, ("data.cache=", "data.workers=2")),
@@ -97,7 +97,7 @@ def block(record: Mapping[str, Any], files: Sequence[str]) -> str:
     return "\n".join(
         (
             f'<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{files[1]}">\n'
-            f'<img src="{files[0]}" width="680" alt="Loss of three backends; the table has the '
+            f'<img src="{files[0]}" width="680" alt="Loss of four backends; the table has the '
             'largest difference.">\n</picture>\n',
             "| backend | clips/s, cache | waits | clips/s, mp4 | waits | loss differs by |",
             "|---|---|---|---|---|---|",
@@ -115,7 +115,7 @@ def _draw(record: Mapping[str, Any], figure: "Figure") -> None:
     for index, backend in enumerate(BACKENDS):
         curve = record["loss"][backend]
         steps = range(1, len(curve) + 1)
-        left.plot(steps, curve, label=backend, lw=3 - index)
+        left.plot(steps, curve, label=backend, lw=4 - index)
         if index:
             right.plot(steps, differences(curve, record["loss"]), color=f"C{index}", lw=1)
     left.set(xlabel="step", ylabel="loss")

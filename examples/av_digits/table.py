@@ -59,7 +59,7 @@ def block(record: dict[str, Any], figures: list[str]) -> str:
         "| model | seen speakers, % | unseen speakers, % | MFLOP |",
         "|---|---|---|---:|",
         *(_line(of(rows, name), words) for name, words in WORDS.items() if of(rows, name)),
-        _towers_line(rows),
+        *_products(rows),
     ]
     seeds = sorted({row["seed"] for row in rows})
     conditions = (
@@ -99,10 +99,25 @@ def _line(rows: list[Row], words: str) -> str:
     return f"| {words} | {cells[0]} | {cells[1]} | {rows[0]['flops_per_clip'] / 1e6:.1f} |"
 
 
-def _towers_line(rows: list[Row]) -> str:
-    seeds = [row["seed"] for row in of(rows, TOWERS[0]) if of(rows, TOWERS[1])]
-    cells = [_cell([product(rows, seed, split) for seed in seeds]) for split in SPLITS]
-    return f"| *towers: digit from sound x from pictures* | {cells[0]} | {cells[1]} | |"
+def _products(rows: list[Row]) -> list[str]:
+    """What sound alone and pictures alone would give together, before and after training on."""
+    before = [[product(rows, r["seed"], split) for split in SPLITS] for r in of(rows, TOWERS[0])]
+    after = [
+        [
+            sound["scores"][split][BOTH]["spoken"] * pictures["scores"][split][BOTH]["shown"]
+            for split in SPLITS
+        ]
+        for sound, pictures in zip(of(rows, "spectrogram"), of(rows, "rgb"), strict=False)
+    ]
+    lines = {
+        "*towers: digit from sound x from pictures*": before,
+        "*the same after the steps of* sum": after,
+    }
+    return [
+        f"| {words} | {_cell([seen for seen, _ in found])} | {_cell([un for _, un in found])} | |"
+        for words, found in lines.items()
+        if found
+    ]
 
 
 def _cell(values: list[float]) -> str:
