@@ -29,6 +29,7 @@ MODELS = {
     "vanilla-shared-2": ("model.fusion=vanilla", "model.share_encoder=true"),
     "bottleneck-2-b1": ("model.n_bottlenecks=1",),
     "bottleneck-2-b16": ("model.n_bottlenecks=16",),
+    "bottleneck-2-one-head": ("train.task=single",),  # the sum's
 }
 SHORT = ("bottleneck-2", "late")
 
@@ -61,9 +62,10 @@ class Run:
             runs: The folder of all runs.
             more: Further overrides, which win.
         """
+        classes = "digit" if "train.task=single" in self.overrides else self.task
         data = (
             *(f"data.{split}={clips / self.task / split}.csv" for split in ("train", "val")),
-            *(f"data.labels={clips / self.task / 'labels.txt'}", f"data.cache={clips / 'cache'}"),
+            *(f"data.labels={clips / classes / 'labels.txt'}", f"data.cache={clips / 'cache'}"),
         )
         return [
             *("train", str(RECIPES / f"{self.task}.toml"), f"train.seed={self.seed}"),

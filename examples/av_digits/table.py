@@ -14,6 +14,7 @@ WORDS = {
     "bottleneck-3": "bottleneck, B = 4, from layer 3",
     "bottleneck-2-b1": "bottleneck, B = 1, from layer 2",
     "bottleneck-2-b16": "bottleneck, B = 16, from layer 2",
+    "bottleneck-2-one-head": "bottleneck, B = 4, from layer 2, the sum's head alone",
     "vanilla-0": "vanilla, from layer 0",
     "vanilla-2": "vanilla, from layer 2",
     "vanilla-3": "vanilla, from layer 3",
@@ -78,6 +79,8 @@ def verdicts(rows: list[Row]) -> list[str]:
             accuracy(row, split) / product(rows, row["seed"], split)
             for row in of(rows, "bottleneck-2")
         ]
+        if not ratios:
+            continue
         found.append(
             f"- Bottleneck from layer 2, {split} speakers: {_times(ratios)} of the product of the "
             f"towers; expected {SHARE}: {_count([ratio >= SHARE for ratio in ratios])}."

@@ -142,7 +142,7 @@ def test_every_run_of_the_plan_is_a_configuration(tmp_path):
         assert started == (run.task == "sum")
     assert len(lengths) == 2, "equal steps for all"
     assert set(table.WORDS) == set(MODELS)
-    assert {name for names in BY_FLOPS.values() for name in names} == set(MODELS)
+    assert {name for names in BY_FLOPS.values() for name in names} <= set(MODELS)
     assert {name for names in BY_LAYER.values() for name in names} <= set(MODELS)
 
 
