@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("reference", "sdpa", "auto", "cpu")
 SOURCES = {  # of the clips: steps, and what differs from the recipe
-    "cache": (300, ()),
+    "cache": (200, ()),
     "mp4": (60, ("data.cache=", "data.workers=2")),
 }
 ROUNDS = 3
