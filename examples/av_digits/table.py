@@ -67,7 +67,8 @@ def block(record: dict[str, Any], figures: list[str]) -> str:
     conditions = (
         f"Accuracy of the sum (chance: 10 %): mean over seeds, then each of seeds "
         f"{', '.join(map(str, seeds))}. The 1,000 clips of a test leave each number uncertain by "
-        f"2.5 points (95 %). MFLOP: of a training step, for each clip. {machine['device']}, torch {machine['torch']}, one thread for each run."
+        f"2.5 points (95 %). MFLOP: of a training step, for each clip. {machine['device']}, torch "
+        f"{machine['torch']}, one thread for each run."
     )
     found = "\n".join([*verdicts(rows), *comparison(rows)])
     return "\n\n".join((*figures, "\n".join(lines), conditions, found)) + "\n"
