@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from examples.av_digits.table import SPLITS, TOWERS, Row, accuracy, of, product
+from examples.av_digits.table import SPLITS, Row, accuracy, of, products
 from mbt_fast.profiling import plots
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def _draw(
             groups = [group for name in names if (group := of(rows, name))]
             if groups:
                 _draw_series(axes, groups, split, x, index, label)
-        seeds = [row["seed"] for row in of(rows, TOWERS[0])]
-        towers = 100 * mean(product(rows, seed, split) for seed in seeds)
+            towers = 100 * mean(products(rows, split).values())
         for height, words in ((towers, "digit from sound x from pictures"), (10, "chance")):
             axes.axhline(height, ls=":", color="grey")
             place = {"transform": axes.get_yaxis_transform(), "fontsize": 8}

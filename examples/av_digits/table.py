@@ -42,11 +42,16 @@ def of(rows: Sequence[Row], name: str) -> list[Row]:
     return sorted((row for row in rows if row["name"] == name), key=lambda row: row["seed"])
 
 
-def product(rows: Sequence[Row], seed: int, split: str) -> float:
-    """Accuracy of *digit* from sound alone, times that from pictures alone."""
-    both = [row for row in rows if row["name"] in TOWERS and row["seed"] == seed]
-    sound, pictures = (accuracy(row, split) for row in both)
-    return sound * pictures
+def pairs(rows: Sequence[Row], name: str, other: str) -> list[tuple[Row, Row]]:
+    """The runs of two models with the same seed."""
+    by_seed = {row["seed"]: row for row in of(rows, other)}
+    return [(row, by_seed[row["seed"]]) for row in of(rows, name) if row["seed"] in by_seed]
+
+
+def products(rows: Sequence[Row], split: str) -> dict[int, float]:
+    """By seed: accuracy of *digit* from sound alone, times that from pictures alone."""
+    found = pairs(rows, *TOWERS)
+    return {row["seed"]: accuracy(row, split) * accuracy(other, split) for row, other in found}
 
 
 def block(record: dict[str, Any], figures: list[str]) -> str:
@@ -78,10 +83,8 @@ def verdicts(rows: list[Row]) -> list[str]:
     """What was expected, and in how many seeds it came out."""
     found = []
     for split in SPLITS:
-        ratios = [
-            accuracy(row, split) / product(rows, row["seed"], split)
-            for row in of(rows, "bottleneck-2")
-        ]
+        product = products(rows, split)
+        ratios = [accuracy(r, split) / product[r["seed"]] for r in of(rows, "bottleneck-2")]
         if not ratios:
             continue
         found.append(
@@ -106,9 +109,9 @@ def comparison(rows: list[Row]) -> list[str]:
     for split in SPLITS:
         parts = []
         for layer in LAYERS:
-            pairs = zip(of(rows, f"bottleneck-{layer}"), of(rows, f"vanilla-{layer}"), strict=False)
             gains = [
-                100 * (accuracy(ours, split) - accuracy(other, split)) for ours, other in pairs
+                100 * (accuracy(ours, split) - accuracy(theirs, split))
+                for ours, theirs in pairs(rows, f"bottleneck-{layer}", f"vanilla-{layer}")
             ]
             if gains:
                 each = " ".join(f"{gain:+.1f}" for gain in gains)
@@ -127,22 +130,23 @@ def _line(rows: list[Row], words: str) -> str:
 
 def _products(rows: list[Row]) -> list[str]:
     """What sound alone and pictures alone would give together, before and after training on."""
-    before = [[product(rows, r["seed"], split) for split in SPLITS] for r in of(rows, TOWERS[0])]
+    before = [list(products(rows, split).values()) for split in SPLITS]
+    trained = pairs(rows, "spectrogram", "rgb")
     after = [
         [
             sound["scores"][split][BOTH]["spoken"] * pictures["scores"][split][BOTH]["shown"]
-            for split in SPLITS
+            for sound, pictures in trained
         ]
-        for sound, pictures in zip(of(rows, "spectrogram"), of(rows, "rgb"), strict=False)
+        for split in SPLITS
     ]
     lines = {
         "*towers: digit from sound x from pictures*": before,
         "*the same after the steps of* sum": after,
     }
     return [
-        f"| {words} | {_cell([seen for seen, _ in found])} | {_cell([un for _, un in found])} | |"
-        for words, found in lines.items()
-        if found
+        f"| {words} | {_cell(seen)} | {_cell(unseen)} | |"
+        for words, (seen, unseen) in lines.items()
+        if seen
     ]
 
 

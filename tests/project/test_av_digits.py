@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("av")
 pytest.importorskip("sklearn")
 
-from examples.av_digits import data, table
+from examples.av_digits import data, figures, table
 from examples.av_digits.data import CELL, FRAMES, HEADS, SIDE, label_names, make_example, write_task
 from examples.av_digits.digits import RATE, read_digits
 from examples.av_digits.experiment import make
@@ -166,6 +166,28 @@ def test_the_table_says_what_was_missed():
     machine = {"device": "a machine", "torch": "2"}
     text = table.block({"runs": rows, "machine": machine}, ["plot"])
     assert "| late, a loss per modality | **21.0** (21.0) | **10.0** (10.0) | 2.0 |" in text
+
+
+def test_models_are_compared_within_a_seed():
+    rows = [row("bottleneck-2", seed, seen=0.8 + 0.1 * seed, unseen=0.5) for seed in (1, 0)]
+    rows += [row("vanilla-2", seed, seen=0.7, unseen=0.5) for seed in (1, 2)]
+    seen, unseen = table.comparison(rows)
+    assert "from layer 2 **+20.0** (+20.0)" in seen
+    assert "from layer 2 **+0.0** (+0.0)" in unseen
+
+
+def test_figures_are_drawn_of_the_runs_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    rows = [row(name, 0, seen=0.9, unseen=0.8) for name in (*table.TOWERS, "late", "bottleneck-2")]
+    for made in rows:
+        made["model"] = {"fusion_layer": 2}
+    markup = figures.write_figures(rows, tmp_path)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"layer.svg", "layer-dark.svg", "flops.svg", "flops-dark.svg"}
+    assert all(file in "".join(markup) for file in files)
+    drawn = (tmp_path / "flops.svg").read_text()
+    assert "bottleneck, B = 4" in drawn
+    assert "vanilla" not in drawn
 
 
 @pytest.mark.slow
