@@ -81,7 +81,8 @@ def make_example(digits: Digits, task: str, training: bool, source: Generator) -
     spoken, other, quarter = (int(_below(n, source)) for n in (10, 10, 4))
     shown = spoken if task == "digit" else other
     pictures = _pictures(_one_of(digits.images[shown], source), quarter, training, source)
-    sound, interval = _sound(_one_of(digits.words[spoken], source), training, source)
+    word = torch.from_numpy(_one_of(digits.words[spoken], source))
+    sound, interval = _sound(word, training, source)
     return Example(pictures, sound, shown, spoken, quarter, interval)
 
 
@@ -123,7 +124,7 @@ def write_task(
         if jobs == 1:
             rows = [write(index) for index in range(size)]
         else:
-            with get_context("forkserver").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+            with get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
                 rows = pool.map(write, range(size), chunksize=-(-size // jobs))
         manifest = folder / task / f"{split}.csv"
         with manifest.open("w", newline="") as file:
@@ -202,7 +203,7 @@ def _noise(samples: int, source: Generator) -> Tensor:
     return noise * 10 ** (-_between(*SNR, source) / 20)
 
 
-def _one_of(values: Any, source: Generator) -> Tensor:
+def _one_of(values: Any, source: Generator) -> Any:
     return values[int(_below(len(values), source))]
 
 

@@ -7,6 +7,7 @@ import wave
 import pytest
 import torch
 
+numpy = pytest.importorskip("numpy")
 pytest.importorskip("av")
 pytest.importorskip("sklearn")
 
@@ -74,7 +75,7 @@ def test_an_archive_holds_the_same_digits_as_its_folder(speech, digits, tmp_path
     found = read_digits(tmp_path / "speech.tar.gz")
     for split, made in digits.items():
         for mine, theirs in zip(made.words, found[split].words, strict=True):
-            assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+            assert all(map(numpy.array_equal, mine, theirs))
 
 
 def test_a_folder_without_recordings_is_refused(tmp_path):
