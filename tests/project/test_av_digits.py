@@ -4,12 +4,9 @@ import math
 import tarfile
 import wave
 
+import numpy as np
 import pytest
 import torch
-
-numpy = pytest.importorskip("numpy")
-pytest.importorskip("av")
-pytest.importorskip("sklearn")
 
 from examples.av_digits import data, figures, table
 from examples.av_digits.data import CELL, FRAMES, HEADS, SIDE, label_names, make_example, write_task
@@ -53,6 +50,8 @@ def speech(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(speech):
+    for package in ("av", "scipy", "sklearn"):
+        pytest.importorskip(package)
     return read_digits(speech)
 
 
@@ -75,7 +74,7 @@ def test_an_archive_holds_the_same_digits_as_its_folder(speech, digits, tmp_path
     found = read_digits(tmp_path / "speech.tar.gz")
     for split, made in digits.items():
         for mine, theirs in zip(made.words, found[split].words, strict=True):
-            assert all(map(numpy.array_equal, mine, theirs))
+            assert all(map(np.array_equal, mine, theirs))
 
 
 def test_a_folder_without_recordings_is_refused(tmp_path):
