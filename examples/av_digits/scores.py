@@ -1,6 +1,7 @@
 """Accuracy of a finished run on the splits that nothing was trained on, from clips in memory."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from examples.av_digits.data import HEADS
 from mbt_fast import MBT
@@ -15,6 +17,7 @@ from mbt_fast.data import ClipTransform, Manifest, collate, read_labels, read_wi
 
 SCORES = "scores.json"
 SPLITS = ("val", "seen", "unseen")
+LOSS = "loss"  # the cross-entropy of the mean of the logits
 BOTH = "both"  # the mean of the logits, which is what the model predicts
 _BATCH = 250
 _OPTIONS = ("fps", "stride", "min_side", "mean", "std")  # of the front end
@@ -54,8 +57,8 @@ class Scorer:
     def score(self, task: str, run: Path) -> str:
         """Write ``scores.json`` into the folder of a run.
 
-        It holds, for each split, the accuracy of the logits of each modality and of their mean, of
-        *sum* for each head.
+        It holds, for each split and each head of the model, the accuracy of the logits of each
+        modality and of their mean, and the cross-entropy of the latter.
 
         Args:
             task: ``"digit"`` or ``"sum"``.
@@ -74,7 +77,7 @@ class Scorer:
             for split in SPLITS:
                 if (task, split) not in self._splits:
                     self._splits[task, split] = read_split(self._clips, task, split, transform)
-                scores[split] = accuracies(model, self._splits[task, split])
+                scores[split] = score(model, self._splits[task, split])
         (run / SCORES).write_text(json.dumps(scores, indent=1) + "\n")
         return "  ".join(
             f"{split} " + " ".join(f"{100 * value:.1f}" for value in scores[split][BOTH].values())
@@ -101,8 +104,8 @@ def read_split(clips: Path, task: str, split: str, transform: ClipTransform) -> 
     return Split(inputs, dict(zip(HEADS, targets, strict=True)))
 
 
-def accuracies(model: MBT, split: Split) -> dict[str, dict[str, float]]:
-    """Share of the clips whose greatest logit is right, by modality and kind of label."""
+def score(model: MBT, split: Split) -> dict[str, dict[str, float]]:
+    """By modality, and for the mean of the logits, what each head makes of the clips."""
     batches: dict[str, list[Tensor]] = {modality: [] for modality in model.config.modalities}
     for first in range(0, len(split), _BATCH):
         inputs = {m: split.inputs[m][first : first + _BATCH] for m in batches}
@@ -110,12 +113,21 @@ def accuracies(model: MBT, split: Split) -> dict[str, dict[str, float]]:
             batches[modality].append(logits)
     outputs = {modality: torch.cat(parts) for modality, parts in batches.items()}
     outputs[BOTH] = torch.stack(list(outputs.values())).mean(0)
-    return {name: _accuracies(logits, split.targets) for name, logits in outputs.items()}
+    scores = {name: _of_heads(_accuracy, logits, split) for name, logits in outputs.items()}
+    return scores | {LOSS: _of_heads(_cross_entropy, outputs[BOTH], split)}
 
 
-def _accuracies(logits: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
-    """Of the heads that the model has, which come first."""
-    heads = zip(logits.split(10, dim=1), targets.items(), strict=False)
-    return {
-        name: (head.argmax(1) == classes).double().mean().item() for head, (name, classes) in heads
-    }
+def _of_heads(
+    measure: Callable[[Tensor, Tensor], Tensor], logits: Tensor, split: Split
+) -> dict[str, float]:
+    """A number for each head that the model has; these come first."""
+    heads = zip(logits.split(10, dim=1), split.targets.items(), strict=False)
+    return {name: measure(head, classes).item() for head, (name, classes) in heads}
+
+
+def _accuracy(logits: Tensor, classes: Tensor) -> Tensor:
+    return (logits.argmax(1) == classes).double().mean()
+
+
+def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    return cross_entropy(logits.double(), classes)

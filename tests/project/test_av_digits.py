@@ -148,7 +148,7 @@ def test_every_run_of_the_plan_is_a_configuration(tmp_path):
 
 def row(name, seed, **scores):
     kind = "digit" if name.startswith("tower") else "sum"
-    both = {split: {"both": {kind: value}} for split, value in scores.items()}
+    both = {split: {"both": {kind: v}, "loss": {kind: 2.3}} for split, v in scores.items()}
     return {"name": name, "seed": seed, "scores": both, "flops_per_clip": 2e6}
 
 
@@ -165,7 +165,7 @@ def test_the_table_says_what_was_missed():
     assert "met in 2 of 2" in alone
     machine = {"device": "a machine", "torch": "2"}
     text = table.block({"runs": rows, "machine": machine}, ["plot"])
-    assert "| late, a loss per modality | **21.0** (21.0) | **10.0** (10.0) | 2.0 |" in text
+    assert "| late, a loss per modality | **21.0** (21.0) | **10.0** (10.0) | 2.30 | 2.0 |" in text
 
 
 def test_models_are_compared_within_a_seed():
