@@ -1,5 +1,6 @@
 """AV-Digits: its clips are what their manifest says, and models learn from them."""
 
+import json
 import math
 import tarfile
 import wave
@@ -8,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from examples.av_digits import data, figures, table
+from examples.av_digits import data, figures, record, table
 from examples.av_digits.data import CELL, FRAMES, HEADS, SIDE, label_names, make_example, write_task
 from examples.av_digits.digits import RATE, read_digits
 from examples.av_digits.experiment import make
 from examples.av_digits.figures import BY_FLOPS, BY_LAYER
 from examples.av_digits.plan import MODELS, TOWERS, Run, stages
-from examples.av_digits.record import gather
 from examples.av_digits.scores import Scorer
 from mbt_fast.data import ClipTransform, Manifest, read_window
 from mbt_fast.train import TrainConfig
@@ -190,6 +190,11 @@ def test_figures_are_drawn_of_the_runs_that_there_are(tmp_path, monkeypatch):
     assert "vanilla" not in drawn
 
 
+def test_the_readme_is_made_of_the_record():
+    found = table.block(json.loads(record.RECORD.read_text()), [])
+    assert found in record.README.read_text()
+
+
 @pytest.mark.slow
 def test_towers_learn_digits_and_a_fused_model_starts_from_them(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -202,7 +207,7 @@ def test_towers_learn_digits_and_a_fused_model_starts_from_them(digits, tmp_path
         make(Run(name, "digit", 0, TOWERS[name]), tmp_path / "clips", runs, scorer, short)
     fused = Run("bottleneck-2", "sum", 0, MODELS["bottleneck-2"])
     make(fused, tmp_path / "clips", runs, scorer, ("train.steps=20", "train.warmup_steps=2"))
-    found = {row["name"]: row["scores"]["seen"]["both"] for row in gather(runs)["runs"]}
+    found = {row["name"]: row["scores"]["seen"]["both"] for row in record.gather(runs)["runs"]}
     assert list(found) == ["tower-rgb", "tower-spectrogram", "bottleneck-2"]
     assert min(found[name]["digit"] for name in ("tower-rgb", "tower-spectrogram")) > 0.3
     assert set(found["bottleneck-2"]) == set(HEADS)
