@@ -77,8 +77,13 @@ def main() -> None:
     for number, stage in enumerate(stages(models, seeds)):
         more = args.set if number else ()
         with ThreadPoolExecutor(args.jobs) as pool:
-            for done in [pool.submit(make, run, clips, runs, scorer, more) for run in stage]:
-                done.result()
+            waiting = [pool.submit(make, run, clips, runs, scorer, more) for run in stage]
+            try:
+                for done in waiting:
+                    done.result()
+            except BaseException:  # Ctrl-C too, which mbt-fast train answers by saving
+                pool.shutdown(cancel_futures=True)
+                raise
     print(block(gather(runs), []))
 
 
