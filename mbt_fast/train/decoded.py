@@ -71,21 +71,27 @@ def cached(
         The cache; ``None`` if it was stopped.
 
     Raises:
-        InputError: The folder cannot be written, its disk is full, or a disk fails.
+        InputError: The folder cannot be written, its disk is full, a disk fails, or the cache that
+            is there is not whole, as a copy may be.
         RunError: A worker died.
     """
     key = cache_key(windows.manifest, windows.transform, errors=windows.errors, whole=windows.whole)
     path = folder / f"{key}.safetensors"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock"), stop) as mine:
-            if mine and not path.exists():
-                _fill(path, windows, workers, stop)
+        if not path.exists():  # or the folder need not be one that can be written
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(path.with_suffix(".lock"), stop) as mine:
+                if mine and not path.exists():
+                    _fill(path, windows, workers, stop)
     except OSError as error:
         raise InputError(
             f"data.cache must be a folder that can be filled, got {folder}: {error}"
         ) from error
-    return ClipCache(path, windows.transform) if path.exists() else None
+    if not path.exists():
+        return None
+    cache = ClipCache(path, windows.transform)
+    cache.check()
+    return cache
 
 
 class _Stopped(Exception):
