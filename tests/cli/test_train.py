@@ -172,6 +172,31 @@ def test_names_that_are_shown_may_occur_twice(run, tmp_path, task):
     assert (shown["same"] == 1) == (task in ("verb_noun", "multitask"))
 
 
+@pytest.mark.parametrize(
+    ("names", "options", "total"),
+    [
+        (["sum:even", "shown:1"], ["--task", "multitask"], 2),
+        (["sum:even", "shown:1"], ["--activation", "softmax"], 1),
+        (["verb:cut", "noun:cup"], ["--activation", "softmax"], 2),
+        (["verb:cut", "verb:wash"], ["--activation", "softmax"], 1),
+    ],
+)
+def test_weights_without_a_run_have_the_heads_of_their_task(run, tmp_path, names, options, total):
+    """Each head has a softmax of its own, so that its classes sum to one."""
+    MBT.from_pretrained(run).save_pretrained(tmp_path / "weights")
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    options = ["--labels", str(tmp_path / "labels.txt"), *options]
+    clip = next((run.parent / "clips").iterdir())
+    shown = probabilities(clip, tmp_path / "weights", tmp_path, *options)
+    assert sum(shown.values()) == pytest.approx(total)
+
+
+def test_predict_knows_the_task_of_a_run(run, capsys):
+    clip = next((run.parent / "clips").iterdir())
+    line = refused(capsys, "predict", clip, "--checkpoint", run, "--task", "multitask")
+    assert "--task must be that of the run, 'single', got 'multitask'" in line
+
+
 def test_padding_is_masked_as_it_was_in_the_run(run, tmp_path):
     """The window has 0.64 s of sound, the clip 0.3 s."""
     list(write_synthetic(tmp_path, SyntheticSet(clips=2, classes=2, seconds=0.3)))

@@ -291,6 +291,7 @@ def test_drawing_by_balanced_weights_gives_classes_alike(read):
         (HEADS, ["sum:odd"], "multitask", "line 3: labels.sum must name a class, got 'even'"),
         (HEADS, ["sum:odd", "shown:3", "sum:even"], "multitask", "of a head must stand together"),
         (HEADS, ["sum:odd", "even"], "multitask", "must be HEAD:NAME, got 'even'"),
+        (HEADS, ["sum:odd", "sum:"], "multitask", "must be HEAD:NAME, got 'sum:'"),
         (HEADS, ["heard:1"], "multitask", "task 'multitask' needs the columns labels.heard, got"),
         (VERBS, ["x"], "single", "task 'single' needs the columns labels, got verb and noun"),
         ("path,label\na,x\n", ["x"], "single", "got no labels and unknown columns label"),
