@@ -283,7 +283,7 @@ class InitConfig(Section):
         towers: For each modality a run or checkpoint of an MBT with that modality, alone or among
             others: the modality's embedding and blocks are taken. The last norm, which modalities
             share, is that of the first one named, and so are the blocks of a shared encoder.
-            Bottleneck tokens and classifier start anew.
+            Bottleneck tokens, classifier and modalities without a tower start anew.
     """
 
     title: ClassVar[str] = "init"
@@ -296,6 +296,8 @@ class InitConfig(Section):
     def __post_init__(self) -> None:
         """Check every field, and that they do not contradict one another."""
         super().__post_init__()
+        towers = {modality: path for modality, path in self.towers.items() if path}
+        object.__setattr__(self, "towers", towers)  # an empty path is none, as in the other keys
         if self.checkpoint and (self.vit or self.ast):
             raise InputError("init.checkpoint must be given alone, got init.vit or init.ast too")
         if self.towers and (self.checkpoint or self.vit or self.ast):
