@@ -9,7 +9,8 @@ import torch
 import torch.multiprocessing  # makes tensors travel between processes as shared memory
 
 from mbt_fast.data.classes import ClassIndex
-from mbt_fast.data.manifest import Entry, Manifest
+from mbt_fast.data.entry import Entry
+from mbt_fast.data.manifest import Manifest
 from mbt_fast.data.rows import write_rows
 from mbt_fast.errors import InputError
 
