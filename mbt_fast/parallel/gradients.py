@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from mbt_fast.models import MBT
 from mbt_fast.ops.streams import wide_dtype
 from mbt_fast.parallel.modality import ModalityParallelMBT
+from mbt_fast.parallel.modality_group import local
 
 
 def sum_gradients(model: ModalityParallelMBT) -> None:
@@ -49,7 +50,7 @@ def clip_grad_norm_(model: MBT, max_norm: float) -> Tensor:
     scale = (max_norm / (norm + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_ does
     for parameter in model.parameters():
         if parameter.grad is not None:
-            grad = _local(parameter.grad)
+            grad = local(parameter.grad)
             grad.mul_(scale.to(grad.dtype))
     return norm
 
@@ -61,7 +62,7 @@ def _sum(parameters: Sequence[nn.Parameter], ranks: dist.ProcessGroup) -> None:
     if not trained:
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    parts = [_local(grad) for grad in grads]
+    parts = [local(grad) for grad in grads]
     has_grad = [p.grad is not None for p in trained]
     counts = torch.tensor(has_grad, dtype=parts[0].dtype, device=parts[0].device)
     total = torch.cat([counts, *(part.flatten() for part in parts)])
@@ -87,8 +88,3 @@ def _squared_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         total = total + whole.to(total.dtype).square()
     return total
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part that this rank has of a sharded tensor; it shares its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

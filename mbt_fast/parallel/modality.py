@@ -20,7 +20,9 @@ from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
@@ -31,7 +33,7 @@ from mbt_fast.layers.blockwise import are_unwatched
 from mbt_fast.layers.fusion_layer import SHARED
 from mbt_fast.layers.rows import Lengths, Streams
 from mbt_fast.models import MBT
-from mbt_fast.models.inputs import GivenLengths, Inputs, check_names
+from mbt_fast.models.inputs import GivenLengths, Inputs, check_names, without_none
 from mbt_fast.ops.streams import wide_dtype
 from mbt_fast.parallel.modality_group import ModalityGroup
 
@@ -42,10 +44,10 @@ def modality_parallel(
     """This rank's part of a model whose modalities are spread over ranks.
 
     The part has the model's own parameters, of which the others are freed with the model. All ranks
-    get the shared ones of the first rank, so seeds may differ; a model on the meta device gets its
-    weights later, and the ranks must then agree by themselves. Data parallelism is a second
+    get the shared ones of the first rank, so seeds may differ. Data parallelism is a second
     dimension of the mesh: ``DistributedDataParallel`` or ``fully_shard`` on the part, over that
-    dimension alone.
+    dimension alone. A model on the meta device takes no memory before ``to_empty`` and
+    ``reset_parameters`` are called on its part.
 
     Args:
         model: With the same configuration on all ranks.
@@ -96,7 +98,7 @@ class ModalityParallelMBT(MBT):
         self.set_execution()
         self.train(model.training)
         if not any(parameter.is_meta for parameter in self.parameters()):
-            group.equalise(self.shared_parameters(), self.own_parameters())
+            self._equalise()
 
     @property
     def modality(self) -> str:
@@ -154,8 +156,13 @@ class ModalityParallelMBT(MBT):
             any modality. All ranks must go on in the same way, for the backward exchanges nothing.
         """
         rows = values.reshape(len(values), -1)
-        mean = self.group.mean_for_all(rows, (self._own_lengths(lengths) or {}).get(self.modality))
+        mean = self.group.mean_for_all(rows, self._own_lengths(lengths).get(self.modality))
         return mean.reshape(len(mean), *values.shape[1:])
+
+    def reset_parameters(self) -> None:
+        """Draw all weights of the part anew; all ranks must. See ``MBT.reset_parameters``."""
+        super().reset_parameters()
+        self._equalise()
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """Those that all ranks have: of the shared encoder, if there is one, too."""
@@ -177,6 +184,18 @@ class ModalityParallelMBT(MBT):
         own = {name: _whole(tensor) for name, tensor in self.state_dict().items()}
         return self.group.gather(own)
 
+    def whole_optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+        """State of an optimizer for every parameter of the whole model, by the parameter's name.
+
+        All ranks must call it; it is on the CPU of the group's first rank, and nothing elsewhere.
+        """
+        state = get_optimizer_state_dict(self, optimizer)["state"]
+        own = {
+            name: {key: _whole(x) if isinstance(x, Tensor) else x for key, x in values.items()}
+            for name, values in cast(dict[str, dict[str, Any]], state).items()
+        }
+        return self.group.gather(own)
+
     def save_pretrained(self, directory: str | PathLike[str]) -> None:
         """Write the whole model, as ``MBT.save_pretrained`` does; all ranks must call it.
 
@@ -187,9 +206,12 @@ class ModalityParallelMBT(MBT):
         if state_dict:
             checkpoint.save_pretrained(directory, self.config, state_dict)
 
-    def _own_lengths(self, lengths: GivenLengths | None) -> Any:
+    def _own_lengths(self, lengths: GivenLengths | None) -> dict[str, Tensor]:
         """The entry of the rank's modality, if there is one."""
-        return {m: length for m, length in (lengths or {}).items() if m == self.modality}
+        return {m: length for m, length in without_none(lengths).items() if m == self.modality}
+
+    def _equalise(self) -> None:
+        self.group.equalise(self.shared_parameters(), self.own_parameters())
 
     def _is_own(self, name: str) -> bool:
         kind = name.split(".")[0]

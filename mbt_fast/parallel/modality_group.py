@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 
 from mbt_fast.ops.streams import expand
@@ -89,10 +90,10 @@ class ModalityGroup:
     def equalise(self, shared: Iterable[nn.Parameter], own: Iterable[nn.Parameter]) -> None:
         """Give all ranks the parameters of the first: ``shared`` of all, ``own`` of its twins."""
         for parameter in shared:
-            dist.broadcast(parameter, group=self.ranks, group_src=0)
+            dist.broadcast(local(parameter), group=self.ranks, group_src=0)
         if self.twins is not None:
             for parameter in own:
-                dist.broadcast(parameter, group=self.twins, group_src=0)
+                dist.broadcast(local(parameter), group=self.twins, group_src=0)
 
     def check_clips(self, clips: int) -> None:
         """Refuse different batches, which collectives would wait for or mix up; looks once.
@@ -116,6 +117,11 @@ class ModalityGroup:
         first = dist.get_group_rank(self.ranks, dist.get_rank()) == 0
         dist.gather_object(given, found if first else None, group=self.ranks, group_dst=0)
         return {name: value for each in found for name, value in each.items()}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part that this rank has of a sharded tensor; it shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _group_of(ranks: Sequence[int]) -> dist.ProcessGroup:
