@@ -1,5 +1,6 @@
 """The cache of decoded clips: the same run with it as without, and nothing half when it is cut."""
 
+import errno
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ import torch
 
 from mbt_fast.data import Clip, ClipTransform
 from mbt_fast.data.manifest import Manifest
-from mbt_fast.errors import ClipError, InputError
+from mbt_fast.errors import ClipError, InputError, RunError
 from mbt_fast.train import decoded, train
 from mbt_fast.train.clip_cache import cache_key
 from mbt_fast.train.decoded import CentreWindows, cached
@@ -155,6 +156,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(windows, tmp_path):
             fill(windows, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
+def test_want_of_descriptors_while_clips_are_read_is_none_of_the_cache(
+    windows, tmp_path, monkeypatch
+):
+    def fails(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files", "clip.mp4")
+
+    monkeypatch.setattr(decoded, "read_window", fails)
+    with pytest.raises(RunError, match=r"cannot be read: .*Too many open files: 'clip\.mp4'"):
+        fill(windows, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
