@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", choices=TASKS, help="what the model was trained for (default: as the run says)"
     )
-    parser.add_argument("--top", type=_positive, default=5, help="classes to show (default: 5)")
+    parser.add_argument(
+        "--top", type=_positive, default=5, help="classes to show, of each head (default: 5)"
+    )
     parser.add_argument(
         "--views", type=_positive, default=4, help="windows of a long clip (default: 4)"
     )

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from mbt_fast import MBT
+from mbt_fast import MBT, create_model
 from mbt_fast.checkpoint import load_pretrained
 from mbt_fast.checkpoint.runs import read_state, resolve_run
 from mbt_fast.cli.main import main
@@ -191,6 +191,19 @@ def test_weights_without_a_run_have_the_heads_of_their_task(run, tmp_path, names
     clip = next((run.parent / "clips").iterdir())
     shown = probabilities(clip, tmp_path / "weights", tmp_path, *options)
     assert sum(shown.values()) == pytest.approx(total)
+
+
+def test_the_best_classes_of_each_head_are_shown(run, tmp_path):
+    """A head that is sure of nothing is shown beside one whose every class is likelier."""
+    model = create_model("mbt_tiny", num_classes=7)
+    model.head.bias.data[:] = torch.tensor([0.0, 0.2, 0.1, 0.3, 0.4, 1.0, 2.0])
+    model.save_pretrained(tmp_path / "weights")
+    names = [*(f"flat:{k}" for k in range(5)), "sure:0", "sure:1"]
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    options = ["--labels", str(tmp_path / "labels.txt"), "--task", "multitask", "--top", "2"]
+    clip = next((run.parent / "clips").iterdir())
+    shown = probabilities(clip, tmp_path / "weights", tmp_path, *options)
+    assert list(shown) == ["sure:1", "sure:0", "flat:4", "flat:3"]
 
 
 def test_predict_knows_the_task_of_a_run(run, capsys):
