@@ -1,0 +1,236 @@
+"""Write AV-Digits: clips that show one handwritten digit and say one.
+
+``python -m examples.av_digits.data --fsdd FOLDER_OR_TAR --out clips``
+
+Two tasks have clips of their own. In *digit* both digits are the same, which is the label. In
+*sum* they are drawn independently: the verb is their sum modulo 10, the noun the pair of them.
+Each task has four manifests: ``train``, ``val``, and the tests ``seen`` and ``unseen``, whose
+speakers were trained on with other recordings, or were not. Further columns say where the digits
+are: ``quarter`` of the picture (0 to 3, row by row), ``spoken_from`` and ``spoken_to`` (seconds).
+"""
+
+import argparse
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import interpolate
+
+from examples.av_digits.digits import RATE, SPLITS, Digits, read_digits
+from mbt_fast.data.encode import ClipWriter
+
+TASKS = ("digit", "sum")
+COLUMNS = (
+    *("path", "id", "labels", "verb", "noun"),
+    *("spoken", "shown", "quarter", "spoken_from", "spoken_to"),
+)
+SIZES = {"train": 16384, "val": 1000, "seen": 1000, "unseen": 1000}
+
+FRAMES, SIDE, CELL = 2, 24, 12  # pixels of a frame and of its quarter
+SECONDS = Fraction(64, 100)
+DIGIT = 8  # pixels of an image's side
+MOTION = 1.0  # pixels from frame to frame, at most, down and to the right each
+GREY, CONTRAST, PIXEL_NOISE = 0.3, 0.5, 0.1  # of white
+BRIGHTNESS = (0.8, 1.2)  # in training
+TEMPO = 0.12  # in training a word is spoken this much faster or slower, at most
+SNR = (0.0, 20.0)  # dB
+TILT = 0.9  # noise falls with frequency, by a filter of this coefficient at most
+LEVEL = 0.05  # of a word, full scale being 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a clip shows and says, and where.
+
+    Args:
+        pictures: uint8 ``[FRAMES, SIDE, SIDE]``.
+        sound: float32 ``[samples]`` in [-1, 1].
+        shown: The digit in the picture.
+        spoken: The digit in the sound.
+        quarter: Of the picture, row by row.
+        interval: Seconds from which and to which the digit is spoken.
+    """
+
+    pictures: Tensor
+    sound: Tensor
+    shown: int
+    spoken: int
+    quarter: int
+    interval: tuple[float, float]
+
+
+def make_example(digits: Digits, task: str, training: bool, source: Generator) -> Example:
+    """Draw an example.
+
+    Args:
+        digits: Of its split.
+        task: ``"digit"`` or ``"sum"``.
+        training: Whether brightness and tempo differ from example to example.
+        source: Of all that is random.
+    """
+    spoken, other, quarter = (int(_below(n, source)) for n in (10, 10, 4))
+    shown = spoken if task == "digit" else other
+    pictures = _pictures(_one_of(digits.images[shown], source), quarter, training, source)
+    sound, interval = _sound(_one_of(digits.words[spoken], source), training, source)
+    return Example(pictures, sound, shown, spoken, quarter, interval)
+
+
+def label_names(task: str) -> list[str]:
+    """The classes of a task, in the order of the outputs."""
+    digits = [str(digit) for digit in range(10)]
+    if task == "digit":
+        return digits
+    pairs = [f"noun:{spoken}+{shown}" for spoken in digits for shown in digits]
+    return [*(f"verb:{digit}" for digit in digits), *pairs]
+
+
+def write_task(
+    digits: dict[str, Digits],
+    task: str,
+    folder: Path,
+    sizes: dict[str, int],
+    *,
+    seed: int = 0,
+    jobs: int = 1,
+) -> Iterator[Path]:
+    """Write the clips of a task, ``TASK/labels.txt`` and the manifests ``TASK/SPLIT.csv``.
+
+    Args:
+        digits: Of each split.
+        task: ``"digit"`` or ``"sum"``.
+        folder: Where to.
+        sizes: Number of clips of each split.
+        seed: Another seed gives other clips; the same seed gives the same.
+        jobs: Processes that write.
+
+    Yields:
+        Each manifest after it was written.
+    """
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    names = "".join(f"{name}\n" for name in label_names(task))
+    (folder / task / "labels.txt").write_text(names)
+    for split, size in sizes.items():
+        clips = folder / task / split
+        clips.mkdir(exist_ok=True)
+        write = partial(_write, digits[split], task, split, clips, seed)
+        if jobs == 1:
+            rows = [write(index) for index in range(size)]
+        else:
+            with get_context("forkserver").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+                rows = pool.map(write, range(size), chunksize=-(-size // jobs))
+        manifest = folder / task / f"{split}.csv"
+        with manifest.open("w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+        yield manifest
+
+
+def _write(
+    digits: Digits, task: str, split: str, folder: Path, seed: int, index: int
+) -> dict[str, Any]:
+    """Write a clip; its row of the manifest."""
+    from av import VideoFrame
+
+    place = (seed * len(TASKS) + TASKS.index(task)) * len(SPLITS) + SPLITS.index(split)
+    source = Generator().manual_seed(place * 10_000_000 + index)
+    example = make_example(digits, task, split == "train", source)
+    path = folder / f"{index:05d}.mp4"
+    # Quality 0 is lossless, but for the step from 256 to 220 levels of grey.
+    with ClipWriter(str(path), quality=0, preset="ultrafast") as writer:
+        writer.begin((SIDE, SIDE), sound=True)
+        for number, picture in enumerate(example.pictures):
+            frame = VideoFrame.from_ndarray(picture.numpy(), format="gray")
+            writer.add_picture(frame, number * SECONDS / FRAMES, SECONDS / FRAMES)
+        writer.add_sound(example.sound)
+    spoken, shown = example.spoken, example.shown
+    labels = (
+        (spoken, "", "") if task == "digit" else ("", (spoken + shown) % 10, f"{spoken}+{shown}")
+    )
+    times = (f"{time:.4f}" for time in example.interval)
+    values = (f"{split}/{path.name}", f"{task}-{split}-{index:05d}", *labels, spoken, shown)
+    return dict(zip(COLUMNS, (*values, example.quarter, *times), strict=True))
+
+
+def _pictures(image: Tensor, quarter: int, training: bool, source: Generator) -> Tensor:
+    """The image in a quarter of a grey frame, with noise: uint8 ``[FRAMES, SIDE, SIDE]``.
+
+    It moves in a straight line, and turns back where it meets the border of the quarter.
+    """
+    reach = CELL - DIGIT
+    start = reach * torch.rand(2, generator=source)
+    speed = MOTION * (2 * torch.rand(2, generator=source) - 1)
+    places = start + speed * torch.arange(FRAMES)[:, None]
+    places = (reach - (places % (2 * reach) - reach).abs()).round().long()
+    places = places + CELL * torch.tensor(divmod(quarter, 2))
+    canvas = torch.zeros(FRAMES, SIDE, SIDE)
+    for frame, (top, left) in zip(canvas, places.tolist(), strict=True):
+        frame[top : top + DIGIT, left : left + DIGIT] = image
+    brightness = _between(*BRIGHTNESS, source) if training else torch.ones(())
+    noise = torch.randn(canvas.shape, generator=source)
+    grey = GREY + CONTRAST * brightness * canvas + PIXEL_NOISE * noise
+    return grey.clamp(0, 1).mul(255).round().byte()
+
+
+def _sound(word: Tensor, training: bool, source: Generator) -> tuple[Tensor, tuple[float, float]]:
+    """The word at a random moment, or its middle if it is too long; and when it is heard."""
+    tempo = 1 + TEMPO * (2 * torch.rand((), generator=source) - 1)
+    if training:
+        length = round(len(word) / float(tempo))
+        word = interpolate(word[None, None], length, mode="linear", align_corners=False)[0, 0]
+    samples = int(SECONDS * RATE)
+    start = int(torch.rand((), generator=source) * (samples - len(word)))  # negative: it is cut
+    begin, end = max(start, 0), min(start + len(word), samples)
+    sound = _noise(samples, source)
+    sound[begin:end] += word[begin - start : end - start]
+    return (LEVEL * sound).clamp(-1, 1), (begin / RATE, end / RATE)
+
+
+def _noise(samples: int, source: Generator) -> Tensor:
+    """White to brownish noise, from as loud as a word to 20 dB below it."""
+    white = torch.randn(samples + 1, generator=source)
+    tilt = TILT * torch.rand((), generator=source)
+    noise = (white[1:] + tilt * white[:-1]) / (1 + tilt**2).sqrt()
+    return noise * 10 ** (-_between(*SNR, source) / 20)
+
+
+def _one_of(values: Any, source: Generator) -> Tensor:
+    return values[int(_below(len(values), source))]
+
+
+def _below(n: int, source: Generator) -> Tensor:
+    return torch.randint(n, (), generator=source)
+
+
+def _between(low: float, high: float, source: Generator) -> Tensor:
+    return low + (high - low) * torch.rand((), generator=source)
+
+
+def main() -> None:
+    """Write both tasks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--fsdd", type=Path, required=True, help="the Free Spoken Digit Dataset, folder or tar")
+    add("--out", type=Path, required=True, help="folder of the clips")
+    add("--clips", type=int, default=SIZES["train"], help="for training, of each task")
+    add("--seed", type=int, default=0)
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    digits, sizes = read_digits(args.fsdd), SIZES | {"train": args.clips}
+    for task in TASKS:
+        written = write_task(digits, task, args.out, sizes, seed=args.seed, jobs=args.jobs)
+        for manifest in written:
+            print(manifest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Train and score every model of the comparison; a run that is finished is not made again.
+
+python -m examples.av_digits.experiment --clips clips --out runs            # 3 seeds
+python -m examples.av_digits.experiment --clips clips --out runs --short    # 2 models, 1 seed
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from examples.av_digits.plan import MODELS, SEEDS, SHORT, Run, stages
+from examples.av_digits.scores import SCORES, Scorer
+
+
+def make(run: Run, clips: Path, runs: Path, scorer: Scorer, more: Sequence[str] = ()) -> None:
+    """Train and score one run, unless that is done.
+
+    Raises:
+        SystemExit: ``mbt-fast train`` failed; what it printed is beside the run's folder.
+    """
+    folder = run.folder(runs)
+    if (folder / SCORES).exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    output = folder.with_suffix(".txt")
+    with output.open("w") as file:
+        command = [sys.executable, "-m", "mbt_fast", *run.arguments(clips, runs, tuple(more))]
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=one_thread)
+    if done.returncode:
+        raise SystemExit(f"{folder}: mbt-fast train failed, see {output}")
+    line = scorer.score(run.task, folder)
+    print(f"{time.monotonic() - start:6.1f} s  {folder}  {line}", flush=True)
+
+
+def main() -> None:
+    """Run both stages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--clips", type=Path, required=True, help="what data.py wrote")
+    add("--out", type=Path, required=True, help="folder of the runs")
+    add("--short", action="store_true", help="bottleneck and late fusion with one seed")
+    add("--models", nargs="+", choices=MODELS, help="only these")
+    add("--seeds", type=int, nargs="+", help=f"default: {' '.join(map(str, SEEDS))}")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the recipe of sum")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    clips, runs = args.clips.resolve(), args.out.resolve()
+    models = tuple(args.models or (SHORT if args.short else MODELS))
+    seeds = tuple(args.seeds or (SEEDS[:1] if args.short else SEEDS))
+    scorer = Scorer(clips)
+    for number, stage in enumerate(stages(models, seeds)):
+        more = args.set if number else ()
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for done in [pool.submit(make, run, clips, runs, scorer, more) for run in stage]:
+                done.result()
+
+
+if __name__ == "__main__":
+    main()

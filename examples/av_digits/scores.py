@@ -1,0 +1,112 @@
+"""Accuracy of a finished run on the splits that nothing was trained on, from clips in memory."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from mbt_fast import MBT
+from mbt_fast.data import ClipTransform, Manifest, collate, read_labels, read_window
+
+SCORES = "scores.json"
+SPLITS = ("val", "seen", "unseen")
+BOTH = "both"  # the mean of the logits, which is what the model predicts
+_BATCH = 250
+_OPTIONS = ("fps", "stride", "min_side", "mean", "std")  # of the front end
+_OUTPUTS = {"digit": 10, "sum": 10, "pair": 100}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clips with their labels.
+
+    Args:
+        inputs: ``[N, ...]`` per modality.
+        targets: Classes, int64 ``[N]``, per kind of label, in the order of the outputs.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(next(iter(self.inputs.values())))
+
+
+class Scorer:
+    """Scores runs on the clips of a folder; these are read once for each task.
+
+    Args:
+        clips: What ``data.py`` wrote.
+    """
+
+    def __init__(self, clips: Path) -> None:
+        """Read nothing yet."""
+        self._clips = clips
+        self._lock = Lock()  # several runs may end at once
+        self._splits: dict[tuple[str, str], Split] = {}
+
+    @torch.inference_mode()
+    def score(self, task: str, run: Path) -> str:
+        """Write ``scores.json`` into the folder of a run.
+
+        It holds, for each split, the accuracy of the logits of each modality and of their mean. Of
+        *sum* there are two, ``"sum"`` and ``"pair"``.
+
+        Args:
+            task: ``"digit"`` or ``"sum"``.
+            run: Its folder.
+
+        Returns:
+            The accuracies of the mean of the logits, in words.
+        """
+        model = MBT.from_pretrained(run).eval()
+        state = run / "checkpoints" / (run / "latest").read_text().strip() / "state.json"
+        front_end = json.loads(state.read_text())["front_end"]
+        transform = ClipTransform(
+            (2, 24, 24), (64, 32), **{key: front_end[key] for key in _OPTIONS}
+        )
+        scores = {}
+        with self._lock:
+            for split in SPLITS:
+                if (task, split) not in self._splits:
+                    self._splits[task, split] = read_split(self._clips, task, split, transform)
+                scores[split] = accuracies(model, self._splits[task, split])
+        (run / SCORES).write_text(json.dumps(scores, indent=1) + "\n")
+        return "  ".join(
+            f"{split} " + " ".join(f"{100 * value:.1f}" for value in scores[split][BOTH].values())
+            for split in SPLITS
+        )
+
+
+def read_split(clips: Path, task: str, split: str, transform: ClipTransform) -> Split:
+    """All clips of a split."""
+    manifest = Manifest.read(clips / task / f"{split}.csv")
+    inputs, _ = collate([read_window(entry.media, transform) for entry in manifest])
+    names = read_labels(clips / task / "labels.txt")
+    if task == "digit":
+        return Split(inputs, {"digit": manifest.targets(names, "single")})
+    sums, pairs = manifest.targets(names, "verb_noun").T
+    return Split(inputs, {"sum": sums, "pair": pairs})
+
+
+def accuracies(model: MBT, split: Split) -> dict[str, dict[str, float]]:
+    """Share of the clips whose greatest logit is right, by modality and kind of label."""
+    batches: dict[str, list[Tensor]] = {modality: [] for modality in model.config.modalities}
+    for first in range(0, len(split), _BATCH):
+        inputs = {m: split.inputs[m][first : first + _BATCH] for m in batches}
+        for modality, logits in model.forward_modalities(inputs).items():
+            batches[modality].append(logits)
+    outputs = {modality: torch.cat(parts) for modality, parts in batches.items()}
+    outputs[BOTH] = torch.stack(list(outputs.values())).mean(0)
+    return {name: _accuracies(logits, split.targets) for name, logits in outputs.items()}
+
+
+def _accuracies(logits: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
+    groups = logits.split([_OUTPUTS[kind] for kind in targets], dim=1)
+    pairs = zip(groups, targets.values(), strict=True)
+    hits = [(group.argmax(1) == target).double().mean().item() for group, target in pairs]
+    return dict(zip(targets, hits, strict=True))
