@@ -3,10 +3,11 @@
 ``python -m examples.av_digits.data --fsdd FOLDER_OR_TAR --out clips``
 
 Two tasks have clips of their own. In *digit* both digits are the same, which is the label. In
-*sum* they are drawn independently: the verb is their sum modulo 10, the noun the pair of them.
-Each task has four manifests: ``train``, ``val``, and the tests ``seen`` and ``unseen``, whose
-speakers were trained on with other recordings, or were not. Further columns say where the digits
-are: ``quarter`` of the picture (0 to 3, row by row), ``spoken_from`` and ``spoken_to`` (seconds).
+*sum* they are drawn independently, and the label is their sum modulo 10. Each task has four
+manifests: ``train``, ``val``, and the tests ``seen`` and ``unseen``, whose speakers were trained on
+with other recordings, or were not. The columns ``labels.sum``, ``labels.spoken`` and
+``labels.shown`` are for a model with three heads. Further columns say where the digits are:
+``quarter`` of the picture (0 to 3, row by row), ``spoken_from`` and ``spoken_to`` (seconds).
 """
 
 import argparse
@@ -28,9 +29,10 @@ from examples.av_digits.digits import RATE, SPLITS, Digits, read_digits
 from mbt_fast.data.encode import ClipWriter
 
 TASKS = ("digit", "sum")
+HEADS = ("sum", "spoken", "shown")
 COLUMNS = (
-    *("path", "id", "labels", "verb", "noun"),
-    *("spoken", "shown", "quarter", "spoken_from", "spoken_to"),
+    *("path", "id", "labels", *(f"labels.{head}" for head in HEADS)),
+    *("quarter", "spoken_from", "spoken_to"),
 )
 SIZES = {"train": 16384, "val": 1000, "seen": 1000, "unseen": 1000}
 
@@ -85,11 +87,8 @@ def make_example(digits: Digits, task: str, training: bool, source: Generator) -
 
 def label_names(task: str) -> list[str]:
     """The classes of a task, in the order of the outputs."""
-    digits = [str(digit) for digit in range(10)]
-    if task == "digit":
-        return digits
-    pairs = [f"noun:{spoken}+{shown}" for spoken in digits for shown in digits]
-    return [*(f"verb:{digit}" for digit in digits), *pairs]
+    heads = ("",) if task == "digit" else tuple(f"{head}:" for head in HEADS)
+    return [f"{head}{digit}" for head in heads for digit in range(10)]
 
 
 def write_task(
@@ -152,12 +151,13 @@ def _write(
             writer.add_picture(frame, number * SECONDS / FRAMES, SECONDS / FRAMES)
         writer.add_sound(example.sound)
     spoken, shown = example.spoken, example.shown
-    labels = (
-        (spoken, "", "") if task == "digit" else ("", (spoken + shown) % 10, f"{spoken}+{shown}")
-    )
+    labels = {"digit": spoken, "sum": (spoken + shown) % 10}
     times = (f"{time:.4f}" for time in example.interval)
-    values = (f"{split}/{path.name}", f"{task}-{split}-{index:05d}", *labels, spoken, shown)
-    return dict(zip(COLUMNS, (*values, example.quarter, *times), strict=True))
+    values = (
+        *(f"{split}/{path.name}", f"{task}-{split}-{index:05d}"),
+        *(labels[task], labels["sum"], spoken, shown, example.quarter, *times),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _pictures(image: Tensor, quarter: int, training: bool, source: Generator) -> Tensor:

@@ -8,6 +8,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from examples.av_digits.data import HEADS
 from mbt_fast import MBT
 from mbt_fast.data import ClipTransform, Manifest, collate, read_labels, read_window
 
@@ -16,7 +17,6 @@ SPLITS = ("val", "seen", "unseen")
 BOTH = "both"  # the mean of the logits, which is what the model predicts
 _BATCH = 250
 _OPTIONS = ("fps", "stride", "min_side", "mean", "std")  # of the front end
-_OUTPUTS = {"digit": 10, "sum": 10, "pair": 100}
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Scorer:
     def score(self, task: str, run: Path) -> str:
         """Write ``scores.json`` into the folder of a run.
 
-        It holds, for each split, the accuracy of the logits of each modality and of their mean. Of
-        *sum* there are two, ``"sum"`` and ``"pair"``.
+        It holds, for each split, the accuracy of the logits of each modality and of their mean, of
+        *sum* for each head.
 
         Args:
             task: ``"digit"`` or ``"sum"``.
@@ -64,7 +64,7 @@ class Scorer:
             The accuracies of the mean of the logits, in words.
         """
         model = MBT.from_pretrained(run).eval()
-        state = run / "checkpoints" / (run / "latest").read_text().strip() / "state.json"
+        state = run / (run / "latest").read_text().strip() / "state.json"
         front_end = json.loads(state.read_text())["front_end"]
         transform = ClipTransform(
             (2, 24, 24), (64, 32), **{key: front_end[key] for key in _OPTIONS}
@@ -89,8 +89,8 @@ def read_split(clips: Path, task: str, split: str, transform: ClipTransform) -> 
     names = read_labels(clips / task / "labels.txt")
     if task == "digit":
         return Split(inputs, {"digit": manifest.targets(names, "single")})
-    sums, pairs = manifest.targets(names, "verb_noun").T
-    return Split(inputs, {"sum": sums, "pair": pairs})
+    targets = manifest.targets(names, "multitask").T
+    return Split(inputs, dict(zip(HEADS, targets, strict=True)))
 
 
 def accuracies(model: MBT, split: Split) -> dict[str, dict[str, float]]:
@@ -106,7 +106,7 @@ def accuracies(model: MBT, split: Split) -> dict[str, dict[str, float]]:
 
 
 def _accuracies(logits: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
-    groups = logits.split([_OUTPUTS[kind] for kind in targets], dim=1)
-    pairs = zip(groups, targets.values(), strict=True)
-    hits = [(group.argmax(1) == target).double().mean().item() for group, target in pairs]
-    return dict(zip(targets, hits, strict=True))
+    heads = zip(logits.chunk(len(targets), dim=1), targets.items(), strict=True)
+    return {
+        name: (head.argmax(1) == classes).double().mean().item() for head, (name, classes) in heads
+    }

@@ -11,7 +11,7 @@ import torch
 import mbt_fast
 from mbt_fast.cli.outputs import check_writable
 from mbt_fast.data import Manifest
-from mbt_fast.data.classes import TASKS, ClassIndex
+from mbt_fast.data.classes import TASKS, head_sizes
 from mbt_fast.dispatch import check_name
 from mbt_fast.errors import InputError, as_input_error
 from mbt_fast.profiling.machine import DTYPES, choose_device, choose_dtype, device_name, dtype_name
@@ -200,7 +200,7 @@ def _write_submission(
     path: Path, predictions: Predictions, manifest: Manifest, trained: Trained
 ) -> None:
     """Write what the challenge's scripts read: a list with the scores of each narration."""
-    n_verbs = ClassIndex(trained.names).n_verbs
+    n_verbs = head_sizes(trained.names, trained.task)["verb"]
     rows = zip(predictions.rows.tolist(), predictions.logits.tolist(), strict=True)
     results = [
         {

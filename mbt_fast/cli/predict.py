@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mbt_fast.cli.prediction import (
     table,
 )
 from mbt_fast.data import ClipTransform, load_clip, read_labels
-from mbt_fast.data.classes import count_verbs
+from mbt_fast.data.classes import head_sizes
 from mbt_fast.data.transform import ModelSizes
 from mbt_fast.errors import ClipError, as_input_error
 from mbt_fast.models.saved import Model
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     settings = trained.get("config", {})
     activation = args.activation or _activation(settings)
     # The names that are shown may be others, and one may occur twice.
-    n_verbs = count_verbs(trained.get("labels", labels)) if activation == "softmax" else 0
+    heads = _heads(trained.get("labels", labels), settings) if activation == "softmax" else ()
     masks = settings.get("data.mask_padding", False)
     model.eval().to(device)
     notes = notes_on(model, transform, of_run=bool(trained))
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
     def predict(path: str) -> dict[str, Any]:
         clip = load_clip(path, transform, n_views=args.views, errors=args.errors)
-        options = {"top": args.top, "activation": activation, "n_verbs": n_verbs}
+        options = {"top": args.top, "activation": activation, "heads": heads}
         record = predict_clip(model, clip, labels, mask_padding=masks, **options)
         if explainer is not None:
             files = explainer.write(model, clip, record, mask_padding=masks)
@@ -172,6 +172,12 @@ def _labels(path: str | None, num_classes: int, trained: list[str] | None) -> li
 def _activation(settings: Mapping[str, Any]) -> str:
     """Classes of a clip exclude one another, but for those of a task with many labels."""
     return "sigmoid" if settings.get("train.task", "multilabel") == "multilabel" else "softmax"
+
+
+def _heads(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many classes each head has; of weights that no run wrote, as their names have it."""
+    likely = "verb_noun" if names[0].startswith("verb:") else "single"
+    return tuple(head_sizes(names, settings.get("train.task", likely)).values())
 
 
 def _positive(text: str) -> int:

@@ -75,7 +75,7 @@ def predict_clip(
     *,
     top: int,
     activation: str,
-    n_verbs: int = 0,
+    heads: Sequence[int],
     mask_padding: bool = False,
 ) -> dict[str, Any]:
     """Facts about a clip, and its most probable classes, as plain data.
@@ -83,7 +83,7 @@ def predict_clip(
     A probability that is NaN is ``None``, for JSON knows no NaN, and ranks last.
     """
     logits = _logits(model, clip, mask_padding)
-    probabilities = _probabilities(logits, activation, n_verbs)
+    probabilities = _probabilities(logits, activation, heads)
     undefined = probabilities.isnan()
     ranked = probabilities.masked_fill(undefined, -1).topk(min(top, len(labels))).indices
     return {
@@ -115,11 +115,11 @@ def _logits(model: Model, clip: Clip, mask_padding: bool) -> Tensor:
         return model(inputs, lengths if mask_padding else None).float().mean(0)
 
 
-def _probabilities(logits: Tensor, activation: str, n_verbs: int) -> Tensor:
-    """Probability of each class. Verbs, which come first, and nouns have a softmax each."""
+def _probabilities(logits: Tensor, activation: str, heads: Sequence[int]) -> Tensor:
+    """Probability of each class. Each head, of so many classes, has a softmax of its own."""
     if activation == "sigmoid":
         return logits.sigmoid()
-    return torch.cat([part.softmax(-1) for part in (logits[:n_verbs], logits[n_verbs:])])
+    return torch.cat([part.softmax(-1) for part in logits.split(list(heads))])
 
 
 def table(record: dict[str, Any]) -> str:

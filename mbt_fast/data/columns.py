@@ -94,13 +94,17 @@ class Categories:
 
 
 class CategoriesBuilder:
-    """Fills ``Categories`` cell by cell."""
+    """Fills ``Categories`` cell by cell.
 
-    def __init__(self) -> None:
-        """Begin without cells."""
+    Args:
+        empty: Number of cells without names with which the column begins.
+    """
+
+    def __init__(self, empty: int = 0) -> None:
+        """Begin with the empty cells."""
         self._positions: dict[str, int] = {}
         self._codes = array("i")
-        self._offsets = array("q", [0])
+        self._offsets = array("q", [0] * (empty + 1))
 
     def append(self, names: Iterable[str]) -> None:
         """Add a cell."""

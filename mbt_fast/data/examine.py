@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from mbt_fast.data.classes import PREFIX
+from mbt_fast.data.classes import class_name
 from mbt_fast.data.decode import Decoder
 from mbt_fast.data.manifest import Entry
 from mbt_fast.data.media import Media
@@ -33,7 +33,7 @@ class Examined:
 
     Args:
         id: Its id.
-        classes: Its labels, or its verb and noun.
+        classes: Its labels, its verb and noun, and those of heads, as a list of classes calls them.
         seconds: How long it is; 0 if it is broken.
         formats: The streams it has, in words, by kind: ``"video"`` and ``"audio"``.
         still: It has pictures, and all are the same.
@@ -52,8 +52,9 @@ class Examined:
 
 def examine(entry: Entry) -> Examined:
     """Decode all of a clip, and nothing of its file before or after it."""
-    pairs = (("verb", entry.verb), ("noun", entry.noun))
-    classes = entry.labels + tuple(f"{PREFIX[kind]}{name}" for kind, name in pairs if name)
+    pairs = [("verb", entry.verb), ("noun", entry.noun)]
+    pairs += [(head, label) for head, labels in entry.heads.items() for label in labels]
+    classes = entry.labels + tuple(class_name(head, label) for head, label in pairs if label)
     try:
         with open_clip(entry) as (source, segment):
             still = "video" in source.streams and _is_still(source, segment)

@@ -1,21 +1,25 @@
 """Manifests: the list of clips that a data set consists of, with their labels."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import torch
 from torch import Tensor
 
-from mbt_fast.data.classes import PREFIX, TASKS, ClassIndex, sorted_names
+from mbt_fast.data.classes import (
+    ClassIndex,
+    class_name,
+    heads_of_columns,
+    label_column,
+    sorted_names,
+)
 from mbt_fast.data.packed import PackedFile
-from mbt_fast.data.rows import SEPARATOR
+from mbt_fast.data.rows import HEAD, SEPARATOR
 from mbt_fast.data.table import Table, read_table
 from mbt_fast.errors import InputError
-
-_COLUMNS = {"multilabel": ("labels",), "single": ("labels",), "verb_noun": ("verb", "noun")}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Entry:
         noun: Its noun.
         offset: Where in ``path`` the media file begins, in bytes, if ``path`` is a packed shard.
         size: How many bytes of the shard it has.
+        heads: Labels by head, for data with several: those of the columns ``labels.HEAD``.
     """
 
     path: str
@@ -43,6 +48,7 @@ class Entry:
     noun: str | None = None
     offset: int | None = None
     size: int | None = None
+    heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def media(self) -> str | BinaryIO:
@@ -62,8 +68,9 @@ class Manifest:
 
     The file is CSV with a header, or JSONL with the same keys: ``path`` (absolute, or relative to
     the manifest), and optionally ``id``, ``start`` and ``end`` (seconds), ``labels`` (names or
-    indices, separated by ``|``; in JSONL also a list), ``verb`` and ``noun``. ``offset`` and
-    ``size`` (bytes) are for packed shards. Other columns are left out, see ``ignored``.
+    indices, separated by ``|``; in JSONL also a list), ``verb`` and ``noun``, or ``labels.HEAD``
+    for each head of a model with several. ``offset`` and ``size`` (bytes) are for packed shards.
+    Other columns are left out, see ``ignored``.
 
     Without an ``id`` a row is called by its path as written, and by its times if it has any.
 
@@ -114,6 +121,7 @@ class Manifest:
             next(iter(table.names("noun", index)), None),
             table.place("offset", index),
             table.place("size", index),
+            self._heads(index),
         )
 
     def __iter__(self) -> Iterator[Entry]:
@@ -135,84 +143,82 @@ class Manifest:
 
     @property
     def has_labels(self) -> bool:
-        """Whether any row has a label, a verb or a noun."""
+        """Whether any row has a label of whatever kind."""
         return bool(self._table.categories)
 
     def label_names(self, task: str | None = None) -> tuple[str, ...]:
         """The classes that occur, sorted: names, or ``"0"`` to the highest if all are indices.
 
         Args:
-            task: ``"multilabel"`` or ``"single"`` for the column ``labels``. ``"verb_noun"``, and
-                ``None`` where there are no labels, for ``"verb:take", ..., "noun:plate", ...``,
-                verbs first.
+            task: ``"multilabel"`` or ``"single"`` for the column ``labels``; ``"verb_noun"`` for
+                ``"verb:take", ..., "noun:plate", ...``; ``"multitask"`` for all columns
+                ``labels.HEAD``, ``"HEAD:name", ...``, in the order of the file. ``None`` takes
+                the first of ``labels``, ``labels.HEAD`` and the pair that the manifest has.
 
         Raises:
             InputError: The manifest has no labels, or none for this task.
         """
+        task = task or self._likely_task()
+        heads = heads_of_columns(self._table.categories, task)
+        self._check_columns(task, heads)
         return tuple(
-            PREFIX[column] + name
-            for column in self._label_columns(task)
-            for name in sorted_names(self._table.categories[column].names)
+            class_name(head, name)
+            for head in heads
+            for name in sorted_names(self._table.categories[label_column(head, task)].names)
         )
 
     def targets(self, names: Sequence[str], task: str) -> Tensor:
         """What a model should say of each row.
 
         Args:
-            names: The names of all classes in order, those of ``"verb_noun"`` as ``label_names``
-                has them.
-            task: ``"multilabel"``, ``"single"`` or ``"verb_noun"``.
+            names: The names of all classes in order, those of several heads as ``label_names`` has
+                them. Columns of heads that they do not name are left out.
+            task: One of ``TASKS``.
 
         Returns:
-            ``"single"``: int64 ``[N]``, the class. ``"verb_noun"``: int64 ``[N, 2]``, the verb and
-            the noun, each counted from 0. ``"multilabel"``: uint8 ``[N, K]``, 1 for each label.
+            ``"single"``: int64 ``[N]``, the class. ``"verb_noun"`` and ``"multitask"``: int64
+            ``[N, H]``, the class of each head, counted from 0 within it. ``"multilabel"``: uint8
+            ``[N, K]``, 1 for each label.
 
         Raises:
             InputError: A row has a label that is no class, or not as many as the task asks for.
         """
-        index = ClassIndex(names)
-        columns = [self._classes(column, index) for column in self._label_columns(task)]
+        index = self._index(names, task)
+        labels = [self._classes(head, index) for head in index.heads]
         if task == "multilabel":
             targets = torch.zeros(len(self), len(names), dtype=torch.uint8)
-            targets[columns[0]] = 1
+            targets[labels[0]] = 1
             return targets
-        for column in self._label_columns(task):
+        for head in index.heads:
+            column = label_column(head, task)
             wrong = (self._table.categories[column].counts != 1).nonzero()
             if len(wrong):
                 raise self._wrong_count(int(wrong[0]), column)
-        if task == "single":
-            return columns[0][1]
-        return torch.stack((columns[0][1], columns[1][1] - index.n_verbs), dim=1)
+        pairs = zip(labels, index.heads.values(), strict=True)
+        targets = torch.stack([classes - own.start for (_, classes), own in pairs], dim=1)
+        return targets[:, 0] if task == "single" else targets
 
-    def target(self, row: int, index: ClassIndex, task: str) -> Tensor:
+    def target(self, row: int, index: ClassIndex) -> Tensor:
         """One row of ``targets``, at a cost that does not grow with their number.
 
         Args:
             row: The row, counted from 0.
-            index: That of the names of all classes.
-            task: As for ``targets``.
+            index: That of the names of all classes, for the task.
 
         Raises:
             InputError: As ``targets``, for this row.
         """
-        columns = self._label_columns(task)
-        classes = []
-        for column in columns:
-            labels = self._table.names(column, row)
-            if task != "multilabel" and len(labels) != 1:
-                raise self._wrong_count(row, column)
-            for label in labels:
-                found = index.find(label, column)
-                if found is None:
-                    raise self._unknown(row, column, label)
-                classes.append(found)
-        if task == "multilabel":
+        classes = [self._classes_of_row(row, head, index) for head in index.heads]
+        if index.task == "multilabel":
             target = torch.zeros(len(index), dtype=torch.uint8)
-            target[classes] = 1
+            target[classes[0]] = 1
             return target
-        if task == "single":
-            return torch.tensor(classes[0])
-        return torch.tensor((classes[0], classes[1] - index.n_verbs))
+        for head, found in zip(index.heads, classes, strict=True):
+            if len(found) != 1:
+                raise self._wrong_count(row, label_column(head, index.task))
+        pairs = zip(classes, index.heads.values(), strict=True)
+        target = torch.tensor([found[0] - own.start for found, own in pairs])
+        return target[0] if index.task == "single" else target
 
     def class_counts(self, names: Sequence[str], task: str | None = None) -> Tensor:
         """Number of rows that have each class, int64 ``[K]``.
@@ -224,8 +230,8 @@ class Manifest:
         Raises:
             InputError: A label is no class, or there are no labels for the task.
         """
-        index = ClassIndex(names)
-        found = [self._classes(column, index)[1] for column in self._label_columns(task)]
+        index = self._index(names, task)
+        found = [self._classes(head, index)[1] for head in index.heads]
         return torch.cat(found).bincount(minlength=len(names))
 
     def balanced_weights(self, names: Sequence[str], task: str | None = None) -> Tensor:
@@ -242,33 +248,58 @@ class Manifest:
             InputError: A label is no class, or there are no labels for the task.
         """
         shares = self.class_counts(names, task).double().reciprocal()
-        index = ClassIndex(names)
+        index = self._index(names, task)
         weights = torch.zeros(len(self), dtype=torch.float64)
-        for column in self._label_columns(task):
-            rows, classes = self._classes(column, index)
+        for head in index.heads:
+            rows, classes = self._classes(head, index)
             weights.index_add_(0, rows, shares[classes])
         return weights
 
-    def _label_columns(self, task: str | None) -> tuple[str, ...]:
-        """The columns with the labels of a task, or with any."""
-        if task is not None and task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    def _heads(self, row: int) -> dict[str, tuple[str, ...]]:
+        """The labels of a row by head."""
+        columns = (name for name in self._table.categories if name.startswith(HEAD))
+        found = {name.removeprefix(HEAD): self._table.names(name, row) for name in columns}
+        return {head: labels for head, labels in found.items() if labels}
+
+    def _classes_of_row(self, row: int, head: str, index: ClassIndex) -> list[int]:
+        """The classes of a row, of one head."""
+        column = label_column(head, index.task)
+        classes = []
+        for label in self._table.names(column, row):
+            found = index.find(label, head)
+            if found is None:
+                raise self._unknown(row, column, label)
+            classes.append(found)
+        return classes
+
+    def _index(self, names: Sequence[str], task: str | None) -> ClassIndex:
+        """The classes of a task whose labels the manifest has."""
+        index = ClassIndex(names, task or self._likely_task())
+        self._check_columns(index.task, list(index.heads))
+        return index
+
+    def _likely_task(self) -> str:
+        """A task that takes the labels that there are."""
         present = self._table.categories
-        if task is None:
-            task = "multilabel" if "labels" in present else "verb_noun"
-        columns = _COLUMNS[task]
+        if "labels" in present:
+            return "multilabel"
+        return "multitask" if any(name.startswith(HEAD) for name in present) else "verb_noun"
+
+    def _check_columns(self, task: str, heads: Sequence[str]) -> None:
+        present = self._table.categories
+        columns = [label_column(head, task) for head in heads] or [f"{HEAD}HEAD"]
         if not all(column in present for column in columns):
             others = f" and unknown columns {', '.join(self.ignored)}" if self.ignored else ""
             raise InputError(
                 f"{self.path}: task {task!r} needs the columns {' and '.join(columns)}, "
                 f"got {' and '.join(present) or 'no labels'}{others}"
             )
-        return columns
 
-    def _classes(self, column: str, index: ClassIndex) -> tuple[Tensor, Tensor]:
-        """The row and the class of every label in a column, int64 each."""
+    def _classes(self, head: str, index: ClassIndex) -> tuple[Tensor, Tensor]:
+        """The row and the class of every label of a head, int64 each."""
+        column = label_column(head, index.task)
         categories = self._table.categories[column]
-        found = [index.find(label, column) for label in categories.names]
+        found = [index.find(label, head) for label in categories.names]
         table = torch.tensor([-1 if position is None else position for position in found])
         classes = table[categories.codes.long()]
         unknown = (classes < 0).nonzero()

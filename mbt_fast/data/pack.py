@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mbt_fast.data.manifest import Entry, Manifest
-from mbt_fast.data.rows import write_rows
+from mbt_fast.data.rows import HEAD, write_rows
 from mbt_fast.data.transcode import Recipe, transcode
 from mbt_fast.errors import ClipError, InputError
 
@@ -154,17 +154,16 @@ def write_packed_manifest(path: Path, indices: Sequence[Mapping[str, Any]]) -> i
         indices: Those of all shards.
     """
     rows = ({"path": index["shard"], **clip} for index in indices for clip in index["clips"])
-    columns = [
-        name
-        for name in ("labels", "verb", "noun")
-        if any(clip.get(name) for index in indices for clip in index["clips"])
-    ]
+    found = dict.fromkeys(name for index in indices for clip in index["clips"] for name in clip)
+    heads = [name for name in found if name.startswith(HEAD)]
+    columns = [name for name in ("labels", "verb", "noun", *heads) if name in found]
     return write_rows(path, rows, ("path", "id", *columns, "offset", "size"))
 
 
 def _describe(entry: Entry) -> dict[str, Any]:
     """The id and the labels of a row, as far as it has them."""
     names = {"labels": list(entry.labels), "verb": entry.verb, "noun": entry.noun}
+    names |= {HEAD + head: list(labels) for head, labels in entry.heads.items()}
     return {"id": entry.id, **{name: value for name, value in names.items() if value}}
 
 

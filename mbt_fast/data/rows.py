@@ -10,6 +10,7 @@ from typing import Any
 from mbt_fast.errors import InputError
 
 COLUMNS = ("path", "id", "start", "end", "labels", "verb", "noun", "offset", "size")
+HEAD = "labels."  # begins a column with the labels of one head, such as "labels.sum"
 SEPARATOR = "|"  # between the labels of a row
 
 
@@ -40,8 +41,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[
 
     Args:
         path: The file.
-        rows: Cells by column; ``None`` and columns that a row lacks are left empty. ``labels`` is
-            a sequence of names.
+        rows: Cells by column; ``None`` and columns that a row lacks are left empty. ``labels``, and
+            ``labels.HEAD`` of a head, are sequences of names.
         columns: The columns of a CSV file, and of each JSON object those that are not empty.
 
     Returns:
@@ -103,14 +104,18 @@ def _write_csv(file: Any, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
     writer.writerow(columns)
     count = 0
     for row in rows:
-        labels = row.get("labels") or ()
-        for label in labels:
-            if SEPARATOR in label:
-                raise InputError(f"a label in CSV must not hold {SEPARATOR!r}, got {label!r}")
-        cells = {**row, "labels": SEPARATOR.join(labels)}
-        writer.writerow(cells.get(column) for column in columns)
+        writer.writerow(_csv_cell(row.get(column)) for column in columns)
         count += 1
     return count
+
+
+def _csv_cell(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return value
+    for label in value:
+        if SEPARATOR in label:
+            raise InputError(f"a label in CSV must not hold {SEPARATOR!r}, got {label!r}")
+    return SEPARATOR.join(value)
 
 
 def _write_jsonl(file: Any, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> int:

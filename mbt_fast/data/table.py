@@ -18,7 +18,7 @@ from mbt_fast.data.columns import (
     StringsBuilder,
     as_tensor,
 )
-from mbt_fast.data.rows import COLUMNS, SEPARATOR, read_rows
+from mbt_fast.data.rows import COLUMNS, HEAD, SEPARATOR, read_rows
 from mbt_fast.errors import InputError
 
 _TIMES = ("start", "end")
@@ -36,7 +36,8 @@ class Table:
         lines: int64 ``[rows]``, the line of the file that holds each row.
         times: Columns ``start`` and ``end`` where any row has one: float64, NaN for none.
         places: Columns ``offset`` and ``size`` where any row has one: int64, -1 for none.
-        categories: Columns ``labels``, ``verb`` and ``noun`` where any row has one.
+        categories: Columns ``labels``, ``verb``, ``noun`` and ``labels.HEAD`` where any row has
+            one.
         ignored: Other columns.
         hash: SHA-256 of the ids in order and their labels, in hexadecimal digits.
     """
@@ -65,7 +66,7 @@ class Table:
         return None if value < 0 else value
 
     def names(self, name: str, row: int) -> tuple[str, ...]:
-        """The ``labels``, ``verb`` or ``noun`` of a row."""
+        """The labels of a row in one of ``categories``, or in a column without any."""
         return self.categories[name][row] if name in self.categories else ()
 
 
@@ -131,8 +132,11 @@ class _Builder:
         offset, size = (_number(row, name, int) for name in _PLACES)
         if (offset is None) != (size is None):
             raise ValueError("offset and size must both be given or none, got one")
-        labels = _labels(row.get("labels"))
+        labels = _labels(row, "labels")
         names = [[name] if (name := _text(row, column)) else [] for column in ("verb", "noun")]
+        heads = {column: _labels(row, column) for column in row if column.startswith(HEAD)}
+        for column in heads.keys() - self.categories.keys():
+            _check_head(column)
 
         called = given or default_id(path, start, end)
         self.path.append(path)
@@ -143,10 +147,15 @@ class _Builder:
             self.times[column].append(math.nan if time is None else time)
         for column, place in zip(_PLACES, (offset, size), strict=True):
             self.places[column].append(-1 if place is None else place)
-        for column, cell in zip(_CATEGORIES, (labels, *names), strict=True):
-            self.categories[column].append(cell)
-        self.ignored.update(dict.fromkeys(name for name in row if name not in COLUMNS))
-        self.hash.update(repr((called, sorted(labels), *names)).encode())
+        for column in heads:
+            self.categories.setdefault(column, CategoriesBuilder(empty=len(self.lines) - 1))
+        cells = dict(zip(_CATEGORIES, (labels, *names), strict=True)) | heads
+        for column, builder in self.categories.items():
+            builder.append(cells.get(column, ()))
+        known = (*COLUMNS, *heads)
+        self.ignored.update(dict.fromkeys(name for name in row if name not in known))
+        by_head = sorted((column, sorted(cell)) for column, cell in heads.items() if cell)
+        self.hash.update(repr((called, sorted(labels), *names, *by_head)).encode())
 
     def finish(self) -> Table:
         """The columns; those without any value are dropped."""
@@ -187,19 +196,26 @@ def _number(row: Mapping[str, Any], name: str, kind: type) -> Any:
     return number
 
 
-def _labels(value: Any) -> list[str]:
+def _check_head(column: str) -> None:
+    head = column.removeprefix(HEAD)
+    if not head or ":" in head:
+        raise ValueError(f"a column {HEAD}HEAD must name a head without ':', got {column!r}")
+
+
+def _labels(row: Mapping[str, Any], column: str) -> list[str]:
     """The labels of a cell: text with separators, or in JSON also an index or a list."""
+    value = row.get(column)
     if not value and value != 0:
         return []
     if isinstance(value, str):
         labels = [label.strip() for label in value.split(SEPARATOR)]
     else:
         values = value if isinstance(value, list) else [value]
-        labels = [_text({"labels": item}, "labels") for item in values]
+        labels = [_text({column: item}, column) for item in values]
     if not all(labels):
-        raise ValueError(f"labels must not be empty between separators, got {value!r}")
+        raise ValueError(f"{column} must not be empty between separators, got {value!r}")
     if len(set(labels)) != len(labels):
-        raise ValueError(f"labels must differ from one another, got {value!r}")
+        raise ValueError(f"{column} must differ from one another, got {value!r}")
     return labels
 
 

@@ -5,7 +5,7 @@ of the official code: mirror, to [-1, 1], colour, grey; SpecAugment; mixup. Moda
 the official code does not have, comes last.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from mbt_fast.layers.fusion_layer import SHARED
 from mbt_fast.train import colour
-from mbt_fast.train.losses import check_task, soft_targets
+from mbt_fast.train.losses import check_heads, soft_targets
 from mbt_fast.train.mixup import Tensors, mixup
 from mbt_fast.train.sections import AugmentConfig
 from mbt_fast.train.spec_augment import spec_augment
@@ -43,13 +43,13 @@ class Augment:
             after mixing.
         task: See ``mbt_fast.data.classes.TASKS``.
         n_classes: Outputs of the model.
-        n_verbs: Of task ``"verb_noun"``: how many outputs are verbs.
+        heads: As for ``losses.soft_targets``.
         n_tokens: Own tokens of each modality, CLS included: the length of a modality that is
             whole. Modality dropout needs it.
         joint: The model has one output for all modalities, as with ``classifier="gap"``.
 
     Raises:
-        ValueError: The task is unknown, or ``n_verbs`` or ``n_tokens`` does not fit.
+        ValueError: The task is unknown, or ``heads`` or ``n_tokens`` do not fit.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Augment:
         task: str,
         n_classes: int,
         *,
-        n_verbs: int | None = None,
+        heads: Sequence[int] | None = None,
         n_tokens: Mapping[str, int] | None = None,
         joint: bool = False,
     ) -> None:
         """Keep the configuration."""
-        check_task(task, n_classes, n_verbs)
+        check_heads(task, n_classes, heads)
         if config.modality_dropout and n_tokens is None:
             raise ValueError("n_tokens must be given for modality dropout, got None")
         self.config = config
-        self._target = (task, n_classes, n_verbs)
+        self._target = (task, n_classes, heads)
         self._n_tokens = n_tokens or {}
         self._joint = joint
 

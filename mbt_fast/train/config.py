@@ -23,7 +23,7 @@ RECIPES = Path(__file__).with_name("recipes")
 RECIPE, OVERRIDE, DEFAULT, LABELS = "recipe", "override", "default", "labels file"
 
 _PATHS = (
-    *("data.train", "data.val", "data.test", "data.labels"),
+    *("data.train", "data.val", "data.test", "data.labels", "data.cache"),
     *("init.vit", "init.ast", "init.checkpoint"),
 )
 _RIVALS = (("train.epochs", "train.steps"), ("train.warmup_epochs", "train.warmup_steps"))
@@ -32,7 +32,7 @@ _SIZES = ("model.input_size", "model.patch_size")
 # labels may have moved: what is in them is compared when the run goes on.
 _WITHOUT_EFFECT = {
     *("data.train", "data.val", "data.test", "data.labels"),
-    *("data.broken_limit", "data.workers", "eval.batch_size"),
+    *("data.broken_limit", "data.cache", "data.workers", "eval.batch_size"),
     *("train.backend", "train.device", "train.log_every", "train.recompute"),
     *("checkpoint.best", "checkpoint.every_steps", "checkpoint.keep"),
 }
@@ -70,6 +70,13 @@ class TrainConfig:
         """Check what sections must have in common."""
         origins = {key: self.origins.get(key, DEFAULT) for key in self.to_flat()}
         object.__setattr__(self, "origins", origins)
+        if self.data.cache:
+            _check_fixed_windows(self.augment)
+        if self.train.loss == "mean_logits" and self.augment.modality_mixup:
+            raise InputError(
+                'augment.modality_mixup must be false with train.loss = "mean_logits": modalities '
+                "then have labels of their own"
+            )
         if not self.model.fuse:
             joint = self.model.values.get("classifier") == "gap"
             if joint and self.augment.modality_mixup:
@@ -78,8 +85,8 @@ class TrainConfig:
                     "one output for all modalities"
                 )
             return
-        if self.init.vit or self.init.ast:
-            raise InputError("init.vit and init.ast must be left out with model.fuse")
+        if self.init.vit or self.init.ast or self.init.towers:
+            raise InputError("init.vit, init.ast and init.towers must be left out with model.fuse")
         if self.train.recompute != LoopConfig.recompute:
             raise InputError("train.recompute must be left out with model.fuse")
         if self.data.mask_padding:
@@ -179,6 +186,15 @@ class TrainConfig:
         return {name: getattr(self, name).to_table() for name in names}
 
 
+def _check_fixed_windows(augment: AugmentConfig) -> None:
+    """Refuse to keep windows that are drawn anew each time."""
+    given = {"window": augment.window, "crop": augment.crop, "scale": list(augment.scale)}
+    wanted = {"window": "centre", "crop": "centre", "scale": [1.0, 1.0]}
+    for name, value in wanted.items():
+        if given[name] != value:
+            raise InputError(f"augment.{name} must be {value} with data.cache, got {given[name]}")
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -199,7 +215,7 @@ def _with_paths(flat: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key, value in flat.items():
         if not isinstance(value, str) or not value:
             continue
-        if key in _PATHS:
+        if key in _PATHS or key.startswith("init.towers."):
             changed[key] = os.path.abspath(folder / Path(value).expanduser())
         elif key.startswith("model.fuse.") and value.startswith("hf:"):
             local = folder / Path(value.removeprefix("hf:")).expanduser()

@@ -11,6 +11,7 @@ from mbt_fast.data import Clip, ClipTransform, Crop, collate, read_window
 from mbt_fast.data.classes import ClassIndex
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import ClipError
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.order import Key, draw, generator
 from mbt_fast.train.sections import AugmentConfig
 
@@ -112,11 +113,12 @@ class TrainingClips(Dataset[Item]):
         manifest: The clips.
         transform: What the model takes.
         names: The classes, in the order of the outputs.
-        task: As for ``Manifest.target``.
+        task: As for ``Manifest.targets``.
         augment: How windows are drawn.
         seed: Of the run.
         weights: Those of the epoch's order.
         errors: As for ``read_window``.
+        cache: What was decoded before, for windows that are not drawn.
     """
 
     def __init__(
@@ -130,16 +132,17 @@ class TrainingClips(Dataset[Item]):
         seed: int,
         weights: Tensor | None = None,
         errors: str = "strict",
+        cache: ClipCache | None = None,
     ) -> None:
         """Hold what is needed; no file is opened."""
         self.manifest = manifest
         self.transform = transform
-        self.classes = ClassIndex(names)
-        self.task = task
+        self.classes = ClassIndex(names, task)
         self.augment = augment
         self.seed = seed
         self.weights = weights
         self.errors = errors
+        self.cache = cache
 
     def __len__(self) -> int:
         """Number of entries."""
@@ -156,11 +159,13 @@ class TrainingClips(Dataset[Item]):
                 broken.append(Broken(index, str(error)))
                 index = self._substitute(key, len(broken))
             else:
-                target = self.manifest.target(index, self.classes, self.task)
+                target = self.manifest.target(index, self.classes)
                 return Item(index, clip, target, tuple(broken))
         return Item(-1, None, torch.zeros(()), tuple(broken))
 
     def _read(self, index: int, key: Key) -> Clip:
+        if self.cache is not None:
+            return self.cache[index]
         source = generator(self.seed, "window", key.epoch, key.position)
         position, crop = draw_window(self.augment, source)
         entry = self.manifest[index]

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mbt_fast.data import ClipTransform
-from mbt_fast.data.classes import ClassIndex
+from mbt_fast.data.classes import head_sizes
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import RunError
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.metrics import (
+    head_accuracy,
     mean_average_precision,
     per_class_accuracy,
     top_k_accuracy,
@@ -39,6 +41,7 @@ def evaluate(
     mask_padding: bool = False,
     errors: str = "strict",
     broken_limit: float = 1.0,
+    cache: ClipCache | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record | None:
     """Score every clip once.
@@ -58,6 +61,7 @@ def evaluate(
         mask_padding: Whether tokens of padding are masked.
         errors: As for ``load_clip``.
         broken_limit: Share of the clips that may be unreadable.
+        cache: As for ``predict``.
         stop: Asked before each batch; ``True`` ends the work.
 
     Returns:
@@ -81,6 +85,7 @@ def evaluate(
         dtype=dtype,
         mask_padding=mask_padding,
         errors=errors,
+        cache=cache,
         stop=stop,
     )
     if found is None:
@@ -117,7 +122,8 @@ def score(predictions: Predictions, targets: Tensor, task: str, names: Sequence[
         targets: Of all clips of the manifest, see ``Manifest.targets``.
         task: ``"multilabel"`` gives ``mAP`` and ``skipped``, the number of classes without a clip;
             ``"single"`` ``top1`` and ``top5``; ``"verb_noun"`` ``verb``, ``noun``, ``action`` and
-            the same with ``_top5``.
+            the same with ``_top5``; ``"multitask"`` ``top1/HEAD`` of each head and ``top1``, their
+            mean.
         names: The classes.
     """
     logits, targets = predictions.logits.view(-1, len(names)), targets[predictions.rows]
@@ -127,9 +133,11 @@ def score(predictions: Predictions, targets: Tensor, task: str, names: Sequence[
         scores = {"mAP": result.mean, "skipped": result.skipped}
     elif task == "single":
         scores = {f"top{k}": top_k_accuracy(logits, targets, k) for k in (1, 5)}
+    elif task == "verb_noun":
+        parts = _by_head(logits, task, names)
+        scores = verb_noun_accuracy(parts["verb"], parts["noun"], targets)
     else:
-        n_verbs = ClassIndex(names).n_verbs
-        scores = verb_noun_accuracy(logits[:, :n_verbs], logits[:, n_verbs:], targets)
+        scores = head_accuracy(_by_head(logits, task, names), targets)
     return {name: _number(value) for name, value in scores.items()}
 
 
@@ -146,11 +154,15 @@ def per_class(
     elif task == "single":
         values = per_class_accuracy(logits, targets)
     else:
-        n_verbs = ClassIndex(names).n_verbs
-        parts = logits[:, :n_verbs], logits[:, n_verbs:]
-        pairs = zip(parts, targets.unbind(1), strict=True)
+        pairs = zip(_by_head(logits, task, names).values(), targets.unbind(1), strict=True)
         values = torch.cat([per_class_accuracy(part, labels) for part, labels in pairs])
     return dict(zip(names, map(_number, values.tolist()), strict=True))
+
+
+def _by_head(logits: Tensor, task: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """The logits ``[n, K]`` of each head."""
+    sizes = head_sizes(names, task)
+    return dict(zip(sizes, logits.split(list(sizes.values()), dim=1), strict=True))
 
 
 def _check_broken(predictions: Predictions, manifest: Manifest, limit: float) -> None:

@@ -1,7 +1,7 @@
 """Sections of a training configuration: what each field takes, checked when a section is made."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -81,7 +81,7 @@ class Section:
     def to_table(self) -> dict[str, Any]:
         """The fields that have a value; inverse of ``from_table``."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value not in (None, {})}
 
 
 def check_known(given: str, name: str, known: Iterable[str], prefix: str = "") -> None:
@@ -109,9 +109,9 @@ def accept(name: str, kind: Any, value: Any) -> Any:
 
     Args:
         name: Of the field, for messages.
-        kind: ``int``, ``float``, ``bool``, ``str``, a ``Literal``, a tuple of fixed length, any of
-            them ``Annotated`` with a range, or a union of one, that is no string, with ``None``,
-            which ``"none"`` stands for.
+        kind: ``int``, ``float``, ``bool``, ``str``, a ``Literal``, a tuple of fixed length, a
+            ``Mapping`` from names, any of them ``Annotated`` with a range, or a union of one, that
+            is no string, with ``None``, which ``"none"`` stands for.
         value: What was given.
 
     Raises:
@@ -134,6 +134,10 @@ def accept(name: str, kind: Any, value: Any) -> Any:
         if not isinstance(value, (list, tuple)) or len(value) != len(args):
             raise InputError(f"{name} must be a list of {len(args)} values, got {value!r}")
         return tuple(accept(name, arg, part) for arg, part in zip(args, value, strict=True))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name} must be a table, got {value!r}")
+        return {key: accept(f"{name}.{key}", args[1], part) for key, part in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -85,7 +85,7 @@ class Loop(ExitStack):
         self.optimizer, self.schedule = optimizer.build(
             parts.model, self.settings, parts.total_steps, warmup
         )
-        self.augment, self.n_verbs = parts.augment(), parts.data.n_verbs
+        self.augment, self.heads = parts.augment(), parts.data.heads
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         half = parts.dtype is torch.float16
         if half and self.settings.virtual_devices > 1:
@@ -119,8 +119,9 @@ class Loop(ExitStack):
 
     def _loader(self, start: int) -> Loader:
         """The batches of all steps from ``start`` on."""
-        train, data, clips = self.settings, self.parts.config.data, self.parts.clips()
-        total = self.parts.total_steps
+        train, data, total = self.settings, self.parts.config.data, self.parts.total_steps
+        cache = self.parts.cache(self.parts.data.train, self.stop) if start < total else None
+        clips = self.parts.clips(cache)
         keys = BatchKeys(len(clips), train.batch_size, train.seed, start, total, clips.weights)
         pinned = self.parts.device.type == "cuda"
         collate = partial(collate_items, mask_padding=data.mask_padding)
@@ -168,9 +169,10 @@ class Loop(ExitStack):
                 logits,
                 targets,
                 task=train.task,
+                kind=train.loss,
                 smoothing=self.parts.config.augment.label_smoothing,
                 present=present,
-                n_verbs=self.n_verbs,
+                heads=self.heads,
             )
             self.scaler.scale(total * size / len(group)).backward()
             losses.add(total, by_modality, present, size)

@@ -1,34 +1,40 @@
 """The loss of a batch: one per modality, then the mean over those that an example has.
 
-It is the official one (scenic, ``projects/mbt/model.py``): each modality's logits meet the targets
-by themselves, and logits are averaged for predictions only.
+That is the official one (scenic, ``projects/mbt/model.py``): each modality's logits meet the
+targets by themselves, and logits are averaged for predictions only. The other one, of the averaged
+logits, trains what predicts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from mbt_fast.data.classes import TASKS
+from mbt_fast.data.classes import ONE_HEAD, check_task
+
+LOSSES = ("per_modality", "mean_logits")
 
 
-def soft_targets(targets: Tensor, task: str, n_classes: int, n_verbs: int | None = None) -> Tensor:
+def soft_targets(
+    targets: Tensor, task: str, n_classes: int, heads: Sequence[int] | None = None
+) -> Tensor:
     """Targets that can be mixed and smoothed, float32 ``[B, n_classes]``.
 
     Args:
         targets: ``"single"``: classes, integer ``[B]``. ``"multilabel"``: 1 where a class is
             present and 0 elsewhere, ``[B, n_classes]``. ``"verb_noun"``: verbs and nouns, integer
-            ``[B, 2]``.
-        task: One of ``TASKS``.
-        n_classes: Outputs of the model: of ``"verb_noun"`` verbs and nouns together.
-        n_verbs: Of ``"verb_noun"``: how many outputs are verbs; they come first.
+            ``[B, 2]``. ``"multitask"``: the class of each head, integer ``[B, H]``.
+        task: One of ``mbt_fast.data.classes.TASKS``.
+        n_classes: Outputs of the model, those of all heads together.
+        heads: How many outputs each head has, for tasks with several.
 
     Raises:
-        ValueError: The task is unknown, ``n_verbs`` does not fit it, or targets have another shape.
+        ValueError: The task is unknown, ``heads`` do not fit it, or targets have another shape.
     """
-    check_task(task, n_classes, n_verbs)
-    shape = {"single": (), "multilabel": (n_classes,), "verb_noun": (2,)}[task]
+    sizes = check_heads(task, n_classes, heads)
+    shape = target_shape(task, n_classes, heads)
     if targets.ndim != 1 + len(shape) or targets.shape[1:] != shape:
         expected = ", ".join(["B", *map(str, shape)])
         raise ValueError(
@@ -36,10 +42,8 @@ def soft_targets(targets: Tensor, task: str, n_classes: int, n_verbs: int | None
         )
     if task == "multilabel":
         return targets.float()
-    if n_verbs is None:
-        return one_hot(targets.long(), n_classes).float()
-    verbs, nouns = targets.long().unbind(1)
-    hot = one_hot(verbs, n_verbs), one_hot(nouns, n_classes - n_verbs)
+    columns = targets.long().view(len(targets), -1).unbind(1)
+    hot = [one_hot(labels, size) for labels, size in zip(columns, sizes, strict=True)]
     return torch.cat(hot, dim=1).float()
 
 
@@ -48,91 +52,134 @@ def loss(
     targets: Tensor | Mapping[str, Tensor],
     *,
     task: str,
+    kind: str = "per_modality",
     smoothing: float = 0.0,
     present: Mapping[str, Tensor] | None = None,
-    n_verbs: int | None = None,
+    heads: Sequence[int] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a batch, in float32, under autocast too (float64 for such logits).
 
-    The loss of an example is the mean over the modalities that it has, that of the batch the mean
-    over all examples. One without any modality counts as zero, so the losses of the parts of a
-    batch, weighted by their sizes, add up to that of the whole.
+    The loss of an example is the mean over the modalities that it has, or with ``"mean_logits"``
+    that of the mean of their logits. The loss of the batch is the mean over all examples. One
+    without any modality counts as zero, so the losses of the parts of a batch, weighted by their
+    sizes, add up to that of the whole.
 
     - ``"multilabel"``: binary cross-entropy, summed over the classes.
     - ``"single"``: cross-entropy.
-    - ``"verb_noun"``: the mean of the cross-entropies of verb and noun.
+    - ``"verb_noun"``, ``"multitask"``: the mean of the cross-entropies of the heads.
 
     Args:
         logits: ``[B, K]`` per modality, or one ``"shared"``, as ``MBT.forward_modalities`` returns.
         targets: Float ``[B, K]`` as ``soft_targets`` makes them: one for all logits, or one for
-            each, as modality mixup does.
-        task: One of ``TASKS``.
+            each, as modality mixup does, which ``"mean_logits"`` cannot take.
+        task: One of ``mbt_fast.data.classes.TASKS``.
+        kind: One of ``LOSSES``.
         smoothing: Label smoothing, ``y (1 - smoothing) + smoothing / K``, for every task, as in the
-            official code. Verbs and nouns have each their own ``K``.
+            official code. Each head has its own ``K``.
         present: Bool ``[B]`` per entry of ``logits``; without one it is present everywhere. Logits
             of an example that lacks the modality get no gradient, whatever they are.
-        n_verbs: Of ``"verb_noun"``: how many logits are verbs; they come first.
+        heads: As for ``soft_targets``.
 
     Returns:
-        The loss; and per modality, detached, its mean over the examples that have it, NaN where
-        none has.
+        The loss; and that of each modality's own logits, detached: the mean over the examples that
+        have it, NaN where none has.
 
     Raises:
-        ValueError: The task is unknown, there are no logits, or shapes differ.
+        ValueError: The task or kind is unknown, there are no logits, or shapes differ.
     """
     if not logits:
         raise ValueError("logits must hold at least one modality, got none")
-    losses, masks = [], []
-    for modality, given in logits.items():
-        mask = given.new_ones(len(given), dtype=torch.bool)
-        if present is not None and modality in present:
-            mask = present[modality]
-        wide = given.to(torch.promote_types(given.dtype, torch.float32))
-        target = targets if isinstance(targets, Tensor) else targets[modality]
-        if target.shape != given.shape:
-            raise ValueError(
-                f"targets must have shape {list(given.shape)} like logits[{modality!r}], "
-                f"got {list(target.shape)}"
+    if kind not in LOSSES:
+        raise ValueError(f"kind must be one of {', '.join(LOSSES)}, got {kind!r}")
+    apart = kind == "per_modality"
+    parts = [
+        _Part.of(modality, given, targets, (present or {}).get(modality))
+        for modality, given in logits.items()
+    ]
+    sizes = check_heads(task, parts[0].logits.shape[1], heads)
+    with torch.autocast(parts[0].logits.device.type, enabled=False):
+        losses = [
+            _example_losses(
+                part.logits if apart else part.logits.detach(), part.targets, task, smoothing, sizes
             )
-        wide, target = wide.masked_fill(~mask[:, None], 0), target.to(wide)
-        with torch.autocast(given.device.type, enabled=False):
-            losses.append(_example_losses(wide, target, task, smoothing, n_verbs))
-        masks.append(mask)
-    values, mask = torch.stack(losses), torch.stack(masks)
-    values = values * mask
-    total = values.sum(0) / mask.sum(0).clamp(min=1)
+            for part in parts
+        ]
+        mask = torch.stack([part.mask for part in parts])
+        count = mask.sum(0).clamp(min=1)
+        values = torch.stack(losses) * mask
+        if apart:
+            total = values.sum(0) / count
+        else:
+            mean = torch.stack([part.logits for part in parts]).sum(0) / count[:, None]
+            total = _example_losses(mean, parts[0].targets, task, smoothing, sizes) * mask.any(0)
     means = values.detach().sum(1) / mask.sum(1)
     return total.mean(), dict(zip(logits, means.unbind(), strict=True))
 
 
-def check_task(task: str, n_classes: int, n_verbs: int | None) -> None:
-    """Refuse an unknown task, and a number of verbs that does not fit it.
+class _Part(NamedTuple):
+    """Logits ``[B, K]`` of a modality, zero where it is absent, their targets, and where it is."""
+
+    logits: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        modality: str,
+        logits: Tensor,
+        targets: Tensor | Mapping[str, Tensor],
+        mask: Tensor | None,
+    ) -> "_Part":
+        """Check the targets, and widen to float32."""
+        target = targets if isinstance(targets, Tensor) else targets[modality]
+        if target.shape != logits.shape:
+            raise ValueError(
+                f"targets must have shape {list(logits.shape)} like logits[{modality!r}], "
+                f"got {list(target.shape)}"
+            )
+        if mask is None:
+            mask = logits.new_ones(len(logits), dtype=torch.bool)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wide = wide.masked_fill(~mask[:, None], 0)
+        return cls(wide, target.to(wide), mask)
+
+
+def check_heads(task: str, n_classes: int, heads: Sequence[int] | None) -> list[int]:
+    """How many outputs each head has; ``None`` for the one of a task with one.
 
     Raises:
-        ValueError: See above.
+        ValueError: The task is unknown, or the heads are not of it or not of so many classes.
     """
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    if task != "verb_noun" and n_verbs is not None:
-        raise ValueError(f"n_verbs must be None for task {task!r}, got {n_verbs}")
-    if task == "verb_noun" and not 0 < (n_verbs or 0) < n_classes:
-        raise ValueError(f"n_verbs must be in 1..{n_classes - 1}, got {n_verbs}")
+    check_task(task)
+    if heads is None and task in ONE_HEAD:
+        return [n_classes]
+    if heads is None:
+        raise ValueError(f"heads must be given for task {task!r}, got None")
+    if sum(heads) != n_classes or min(heads) < 1:
+        raise ValueError(f"heads must share {n_classes} outputs, got {list(heads)}")
+    if task != "multitask" and len(heads) != (1 if task in ONE_HEAD else 2):
+        raise ValueError(f"heads must be those of task {task!r}, got {list(heads)}")
+    return list(heads)
+
+
+def target_shape(task: str, n_classes: int, heads: Sequence[int] | None) -> tuple[int, ...]:
+    """Shape of one example's target, as ``Manifest.target`` gives it; errors of ``check_heads``."""
+    sizes = check_heads(task, n_classes, heads)
+    if task in ONE_HEAD:
+        return (n_classes,) if task == "multilabel" else ()
+    return (len(sizes),)
 
 
 def _example_losses(
-    logits: Tensor, targets: Tensor, task: str, smoothing: float, n_verbs: int | None
+    logits: Tensor, targets: Tensor, task: str, smoothing: float, heads: Sequence[int]
 ) -> Tensor:
     """Loss of each example ``[B]``."""
-    check_task(task, logits.shape[1], n_verbs)
-    if n_verbs is not None:
-        sizes = [n_verbs, logits.shape[1] - n_verbs]
-        pairs = zip(logits.split(sizes, 1), targets.split(sizes, 1), strict=True)
-        verb, noun = (_cross_entropy(part, target, smoothing) for part, target in pairs)
-        return (verb + noun) / 2
-    if task == "single":
-        return _cross_entropy(logits, targets, smoothing)
-    smooth = _smooth(targets, smoothing)
-    return binary_cross_entropy_with_logits(logits, smooth, reduction="none").sum(1)
+    if task == "multilabel":
+        smooth = _smooth(targets, smoothing)
+        return binary_cross_entropy_with_logits(logits, smooth, reduction="none").sum(1)
+    pairs = zip(logits.split(heads, 1), targets.split(heads, 1), strict=True)
+    return torch.stack([_cross_entropy(*pair, smoothing) for pair in pairs]).mean(0)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

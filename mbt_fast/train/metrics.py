@@ -1,8 +1,9 @@
-"""Scores of a whole data set: mean average precision, top-k and Epic-Kitchens' accuracies.
+"""Scores of a whole data set: mean average precision, top-k, and accuracies of several heads.
 
 They are those of scikit-learn and of the challenge, in float64 on the CPU, with ties.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -106,6 +107,26 @@ def verb_noun_accuracy(
     }
     best = {name: _share(rank < 1) for name, rank in found.items()}
     return best | {f"{name}_top5": _share(rank < 5) for name, rank in found.items()}
+
+
+def head_accuracy(scores: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
+    """Top-1 accuracy of each head of a model with several, and their mean.
+
+    Args:
+        scores: Logits ``[N, K]`` of each head.
+        labels: The class of each head, integer ``[N, H]``, heads in the order of ``scores``.
+
+    Returns:
+        ``top1``, the mean, and ``top1/HEAD`` for each head.
+
+    Raises:
+        ValueError: Shapes do not fit, a score is NaN, or a label is no class.
+    """
+    if labels.shape[1:] != (len(scores),):
+        raise ValueError(f"labels must have shape [N, {len(scores)}], got {list(labels.shape)}")
+    pairs = zip(scores.items(), labels.unbind(1), strict=True)
+    by_head = {f"top1/{head}": top_k_accuracy(part, own, 1) for (head, part), own in pairs}
+    return {"top1": sum(by_head.values()) / len(by_head), **by_head}
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What a run is made of, read and built from its configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast.data import ClipTransform, read_labels
-from mbt_fast.data.classes import ClassIndex
+from mbt_fast.data.classes import head_sizes
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBT
@@ -17,8 +17,10 @@ from mbt_fast.models.saved import Model
 from mbt_fast.profiling.machine import choose_device, choose_dtype
 from mbt_fast.train import start
 from mbt_fast.train.augment import Augment
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import TrainingClips
+from mbt_fast.train.decoded import CentreWindows, cached
 
 _COMPARED = {
     "labels": "class names",
@@ -47,9 +49,9 @@ class Data:
     task: str
 
     @property
-    def n_verbs(self) -> int | None:
-        """How many classes are verbs, of a task with verbs and nouns."""
-        return ClassIndex(self.names).n_verbs or None
+    def heads(self) -> tuple[int, ...]:
+        """How many classes each head has."""
+        return tuple(head_sizes(self.names, self.task).values())
 
     def weights(self, sampling: str) -> Tensor | None:
         """Weights of the training clips, for ``data.sampling``: none for ``"uniform"``."""
@@ -88,8 +90,8 @@ class Parts:
         """Steps of the whole run."""
         return self.config.train.total_steps(len(self.data.train))
 
-    def clips(self) -> TrainingClips:
-        """The training clips, as windows that are drawn."""
+    def clips(self, cache: ClipCache | None = None) -> TrainingClips:
+        """The training clips, as windows that are drawn or that a cache has."""
         config, data = self.config, self.data
         return TrainingClips(
             data.train,
@@ -100,7 +102,27 @@ class Parts:
             seed=config.train.seed,
             weights=data.weights(config.data.sampling),
             errors=config.data.errors,
+            cache=cache,
         )
+
+    def cache(
+        self, manifest: Manifest, stop: Callable[[], bool], *, whole: bool = False
+    ) -> ClipCache | None:
+        """The decoded clips of a manifest, made if need be.
+
+        Args:
+            manifest: The clips.
+            stop: Asked while it is made.
+            whole: As in ``CentreWindows``.
+
+        Returns:
+            ``None`` without ``data.cache``, or if it was stopped.
+        """
+        data = self.config.data
+        if not data.cache:
+            return None
+        windows = CentreWindows(manifest, self.transform, data.errors, whole)
+        return cached(windows, Path(data.cache), workers=data.workers, stop=stop)
 
     def augment(self) -> Augment:
         """What is done to a batch on the device."""
@@ -108,7 +130,7 @@ class Parts:
             self.config.augment,
             self.config.train.task,
             len(self.data.names),
-            n_verbs=self.data.n_verbs,
+            heads=self.data.heads,
             n_tokens={m: self.transform.n_tokens(m) for m in self.transform.windows},
             joint=isinstance(self.model, MBT) and self.model.config.classifier == "gap",
         )

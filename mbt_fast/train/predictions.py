@@ -12,6 +12,7 @@ from mbt_fast.data import ClipTransform
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import RunError
 from mbt_fast.train.augment import to_float
+from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.loader import Loader
 from mbt_fast.train.views import ClipViews, ViewBatch, collate_views
 
@@ -63,6 +64,7 @@ def predict(
     errors: str = "strict",
     rank: int = 0,
     world: int = 1,
+    cache: ClipCache | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Predictions] | None:
     """Read every clip once, and predict it from each subset of the modalities.
@@ -84,6 +86,7 @@ def predict(
         errors: As for ``load_clip``.
         rank: Of this process, which reads every ``world``-th clip from this one on.
         world: Number of processes.
+        cache: The clips as one view each, decoded before; ``None`` reads their files.
         stop: Asked before each batch and while one does not come; ``True`` ends the work.
 
     Returns:
@@ -91,7 +94,7 @@ def predict(
 
     Raises:
         RunError: A logit is NaN; names the clips.
-        ValueError: The transform has no such modality.
+        ValueError: The transform has no such modality, or there is a cache for several views.
     """
     from tqdm import tqdm
 
@@ -103,7 +106,7 @@ def predict(
     device = torch.device(device)
     rows = range(rank, len(manifest), world)
     loader = Loader(
-        ClipViews(manifest, transform, views, errors),
+        ClipViews(manifest, transform, views, errors, cache),
         BatchSampler(rows, max(1, batch_size // views), drop_last=False),
         partial(collate_views, mask_padding=mask_padding),
         workers=workers,

@@ -5,13 +5,12 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from mbt_fast.errors import InputError
 from mbt_fast.profiling.machine import is_out_of_memory
 from mbt_fast.profiling.timing import Deadline, timed
 from mbt_fast.train import optimizer
-from mbt_fast.train.losses import loss, soft_targets
+from mbt_fast.train.losses import loss, soft_targets, target_shape
 from mbt_fast.train.order import Key, epoch_order
 from mbt_fast.train.parts import Parts
 
@@ -145,12 +144,9 @@ def _gradient(parts: Parts, count: int) -> None:
     }
     with parts.autocast():
         logits = parts.model.forward_modalities(inputs)
-    task, n_verbs = parts.config.train.task, parts.data.n_verbs
-    targets = soft_targets(_any_targets(count, task, len(names)), task, len(names), n_verbs)
-    total, _ = loss(logits, targets.to(device), task=task, n_verbs=n_verbs)
+    task, heads = parts.config.train.task, parts.data.heads
+    shape = target_shape(task, len(names), heads)
+    targets = torch.zeros(count, *shape, dtype=torch.int64, device=device)
+    soft = soft_targets(targets, task, len(names), heads)
+    total, _ = loss(logits, soft, task=task, kind=parts.config.train.loss, heads=heads)
     total.backward()
-
-
-def _any_targets(count: int, task: str, n_classes: int) -> Tensor:
-    shape = {"single": (), "multilabel": (n_classes,), "verb_noun": (2,)}[task]
-    return torch.zeros(count, *shape, dtype=torch.int64)

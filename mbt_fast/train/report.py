@@ -54,7 +54,7 @@ def write(
 
 def scores_of(record: Record) -> dict[str, float]:
     """The scores among the values of a record."""
-    return {name: record[name] for name in SCORES if record.get(name) is not None}
+    return {name: record[name] for name in record if _is_score(name) and record[name] is not None}
 
 
 def line(done: str, record: Record) -> str:
@@ -75,10 +75,15 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     ]
 
 
+def _is_score(name: str) -> bool:
+    """Whether a record's value is a score, of one head or of all."""
+    return name.partition("/")[0] in SCORES
+
+
 def _scores(evals: Sequence[Record]) -> Section | None:
     if not evals:
         return None
-    names = [name for name in SCORES if any(name in record for record in evals)]
+    names = list(dict.fromkeys(name for record in evals for name in record if _is_score(name)))
     headers = ["step", "epoch", "clips of", "views", "n", *names]
     rows = [
         [

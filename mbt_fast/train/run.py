@@ -28,7 +28,7 @@ _ALARM = (
     "labels and clips do not belong together"
 )
 _REPORT_PAUSE = 20  # drawing takes a second or two, and is to take little of a run's time
-BEST_SCORE = {"multilabel": "mAP", "single": "top1", "verb_noun": "action"}
+BEST_SCORE = {"multilabel": "mAP", "single": "top1", "verb_noun": "action", "multitask": "top1"}
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,8 @@ class Run(ExitStack):
 
     def _score(self, evaluation: Evaluation, stop: Callable[[], bool]) -> Record | None:
         parts, options = self.parts, self.config
+        one = evaluation.views == 1
+        cache = parts.cache(evaluation.manifest, stop, whole=True) if one else None
         with self.state.scored():
             result = evaluate(
                 parts.model,
@@ -225,6 +227,7 @@ class Run(ExitStack):
                 mask_padding=options.data.mask_padding,
                 errors=options.data.errors,
                 broken_limit=options.data.broken_limit,
+                cache=cache,
                 stop=stop,
             )
         if result is None:

@@ -1,6 +1,7 @@
 """The sections of a training configuration, one class for each table of the TOML file."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from mbt_fast.data import ClipTransform
@@ -28,7 +29,7 @@ class DataConfig(Section):
         val: Manifest that is scored during the run; empty for none.
         test: Manifest that is scored at the end; empty for ``val``.
         labels: File of the label names, in the order of the outputs; empty for the sorted names of
-            the training manifest. With ``task = "verb_noun"`` the verbs come first.
+            the training manifest. See ``data.classes.head_sizes`` for tasks with several heads.
         workers: Processes that read clips; 0 reads in the process of the model.
         fps: As in ``ClipTransform``, and so the next fields up to ``circular_sound``.
         stride: Distance of frames; none makes the video last as long as the sound.
@@ -43,6 +44,8 @@ class DataConfig(Section):
         sampling: ``"balanced"`` draws with weights of one over the size of a clip's classes.
         broken_limit: Share of the clips; a run ends when more than this cannot be read.
         errors: ``"tolerate"`` skips damaged packets of a file, ``"strict"`` takes it as broken.
+        cache: Folder in which decoded windows are kept for later epochs and runs; empty for none.
+            The windows must be the centre ones. Scores of one view have a cache too.
     """
 
     title: ClassVar[str] = "data"
@@ -64,6 +67,7 @@ class DataConfig(Section):
     sampling: Literal["uniform", "balanced"] = "uniform"
     broken_limit: Share = 0.01
     errors: Literal["strict", "tolerate"] = "strict"
+    cache: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,10 @@ class LoopConfig(Section):
     Args:
         task: ``"multilabel"``: binary cross-entropy, mAP. ``"single"``: cross-entropy, top-1 and
             top-5. ``"verb_noun"``: both of a verb and of a noun, and their pair, the action.
+            ``"multitask"``: a head for each column ``labels.HEAD`` of the manifest; the mean of
+            their cross-entropies, and top-1 of each.
+        loss: ``"per_modality"``: the mean of the losses of the modalities' logits, as in the
+            official code. ``"mean_logits"``: the loss of their mean.
         epochs: Passes over the training clips; or ``steps``.
         steps: Steps of the optimizer; or ``epochs``.
         batch_size: Clips of a step, over all devices.
@@ -154,7 +162,8 @@ class LoopConfig(Section):
 
     title: ClassVar[str] = "train"
 
-    task: Literal["multilabel", "single", "verb_noun"]
+    task: Literal["multilabel", "single", "verb_noun", "multitask"]
+    loss: Literal["per_modality", "mean_logits"] = "per_modality"
     epochs: Positive | None = None
     steps: Positive | None = None
     batch_size: Positive
@@ -271,6 +280,10 @@ class InitConfig(Section):
         ast: An Audio Spectrogram Transformer, for the modality ``spectrogram``.
         checkpoint: A run, a checkpoint of mbt_fast, or an official one; all weights but those of a
             classifier for other classes.
+        towers: For each modality a run or checkpoint of an MBT with that modality, alone or among
+            others: the modality's embedding and blocks are taken. The last norm, which modalities
+            share, is that of the first one named, and so are the blocks of a shared encoder.
+            Bottleneck tokens and classifier start anew.
     """
 
     title: ClassVar[str] = "init"
@@ -278,9 +291,12 @@ class InitConfig(Section):
     vit: str = ""
     ast: str = ""
     checkpoint: str = ""
+    towers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every field, and that they do not contradict one another."""
         super().__post_init__()
         if self.checkpoint and (self.vit or self.ast):
             raise InputError("init.checkpoint must be given alone, got init.vit or init.ast too")
+        if self.towers and (self.checkpoint or self.vit or self.ast):
+            raise InputError("init.towers must be given alone, got another key of [init] too")

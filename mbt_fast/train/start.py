@@ -13,6 +13,7 @@ from mbt_fast.config import MBTConfig
 from mbt_fast.data import ClipTransform
 from mbt_fast.data.transform import KIND
 from mbt_fast.errors import CheckpointError, InputError
+from mbt_fast.layers.fusion_layer import SHARED
 from mbt_fast.models import MBT
 from mbt_fast.models.fused_classifier import FusedClassifier, FusedConfig
 from mbt_fast.models.saved import Model, load_model
@@ -31,8 +32,7 @@ def build(config: TrainConfig, num_classes: int, saved: Path | None = None) -> M
 
     Args:
         config: The run.
-        num_classes: Outputs of the classifier; with ``task = "verb_noun"`` those of the verbs and
-            then those of the nouns.
+        num_classes: Outputs of the classifier, those of all heads together.
         saved: A checkpoint of this run, whose weights the model gets. The files with which the run
             began are then not needed any more.
 
@@ -82,7 +82,9 @@ def _mbt(config: TrainConfig, num_classes: int) -> MBT:
     model = MBT(config.model.mbt(num_classes))
     init = config.init
     if init.checkpoint:
-        _load(model, *_checkpoint(Path(init.checkpoint)))
+        _load(model, *_checkpoint("init.checkpoint", init.checkpoint))
+    elif init.towers:
+        model.load_state_dict(_towers(init.towers, model))
     elif init.vit or init.ast:
         model.load_state_dict(_pretrained(init, model))
     return model
@@ -112,10 +114,11 @@ def _fused(config: TrainConfig, num_classes: int) -> FusedClassifier:
     return model.float()
 
 
-def _checkpoint(path: Path) -> tuple[MBTConfig, dict[str, Tensor]]:
+def _checkpoint(key: str, given: str) -> tuple[MBTConfig, dict[str, Tensor]]:
     """Config and weights of a run, a checkpoint of mbt_fast, or an official file."""
+    path = Path(given)
     if not path.exists():
-        raise CheckpointError(f"init.checkpoint must exist, got {path}")
+        raise CheckpointError(f"{key} must exist, got {path}")
     if path.is_dir() or path.name in ("latest", "best"):
         return checkpoint.load_pretrained(path)
     params = checkpoint.load_scenic(path)
@@ -129,6 +132,59 @@ def _load(model: MBT, saved: MBTConfig, state_dict: Mapping[str, Tensor]) -> Non
     state_dict = _with_head(state_dict, model)
     check_shapes(state_dict, expected_shapes(model.config), "init.checkpoint does not fit [model]")
     model.load_state_dict(state_dict)
+
+
+def _towers(towers: Mapping[str, str], model: MBT) -> dict[str, Tensor]:
+    """Weights of a model whose modalities have been trained apart; the rest stays fresh.
+
+    What modalities share is that of the first: the last norm, and blocks with ``share_encoder``.
+    """
+    weights: dict[str, Tensor] = {}
+    for modality, path in towers.items():
+        weights = _tower(modality, path, model) | weights
+    return model.state_dict() | weights
+
+
+def _tower(modality: str, path: str, model: MBT) -> dict[str, Tensor]:
+    """A modality's embedding and blocks, and the last norm, by their names in the model."""
+    key, config = f"init.towers.{modality}", model.config
+    if modality not in config.modalities:
+        raise InputError(f"{key} must be of model.modalities, got {', '.join(config.modalities)}")
+    saved, state_dict = _checkpoint(key, path)
+    if modality not in saved.modalities:
+        known = ", ".join(saved.modalities)
+        raise InputError(f"{key} must be a model of {modality}, got one of {known}: {path}")
+    if saved.num_heads != config.num_heads:
+        raise InputError(
+            f"{key} must have {config.num_heads} heads as [model], got {saved.num_heads}: {path}"
+        )
+    with _naming(key):
+        state_dict = checkpoint.resize_position_embeddings(
+            state_dict, saved, _alone(config, modality)
+        )
+    own, theirs = _names(config, modality), _names(saved, modality)
+    tower = {own.get(name, name): state_dict[given] for name, given in theirs.items()}
+    shapes = expected_shapes(config)
+    what = f"{key} {path} does not fit [model]"
+    check_shapes(tower, {name: shapes[name] for name in own.values()}, what)
+    return tower
+
+
+def _names(config: MBTConfig, modality: str) -> dict[str, str]:
+    """Names of a modality's tensors, by those that they have where each has blocks of its own."""
+    owner = f".{SHARED}." if config.share_encoder else f".{modality}."
+    return {
+        name.replace(owner, f".{modality}."): name
+        for name in expected_shapes(config)
+        if name.startswith(f"embed.{modality}.")
+        or (name.startswith("blocks.") and owner in name)
+        or name in _NORM
+    }
+
+
+def _alone(config: MBTConfig, modality: str) -> MBTConfig:
+    """The configuration of one modality alone."""
+    return config.replace(modalities=(modality,), update_order=())
 
 
 def _with_head(state_dict: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
@@ -158,8 +214,7 @@ def _sound(ast: str, config: MBTConfig, norm: bool) -> dict[str, Tensor]:
     if "spectrogram" not in config.modalities or config.share_encoder:
         raise ValueError("the model must have blocks of its own for the modality spectrogram")
     state_dict, grid = checkpoint.load_ast(ast)
-    alone = config.replace(modalities=("spectrogram",))
-    weights = checkpoint.from_vit(state_dict, alone, grid=grid)
+    weights = checkpoint.from_vit(state_dict, _alone(config, "spectrogram"), grid=grid)
     own = {name: tensor for name, tensor in weights.items() if ".spectrogram." in name}
     return own | {name: weights[name] for name in _NORM if norm}
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from mbt_fast.data import Clip, ClipTransform, collate, load_clip
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import ClipError
+from mbt_fast.train.clip_cache import ClipCache
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,25 @@ class ClipViews(Dataset[Views]):
         transform: What the model takes.
         n_views: Windows of a clip that is longer than one.
         errors: As for ``load_clip``.
+        cache: The clips as one view each, decoded before.
+
+    Raises:
+        ValueError: There is a cache for several views.
     """
 
     def __init__(
-        self, manifest: Manifest, transform: ClipTransform, n_views: int, errors: str = "strict"
+        self,
+        manifest: Manifest,
+        transform: ClipTransform,
+        n_views: int,
+        errors: str = "strict",
+        cache: ClipCache | None = None,
     ) -> None:
         """Hold what is needed; no file is opened."""
+        if cache is not None and n_views != 1:
+            raise ValueError(f"n_views must be 1 with a cache, got {n_views}")
         self.manifest, self.transform = manifest, transform
-        self.n_views, self.errors = n_views, errors
+        self.n_views, self.errors, self.cache = n_views, errors, cache
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -73,20 +85,24 @@ class ClipViews(Dataset[Views]):
 
     def __getitem__(self, row: int) -> Views:
         """Read one clip."""
-        entry = self.manifest[row]
         try:
-            clip = load_clip(
-                entry.media,
-                self.transform,
-                self.n_views,
-                start=entry.start,
-                end=entry.end,
-                pixels="uint8",
-                errors=self.errors,
-            )
+            return Views(row, self._read(row))
         except ClipError as error:
             return Views(row, None, str(error))
-        return Views(row, clip)
+
+    def _read(self, row: int) -> Clip:
+        if self.cache is not None:
+            return self.cache[row]
+        entry = self.manifest[row]
+        return load_clip(
+            entry.media,
+            self.transform,
+            self.n_views,
+            start=entry.start,
+            end=entry.end,
+            pixels="uint8",
+            errors=self.errors,
+        )
 
 
 def collate_views(items: Sequence[Views], *, mask_padding: bool) -> ViewBatch:

@@ -154,14 +154,14 @@ def test_front_end_of_the_run_is_used_unless_it_is_given(run, folder, tmp_path):
     assert usual != probabilities(clip, run, tmp_path, "--spec-mean", "4.0")
 
 
-@pytest.mark.parametrize("task", ["single", "multilabel", "verb_noun"])
+@pytest.mark.parametrize("task", ["single", "multilabel", "verb_noun", "multitask"])
 def test_names_that_are_shown_may_occur_twice(run, tmp_path, task):
     state_file = resolve_run(run) / "state.json"
     copied = tmp_path / "copied"
     shutil.copytree(state_file.parent, copied)
     state = json.loads(state_file.read_text())
     state["config"]["train.task"] = task
-    if task == "verb_noun":
+    if task in ("verb_noun", "multitask"):
         state["labels"] = ["verb:cut", "noun:cup"]
     (copied / "state.json").write_text(json.dumps(state))
     (tmp_path / "labels.txt").write_text("same\nsame\n")
@@ -169,7 +169,7 @@ def test_names_that_are_shown_may_occur_twice(run, tmp_path, task):
     shown = probabilities(clip, copied, tmp_path, "--labels", str(tmp_path / "labels.txt"))
     assert list(shown) == ["same"]
     # A softmax over one verb is 1, whatever its name.
-    assert (shown["same"] == 1) == (task == "verb_noun")
+    assert (shown["same"] == 1) == (task in ("verb_noun", "multitask"))
 
 
 def test_padding_is_masked_as_it_was_in_the_run(run, tmp_path):

@@ -1,5 +1,6 @@
 """Manifests: what a row means, which files are refused and why, and what they cost."""
 
+import json
 import pickle
 from multiprocessing.reduction import ForkingPickler
 
@@ -19,6 +20,7 @@ c.mp4,,,,,y
 
 "d, e.mp4",last,,4,"Speech, male",z
 """
+HEADS = "path,labels.sum,labels.shown,labels\na,odd,3,x\nb,even,4,y\nc,even,3,z\n"
 VERBS = "path,verb,noun\na.mp4,take,pan\nb.mp4,wash,pan\nc.mp4,take,1\n"
 
 
@@ -70,13 +72,16 @@ def test_written_rows_are_read_back(tmp_path):
     rows = [
         {"path": " a\u2028.mp4", "id": 'quo"te', "start": 0.1, "labels": ["x, y", "z"]},
         {"path": "b.mp4", "id": "2", "verb": "take", "noun": "pan", "offset": 512, "size": 7},
+        {"path": "c.mp4", "id": "3", "labels.sum": ["x", "y"], "labels.shown": ["z"]},
     ]
-    columns = ("path", "id", "start", "labels", "verb", "noun", "offset", "size")
+    heads = ("labels.sum", "labels.shown")
+    columns = ("path", "id", "start", "labels", "verb", "noun", "offset", "size", *heads)
     for name in ("a.csv", "a.jsonl"):
-        assert write_rows(tmp_path / name, rows, columns) == 2
-        first, second = Manifest.read(tmp_path / name)
+        assert write_rows(tmp_path / name, rows, columns) == 3
+        first, second, third = Manifest.read(tmp_path / name)
         assert first == Entry(str(tmp_path / " a\u2028.mp4"), 'quo"te', 0.1, labels=("x, y", "z"))
         assert (second.verb, second.noun, second.offset, second.size) == ("take", "pan", 512, 7)
+        assert third.heads == {"sum": ("x", "y"), "shown": ("z",)}
 
 
 def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path):
@@ -109,6 +114,9 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path):
         ("path,start,end\na,2,2\n", "line 2: end must be later than start, got 2 s after 2 s"),
         ("path,labels\na,x||y\n", "line 2: labels must not be empty between separators"),
         ("path,labels\na,x|x\n", "line 2: labels must differ from one another, got 'x|x'"),
+        ("path,labels.sum\na,x||y\n", "line 2: labels.sum must not be empty between"),
+        ("path,labels.\na,x\n", "line 2: a column labels.HEAD must name a head without ':'"),
+        ("path,labels.a:b\na,x\n", "must name a head without ':', got 'labels.a:b'"),
         ("path,offset\na,5\n", "line 2: offset and size must both be given or none"),
         ("path,id\na,1\nb,2\n\nc,1\n", "each id must occur once, got '1' in lines 2 and 5"),
         ("path,id\na,b\nb,\n", "each id must occur once, got 'b' in lines 2 and 3"),
@@ -207,17 +215,54 @@ def test_verbs_and_nouns_are_counted_beside_a_column_of_labels(read):
     assert manifest.class_counts(["P01", "P02"], "single").tolist() == [2, 1]
 
 
+def test_targets_of_several_heads(read):
+    manifest = read(HEADS)
+    assert manifest.label_names("multitask")[:3] == ("sum:even", "sum:odd", "shown:0")
+    names = ["shown:4", "shown:3", "sum:odd", "sum:even"]
+    assert manifest.targets(names, "multitask").tolist() == [[1, 0], [0, 1], [1, 1]]
+    assert manifest.class_counts(names, "multitask").tolist() == [1, 2, 1, 2]
+    assert manifest.balanced_weights(names, "multitask").tolist() == [1.5, 1.5, 1]
+    assert manifest.label_names("single") == ("x", "y", "z")
+    assert manifest[1].heads == {"sum": ("even",), "shown": ("4",)}
+    assert manifest.ignored == ()
+
+
+def test_a_list_of_classes_chooses_among_the_heads(read):
+    targets = read(HEADS).targets(["sum:even", "sum:odd"], "multitask")
+    assert targets.tolist() == [[1], [0], [0]]
+
+
+def test_heads_are_the_same_in_every_format(read):
+    rows = [
+        {"path": "a", "labels": "x", "labels.sum": "odd", "labels.shown": 3},
+        {"path": "b", "labels": "y", "labels.sum": "even", "labels.shown": "4"},
+        {"path": "c", "labels": ["z"], "labels.sum": ["even"], "labels.shown": 3},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    manifest = read(lines, "heads.jsonl")
+    assert manifest.hash == read(HEADS).hash != read(HEADS.replace("4", "3"), "other.csv").hash
+    assert [entry.heads for entry in manifest] == [entry.heads for entry in read(HEADS)]
+
+
+def test_rows_before_the_first_label_of_a_head_have_none(read):
+    manifest = read('{"path": "a"}\n{"path": "b", "labels.sum": "odd"}\n', "late.jsonl")
+    assert [entry.heads for entry in manifest] == [{}, {"sum": ("odd",)}]
+    with pytest.raises(InputError, match=r"line 1: labels\.sum must be one label, got none"):
+        manifest.targets(["sum:odd"], "multitask")
+
+
 @pytest.mark.parametrize(
     ("text", "names", "task"),
     [
         (CLIPS, ["Wind", "Thunder", "Rain", "Speech, male"], "multilabel"),
         ("path,labels\na,Wind\nb,0\nc,Rain\n", ["Wind", "Rain"], "single"),
         (VERBS, ["verb:wash", "verb:take", "noun:pan", "noun:plate"], "verb_noun"),
+        (HEADS, ["sum:even", "sum:odd", "shown:3", "shown:4"], "multitask"),
     ],
 )
 def test_one_target_is_a_row_of_all_targets(read, text, names, task):
     manifest = read(text)
-    rows = [manifest.target(row, ClassIndex(names), task) for row in range(len(manifest))]
+    rows = [manifest.target(row, ClassIndex(names, task)) for row in range(len(manifest))]
     assert torch.equal(torch.stack(rows), manifest.targets(names, task))
 
 
@@ -237,7 +282,16 @@ def test_drawing_by_balanced_weights_gives_classes_alike(read):
         ("path,labels\na,x\nb,\n", ["x"], "single", "line 3: labels must be one label, got none"),
         (VERBS, ["verb:take", "noun:pan"], "verb_noun", "line 3: verb must name a class, got"),
         (VERBS, ["verb:take", "verb:wash", "noun:pan"], "verb_noun", "noun must name a class"),
-        (VERBS, ["noun:pan", "verb:take"], "verb_noun", "names of verbs must come first"),
+        (
+            VERBS,
+            ["noun:pan", "verb:take"],
+            "verb_noun",
+            "must be verbs and then nouns, got noun and verb",
+        ),
+        (HEADS, ["sum:odd"], "multitask", "line 3: labels.sum must name a class, got 'even'"),
+        (HEADS, ["sum:odd", "shown:3", "sum:even"], "multitask", "of a head must stand together"),
+        (HEADS, ["sum:odd", "even"], "multitask", "must be HEAD:NAME, got 'even'"),
+        (HEADS, ["heard:1"], "multitask", "task 'multitask' needs the columns labels.heard, got"),
         (VERBS, ["x"], "single", "task 'single' needs the columns labels, got verb and noun"),
         ("path,label\na,x\n", ["x"], "single", "got no labels and unknown columns label"),
         (CLIPS, ["Rain", "Rain"], "multilabel", "must have a name of its own, got 'Rain' twice"),
@@ -251,7 +305,7 @@ def test_labels_that_are_no_targets(read, text, names, task, message):
     if "line" in message:
         row = 1 if "line 3" in message else 0
         with pytest.raises(InputError) as raised:
-            manifest.target(row, ClassIndex(names), task)
+            manifest.target(row, ClassIndex(names, task))
         assert message in str(raised.value)
 
 

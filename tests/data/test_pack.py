@@ -298,6 +298,16 @@ def test_verbs_and_nouns_are_kept(folder, tmp_path):
     assert read_window(second.media, TRANSFORM).duration == pytest.approx(0.3)
 
 
+def test_labels_of_heads_are_kept(folder, tmp_path):
+    path = Manifest.read(folder / "train.csv")[0].path
+    source = tmp_path / "heads.csv"
+    source.write_text(f"path,id,labels.sum,labels.shown\n{path},a,,2\n{path},b,3,1|4\n")
+    assert pack(source, tmp_path / "out") == 0
+    first, second = Manifest.read(tmp_path / "out" / "heads.csv")
+    assert first.heads == {"shown": ("2",)}
+    assert second.heads == {"sum": ("3",), "shown": ("1", "4")}
+
+
 def test_the_manifest_is_not_overwritten(folder, capsys):
     assert pack(folder / "train.csv", folder) == 2
     assert "OUT must be another folder than that of the manifest" in capsys.readouterr().err

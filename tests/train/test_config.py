@@ -204,6 +204,13 @@ def test_bad_value_is_one_line_that_names_it(recipe, override, message):
         (["train.epochs=1", "train.steps=2"], r"train\.epochs or train\.steps must be given"),
         (["train.warmup_epochs=1.0", "train.warmup_steps=2"], r"warmup_steps must be given, not"),
         (["train.micro_batch=4", "train.virtual_devices=2"], r"micro_batch must be left out"),
+        (["init.vit=a.npz", "init.towers.rgb=run"], r"init\.towers must be given alone"),
+        (
+            ["train.loss=mean_logits", "augment.mixup=0.3", "augment.modality_mixup=true"],
+            r"augment\.modality_mixup must be false with train\.loss",
+        ),
+        (["init.towers=run"], r"init\.towers must be a table, got 'run'"),
+        (["init.towers.rgb=1"], r"init\.towers\.rgb must be a string, got 1"),
         (["init.vit=a.npz", "init.checkpoint=run"], r"init\.checkpoint must be given alone"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_broken_clip_is_replaced_by_the_same_clip_each_time(training):
     assert first.index not in broken
     assert first.broken[0].index == broken[0]
     assert "not a readable media file" in first.broken[0].error
-    assert first.target == dataset.manifest.target(first.index, dataset.classes, "single")
+    assert first.target == dataset.manifest.target(first.index, dataset.classes)
     others = {dataset[Key(0, position, broken[0])].index for position in range(12)}
     assert len(others) > 1, "the substitute depends on the place"
 

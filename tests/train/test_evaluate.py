@@ -156,6 +156,21 @@ def test_actions_of_verbs_and_nouns(model, folder, transform):
     assert {"verb", "noun", "action_top5"} <= set(result)
 
 
+def test_top1_of_every_head(model, folder, transform):
+    names = ["parity:even", "parity:odd", *(f"letter:{name}" for name in "abcde")]
+    labels = {
+        "labels.parity": lambda i: ("even", "odd")[i % 2],
+        "labels.letter": lambda i: "abc"[i % 3],
+    }
+    manifest = write_manifest(folder, "heads.csv", **labels)
+    rows, logits = one_by_one(model, manifest, transform)
+    result = evaluate(model, manifest, transform, task="multitask", names=names)
+    predicted = torch.stack([logits[:, :2].argmax(1), logits[:, 2:].argmax(1)], 1)
+    right = (predicted == manifest.targets(names, "multitask")[rows]).double().mean(0).tolist()
+    assert [result["top1/parity"], result["top1/letter"]] == pytest.approx(right)
+    assert result["top1"] == pytest.approx(sum(right) / 2)
+
+
 @pytest.mark.parametrize("batches", [[[0, 1], [1, 2]], [[0, 1]]])
 def test_a_clip_that_is_read_twice_or_never_is_noticed(
     model, single, transform, batches, monkeypatch

@@ -428,6 +428,34 @@ def test_verbs_and_nouns_train(clips, configure, tmp_path):
     assert names == ["verb:0", "verb:1", "verb:2", "verb:3", "noun:0", "noun:1"]
 
 
+def test_several_heads_train(clips, configure, tmp_path):
+    for name in ("train", "val"):
+        rows = (clips / f"{name}.csv").read_text().splitlines()[1:]
+        lines = ["path,id,labels.number,labels.half"]
+        for path, id_, label in (row.split(",") for row in rows):
+            lines.append(f"{clips / path},{id_},{label[-1]},{int(label[-1]) // 2}")
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    files = [f"data.{name}={tmp_path / name}.csv" for name in ("train", "val")]
+    options = ["train.task=multitask", 'data.labels=""', "train.steps=2", "eval.views=1"]
+    outcome = train(configure(*files, *options), tmp_path / "run")
+    assert {"top1", "top1/number", "top1/half"} <= outcome.scores.keys()
+    assert "top1/half" in str(outcome)
+    names = (tmp_path / "run" / "labels.txt").read_text().split()
+    assert names == [*(f"number:{k}" for k in range(4)), "half:0", "half:1"]
+    assert (tmp_path / "run" / "best").exists()
+
+
+def test_loss_of_the_mean_logits_trains(configure, tmp_path):
+    """Classifiers of zeros learn alike in the first step, and have both kinds of records."""
+    options = ["model.fusion_layer=2", "train.steps=3", "train.optimizer=adamw", "eval.views=1"]
+    train(configure(*options), tmp_path / "apart")
+    train(configure(*options, "train.loss=mean_logits"), tmp_path / "mean")
+    apart, mean = records(tmp_path / "apart", "train"), records(tmp_path / "mean", "train")
+    for name in ("loss/rgb", "loss/spectrogram"):
+        assert mean[0][name] == apart[0][name]
+        assert mean[2][name] != apart[2][name]
+
+
 @pytest.mark.parametrize("task", ["multilabel", "single"])
 @pytest.mark.parametrize("sampling", ["uniform", "balanced"])
 def test_every_task_and_sampling_trains(configure, tmp_path, task, sampling):

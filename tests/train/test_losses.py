@@ -6,7 +6,8 @@ from torch import nn
 
 from mbt_fast.train.losses import loss, soft_targets
 
-B, K, V = 6, 7, 3
+B, K = 6, 7
+HEADS = {"verb_noun": (3, 4), "multitask": (2, 1, 4)}
 
 
 def logits():
@@ -18,15 +19,15 @@ def targets(task):
         return soft_targets(torch.rand(B, K) < 0.4, task, K)
     if task == "single":
         return soft_targets(torch.randint(K, (B,)), task, K)
-    pairs = torch.stack([torch.randint(V, (B,)), torch.randint(K - V, (B,))], dim=1)
-    return soft_targets(pairs, task, K, V)
+    labels = torch.stack([torch.randint(size, (B,)) for size in HEADS[task]], dim=1)
+    return soft_targets(labels, task, K, HEADS[task])
 
 
 def by_formula(z, y, task, smoothing):
     """Loss of one example."""
-    if task == "verb_noun":
-        parts = [slice(0, V), slice(V, None)]
-        return sum(by_formula(z[part], y[part], "single", smoothing) for part in parts) / 2
+    if task in HEADS:
+        parts = zip(z.split(HEADS[task]), y.split(HEADS[task]), strict=True)
+        return sum(by_formula(*part, "single", smoothing) for part in parts) / len(HEADS[task])
     y = y.double() * (1 - smoothing) + smoothing / len(y)
     if task == "single":
         return -(y * (z - z.exp().sum().log())).sum()
@@ -38,15 +39,11 @@ def check(actual, expected):
     torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype))
 
 
-def n_verbs(task):
-    return V if task == "verb_noun" else None
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("task", ["multilabel", "single", "verb_noun"])
+@pytest.mark.parametrize("task", ["multilabel", "single", *HEADS])
 def test_loss_is_the_mean_over_modalities_and_examples(task, smoothing):
     given, y = logits(), targets(task)
-    options = {"task": task, "smoothing": smoothing, "n_verbs": n_verbs(task)}
+    options = {"task": task, "smoothing": smoothing, "heads": HEADS.get(task)}
     total, parts = loss(given, y, **options)
     each = {
         m: sum(by_formula(z, row, task, smoothing) for z, row in zip(given[m], y, strict=True)) / B
@@ -55,6 +52,37 @@ def test_loss_is_the_mean_over_modalities_and_examples(task, smoothing):
     check(total, sum(each.values()) / 2)
     for m in given:
         check(parts[m], each[m])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("task", ["multilabel", "single", *HEADS])
+def test_loss_of_the_mean_logits(task, smoothing):
+    given, y = logits(), targets(task)
+    options = {"task": task, "smoothing": smoothing, "heads": HEADS.get(task)}
+    total, parts = loss(given, y, kind="mean_logits", **options)
+    mean = (given["rgb"] + given["spectrogram"]) / 2
+    check(total, sum(by_formula(*pair, task, smoothing) for pair in zip(mean, y, strict=True)) / B)
+    _, apart = loss(given, y, **options)
+    assert all(torch.equal(parts[m], apart[m]) for m in given)
+
+
+def test_mean_logits_are_over_the_modalities_that_an_example_has():
+    given, y = logits(), targets("single")
+    present = {"rgb": torch.tensor([True] * 4 + [False] * 2)}
+    present["spectrogram"] = torch.tensor([True, True, False, False, True, False])
+    given["rgb"][4:], given["spectrogram"][2:4] = float("nan"), float("inf")
+    for z in given.values():
+        z.requires_grad_()
+    total, _ = loss(given, y, task="single", kind="mean_logits", present=present)
+    means = [
+        torch.stack([z[row] for m, z in given.items() if present[m][row]]).mean(0)
+        for row in range(5)
+    ]
+    check(total, sum(by_formula(z, t, "single", 0) for z, t in zip(means, y, strict=False)) / B)
+    total.backward()
+    for m, z in given.items():
+        assert (z.grad[~present[m]] == 0).all()
+        assert (z.grad[present[m]] != 0).any()
 
 
 def test_an_example_counts_the_modalities_that_it_has():
@@ -126,7 +154,7 @@ def test_loss_is_float32_under_autocast():
 
 def test_soft_targets():
     assert soft_targets(torch.tensor([2, 0]), "single", 3).tolist() == [[0, 0, 1], [1, 0, 0]]
-    verb_noun = soft_targets(torch.tensor([[1, 0]]), "verb_noun", 5, 2)
+    verb_noun = soft_targets(torch.tensor([[1, 0]]), "verb_noun", 5, (2, 3))
     assert verb_noun.tolist() == [[0, 1, 1, 0, 0]]
     many = soft_targets(torch.tensor([[True, True, False]]), "multilabel", 3)
     assert many.dtype == torch.float32
@@ -139,8 +167,12 @@ def test_soft_targets():
         (lambda: soft_targets(torch.zeros(2, 3), "single", 3), r"shape \[B\] for task 'single'"),
         (lambda: soft_targets(torch.zeros(2), "multilabel", 3), r"shape \[B, 3\]"),
         (lambda: soft_targets(torch.zeros(2), "both", 3), "task must be one of multilabel"),
-        (lambda: soft_targets(torch.zeros(2, 2), "verb_noun", 3), "n_verbs must be in 1..2, got"),
-        (lambda: soft_targets(torch.zeros(2), "single", 3, 2), "n_verbs must be None"),
+        (lambda: soft_targets(torch.zeros(2, 2), "verb_noun", 3), "heads must be given for task"),
+        (lambda: soft_targets(torch.zeros(2), "single", 3, (1, 2)), "must be those of task 'singl"),
+        (lambda: soft_targets(torch.zeros(2, 3), "verb_noun", 3, (1, 1, 1)), "must be those of"),
+        (lambda: soft_targets(torch.zeros(2, 2), "multitask", 3, (1, 1)), "must share 3 outputs"),
+        (lambda: soft_targets(torch.zeros(2, 3), "multitask", 3, (1, 2)), r"have shape \[B, 2\]"),
+        (lambda: loss(logits(), targets("single"), task="single", kind="sum"), "kind must be one"),
         (lambda: loss({}, torch.zeros(2, 3), task="single"), "at least one modality"),
         (lambda: loss(logits(), torch.zeros(2, 3), task="single"), r"targets must have shape \[6"),
     ],

@@ -159,6 +159,106 @@ def test_checkpoint_of_another_model_is_refused_by_name(config, tmp_path):
         start.build(config(f"init.checkpoint={tmp_path / 'saved'}"), CLASSES)
 
 
+ALONE = {"rgb": 'model.modalities=["rgb"]', "spectrogram": 'model.modalities=["spectrogram"]'}
+
+
+@pytest.fixture
+def towers(config, tmp_path):
+    """Models of one modality each: their state dicts, and the overrides that name their folders."""
+    states, overrides = {}, []
+    for seed, (modality, alone) in enumerate(ALONE.items(), 1):
+        model = start.build(config(f"train.seed={seed}", alone), CLASSES)
+        nn.init.normal_(model.norm.weight)
+        nn.init.normal_(model.head.weight)
+        model.save_pretrained(tmp_path / modality)
+        states[modality] = model.state_dict()
+        overrides.append(f"init.towers.{modality}={tmp_path / modality}")
+    return states, overrides
+
+
+def test_towers_that_were_trained_apart_start_one_model(config, towers):
+    states, overrides = towers
+    model, fresh = (start.build(config(*given), CLASSES) for given in (overrides, ()))
+    for name, tensor in model.state_dict().items():
+        if name == "bottleneck_tokens" or name.startswith("head."):
+            expected = fresh.state_dict()[name]
+        else:
+            expected = states["spectrogram" if ".spectrogram." in name else "rgb"][name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_the_last_norm_is_that_of_the_tower_named_first(config, towers):
+    states, overrides = towers
+    model = start.build(config(*reversed(overrides)), CLASSES)
+    assert torch.equal(model.norm.weight, states["spectrogram"]["norm.weight"])
+
+
+def test_a_tower_alone_leaves_the_other_fresh(config, towers):
+    states, overrides = towers
+    model, fresh = (start.build(config(*given), CLASSES) for given in (overrides[:1], ()))
+    name = "blocks.3.{}.mlp.fc1.weight"
+    for modality, expected in (("rgb", states["rgb"]), ("spectrogram", fresh.state_dict())):
+        got = model.state_dict()[name.format(modality)]
+        assert torch.equal(got, expected[name.format(modality)])
+
+
+def test_a_tower_is_taken_from_a_model_of_several(config, tmp_path):
+    whole = start.build(config("train.seed=1", "model.n_bottlenecks=2"), CLASSES)
+    whole.save_pretrained(tmp_path / "whole")
+    model = start.build(config(f"init.towers.spectrogram={tmp_path / 'whole'}"), CLASSES)
+    fresh = start.build(config(), CLASSES).state_dict()
+    for name, tensor in model.state_dict().items():
+        taken = ".spectrogram." in name or name.startswith("norm.")
+        assert torch.equal(tensor, (whole.state_dict() if taken else fresh)[name]), name
+
+
+def test_towers_of_a_shared_encoder(config, towers, tmp_path):
+    """It has one block a layer: that of the first tower. As a tower it gives its own block."""
+    states, overrides = towers
+    shared = start.build(config("model.share_encoder=true", *overrides), CLASSES)
+    weights = shared.state_dict()
+    block = "blocks.1.{}.attn.qkv.weight"
+    assert torch.equal(weights[block.format("shared")], states["rgb"][block.format("rgb")])
+    position = "embed.spectrogram.pos_embed"
+    assert torch.equal(weights[position], states["spectrogram"][position])
+    shared.save_pretrained(tmp_path / "shared")
+    own = start.build(config(f"init.towers.spectrogram={tmp_path / 'shared'}"), CLASSES)
+    got = own.state_dict()[block.format("spectrogram")]
+    assert torch.equal(got, weights[block.format("shared")])
+
+
+def test_positions_of_a_tower_are_resized(config, towers, tmp_path):
+    states, overrides = towers
+    model = start.build(config("model.input_size.rgb=[4, 32, 32]", overrides[0]), CLASSES)
+    small = config(ALONE["rgb"]).model.mbt(CLASSES)
+    resized = checkpoint.resize_position_embeddings(states["rgb"], small, model.config)
+    assert torch.equal(model.state_dict()["embed.rgb.pos_embed"], resized["embed.rgb.pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["init.towers.rgb=none"], r"init\.towers\.rgb must exist, got .*none"),
+        (["init.towers.touch={}/rgb"], r"init\.towers\.touch must be of model\.modalities"),
+        (["init.towers.rgb={}/spectrogram"], r"must be a model of rgb, got one of spectrogram"),
+        (["init.towers.rgb={}/rgb", "model.num_heads=2"], r"init\.towers\.rgb must have 2 heads"),
+        (["init.towers.rgb={}/rgb", "model.num_layers=3"], r"rgb .* unexpected blocks\.3\.rgb"),
+        (["init.towers.rgb={}/rgb", "model.mlp_dim=64"], r"does not fit \[model\]: misshapen"),
+    ],
+)
+def test_a_tower_that_does_not_fit_is_named(config, towers, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        start.build(config(*(change.format(tmp_path) for change in changes)), CLASSES)
+
+
+def test_paths_of_towers_start_from_the_recipe(config, tmp_path):
+    text = f'{TINY}[init.towers]\nrgb = "runs/rgb"\n'
+    configured = config(text=text)
+    assert configured.init.towers == {"rgb": str(tmp_path / "runs" / "rgb")}
+    assert config(text=configured.to_toml()) == configured
+    assert "towers" not in config().to_toml()
+
+
 def test_clip_transform_has_the_model_sizes_and_the_options_of_the_data(config):
     configured = config("data.stride=2", "data.mean=1.5", "data.std=2.5", "data.window=hann")
     model = start.build(configured, CLASSES)

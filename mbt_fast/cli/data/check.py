@@ -7,7 +7,6 @@ from typing import Any
 
 from mbt_fast.cli.data.options import add_manifest, add_workers, progress
 from mbt_fast.cli.outputs import check_writable
-from mbt_fast.data.classes import ClassIndex
 from mbt_fast.data.examine import examine
 from mbt_fast.data.labels import read_labels
 from mbt_fast.data.manifest import Manifest
@@ -56,7 +55,6 @@ def _names(manifest: Manifest, labels: Path | None) -> tuple[str, ...]:
     if labels is None:
         return manifest.label_names() if manifest.has_labels else ()
     names = read_labels(labels)
-    ClassIndex(names)
     manifest.class_counts(names)  # refuses labels that are no class
     return tuple(names)
 
