@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mbt_fast import MBT, rollout
 from mbt_fast.data import ClipTransform, Manifest, collate, load_clip
-from mbt_fast.data.classes import count_verbs
+from mbt_fast.data.classes import head_sizes, label_column
 from mbt_fast.data.rows import read_rows
 from mbt_fast.errors import InputError
 from mbt_fast.train.trained import Trained, load_trained
@@ -39,7 +39,7 @@ class Clips:
         inputs: Per modality ``[n, ...]``.
         quarter: Of the picture that holds the digit, row by row: int64 ``[n]``.
         interval: Share of the window's length at which the word begins and ends: ``[n, 2]``.
-        labels: Of the rows, as the manifest has them.
+        labels: Names of the classes of the first head.
     """
 
     inputs: dict[str, Tensor]
@@ -62,8 +62,8 @@ class Clips:
         return found
 
 
-def read_clips(path: Path, transform: ClipTransform) -> Clips:
-    """Read the clips of a manifest that ``data.py`` wrote, one window each."""
+def read_clips(path: Path, transform: ClipTransform, column: str) -> Clips:
+    """Read the clips of a manifest that ``data.py`` wrote, and the labels of a column."""
     rows = [cells for _, cells in read_rows(path)]
     clips = [load_clip(entry.media, transform, n_views=1) for entry in Manifest.read(path)]
     inputs, _ = collate(clips, mask_padding=False)
@@ -72,15 +72,15 @@ def read_clips(path: Path, transform: ClipTransform) -> Clips:
     word = [[float(row["spoken_from"]), float(row["spoken_to"])] for row in rows]
     interval = (torch.tensor(word) - torch.tensor(starts)[:, None]) / seconds["spectrogram"]
     quarter = torch.tensor([int(row["quarter"]) for row in rows])
-    return Clips(inputs, quarter, interval, [row.get("verb") or row["labels"] for row in rows])
+    return Clips(inputs, quarter, interval, [row[column] for row in rows])
 
 
-def play(model: MBT, names: Sequence[str], clips: Clips) -> dict[str, Any]:
+def play(model: MBT, classes: Sequence[str], clips: Clips) -> dict[str, Any]:
     """Play the game with one model.
 
     Args:
         model: In eval mode.
-        names: Of its classes, in the order of the outputs; with verbs and nouns the verbs count.
+        classes: Those of its first head.
         clips: What it is shown.
 
     Returns:
@@ -88,7 +88,6 @@ def play(model: MBT, names: Sequence[str], clips: Clips) -> dict[str, Any]:
         ``rollout``; ``gradient``, the same for the class that the model predicts; and
         ``untrained``, the rollout of random weights. Sources are the classifiers and their mean.
     """
-    classes = [name.removeprefix("verb:") for name in names[: count_verbs(names) or len(names)]]
     with torch.no_grad():
         logits = torch.cat([model(batch) for batch, _ in _batches(clips.inputs)])
     said = logits[:, : len(classes)].argmax(dim=1)
@@ -191,21 +190,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="the JSON file")
     args = parser.parse_args(argv)
     runs = {path.name: load_trained(path) for path in args.runs}
-    transform = next(iter(runs.values())).transform
+    first = next(iter(runs.values()))
+    head, size = next(iter(head_sizes(first.names, first.task).items()))
+    classes = [name.removeprefix(f"{head}:") for name in first.names[:size]]
     record: dict[str, Any] = {}
     for manifest in args.manifests:
-        clips = read_clips(manifest, transform)
+        clips = read_clips(manifest, first.transform, label_column(head, first.task))
         for name, trained in runs.items():
-            result = play(_checked(trained, transform), trained.names, clips)
+            result = play(_like(first, trained), classes, clips)
             record.setdefault(name, {})[manifest.stem] = result
             print(f"{name} {manifest.stem}: {line(result)}", flush=True)
     args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _checked(trained: Trained, transform: ClipTransform) -> MBT:
-    """The model of a run, ready to be looked at."""
-    if not isinstance(trained.model, MBT) or trained.transform != transform:
-        raise InputError(f"runs must be of MBTs with one front end, got {trained.folder}")
+def _like(first: Trained, trained: Trained) -> MBT:
+    """The model of a run of the same classes and inputs, ready to be looked at."""
+    same = trained.names == first.names and trained.transform == first.transform
+    if not isinstance(trained.model, MBT) or not same:
+        raise InputError(f"runs must be of MBTs with one task and front end, got {trained.folder}")
     return trained.model.eval()
 
 
