@@ -62,7 +62,7 @@ class Run:
         """
         data = (
             *(f"data.{split}={clips / self.task / split}.csv" for split in ("train", "val")),
-            *(f"data.labels={clips / self.task / 'labels.txt'}", f"data.cache={runs / 'cache'}"),
+            *(f"data.labels={clips / self.task / 'labels.txt'}", f"data.cache={clips / 'cache'}"),
         )
         return [
             *("train", str(RECIPES / f"{self.task}.toml"), f"train.seed={self.seed}"),
