@@ -2,6 +2,7 @@
 
 python -m examples.av_digits.experiment --clips clips --out runs            # 3 seeds
 python -m examples.av_digits.experiment --clips clips --out runs --short    # 2 models, 1 seed
+python -m examples.av_digits.experiment --clips clips --out runs --where    # the other task
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from examples.av_digits.plan import MODELS, SEEDS, SHORT, Run, stages
+from examples.av_digits.plan import MODELS, SEEDS, SHORT, Run, stages, where_stages
 from examples.av_digits.scores import SCORES, Scorer
 
 
@@ -48,17 +49,19 @@ def main() -> None:
     add("--clips", type=Path, required=True, help="what data.py wrote")
     add("--out", type=Path, required=True, help="folder of the runs")
     add("--short", action="store_true", help="bottleneck and late fusion with one seed")
+    add("--where", action="store_true", help="the task where; its clips are of where.py")
     add("--models", nargs="+", choices=MODELS, help="only these")
     add("--seeds", type=int, nargs="+", help=f"default: {' '.join(map(str, SEEDS))}")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the recipe of sum")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the last recipe")
     args = parser.parse_args()
     torch.set_num_threads(1)
     clips, runs = args.clips.resolve(), args.out.resolve()
     models = tuple(args.models or (SHORT if args.short else MODELS))
     seeds = tuple(args.seeds or (SEEDS[:1] if args.short else SEEDS))
     scorer = Scorer(clips)
-    for number, stage in enumerate(stages(models, seeds)):
+    plan = where_stages(seeds) if args.where else stages(models, seeds)
+    for number, stage in enumerate(plan):
         more = args.set if number else ()
         with ThreadPoolExecutor(args.jobs) as pool:
             for done in [pool.submit(make, run, clips, runs, scorer, more) for run in stage]:

@@ -8,9 +8,9 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from examples.av_digits.data import HEADS
 from mbt_fast import MBT
 from mbt_fast.data import ClipTransform, Manifest, collate, read_labels, read_window
+from mbt_fast.data.classes import head_sizes
 
 SCORES = "scores.json"
 SPLITS = ("val", "seen", "unseen")
@@ -26,10 +26,12 @@ class Split:
     Args:
         inputs: ``[N, ...]`` per modality.
         targets: Classes, int64 ``[N]``, per kind of label, in the order of the outputs.
+        sizes: How many outputs each has.
     """
 
     inputs: dict[str, Tensor]
     targets: dict[str, Tensor]
+    sizes: tuple[int, ...]
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -53,11 +55,11 @@ class Scorer:
     def score(self, task: str, run: Path) -> str:
         """Write ``scores.json`` into the folder of a run.
 
-        It holds, for each split, the accuracy of the logits of each modality and of their mean, of
-        *sum* for each head.
+        It holds, for each split, the accuracy of the logits of each modality and of their mean, for
+        each head.
 
         Args:
-            task: ``"digit"`` or ``"sum"``.
+            task: Of ``plan.TASKS``.
             run: Its folder.
 
         Returns:
@@ -67,7 +69,9 @@ class Scorer:
         state = run / (run / "latest").read_text().strip() / "state.json"
         front_end = json.loads(state.read_text())["front_end"]
         transform = ClipTransform(
-            (2, 24, 24), (64, 32), **{key: front_end[key] for key in _OPTIONS}
+            (2, 24, 24),
+            (64, 32) if task != "place" else None,  # its clips have no sound
+            **{key: front_end[key] for key in _OPTIONS},
         )
         scores = {}
         with self._lock:
@@ -87,10 +91,11 @@ def read_split(clips: Path, task: str, split: str, transform: ClipTransform) -> 
     manifest = Manifest.read(clips / task / f"{split}.csv")
     inputs, _ = collate([read_window(entry.media, transform) for entry in manifest])
     names = read_labels(clips / task / "labels.txt")
-    if task == "digit":
-        return Split(inputs, {"digit": manifest.targets(names, "single")})
-    targets = manifest.targets(names, "multitask").T
-    return Split(inputs, dict(zip(HEADS, targets, strict=True)))
+    kind = "single" if task == "digit" else "multitask"
+    sizes = head_sizes(names, kind)
+    targets = manifest.targets(names, kind).view(len(manifest), -1).T
+    heads = zip(sizes, targets, strict=True)
+    return Split(inputs, {head or task: x for head, x in heads}, tuple(sizes.values()))
 
 
 def accuracies(model: MBT, split: Split) -> dict[str, dict[str, float]]:
@@ -102,11 +107,11 @@ def accuracies(model: MBT, split: Split) -> dict[str, dict[str, float]]:
             batches[modality].append(logits)
     outputs = {modality: torch.cat(parts) for modality, parts in batches.items()}
     outputs[BOTH] = torch.stack(list(outputs.values())).mean(0)
-    return {name: _accuracies(logits, split.targets) for name, logits in outputs.items()}
+    return {name: _accuracies(logits, split) for name, logits in outputs.items()}
 
 
-def _accuracies(logits: Tensor, targets: dict[str, Tensor]) -> dict[str, float]:
-    heads = zip(logits.chunk(len(targets), dim=1), targets.items(), strict=True)
+def _accuracies(logits: Tensor, split: Split) -> dict[str, float]:
+    heads = zip(logits.split(split.sizes, dim=1), split.targets.items(), strict=True)
     return {
         name: (head.argmax(1) == classes).double().mean().item() for head, (name, classes) in heads
     }
