@@ -63,8 +63,15 @@ class Clips:
 
 
 def read_clips(path: Path, transform: ClipTransform, column: str) -> Clips:
-    """Read the clips of a manifest that ``data.py`` wrote, and the labels of a column."""
+    """Read the clips of a manifest that ``data.py`` wrote, and the labels of a column.
+
+    Raises:
+        InputError: A column is missing.
+    """
     rows = [cells for _, cells in read_rows(path)]
+    for needed in (column, "quarter", "spoken_from", "spoken_to"):
+        if not all(needed in row for row in rows):
+            raise InputError(f"{path} must have the column {needed!r}")
     clips = [load_clip(entry.media, transform, n_views=1) for entry in Manifest.read(path)]
     inputs, _ = collate(clips, mask_padding=False)
     seconds = {m: float(window.seconds) for m, window in transform.windows.items()}
