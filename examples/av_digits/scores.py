@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +67,7 @@ class Scorer:
             The accuracies of the mean of the logits, in words.
         """
         model = MBT.from_pretrained(run).eval()
-        state = run / (run / "latest").read_text().strip() / "state.json"
-        front_end = json.loads(state.read_text())["front_end"]
+        front_end = state_of(run)["front_end"]
         transform = ClipTransform(
             (2, 24, 24),
             (64, 32) if task != "place" else None,  # its clips have no sound
@@ -84,6 +84,14 @@ class Scorer:
             f"{split} " + " ".join(f"{100 * value:.1f}" for value in scores[split][BOTH].values())
             for split in SPLITS
         )
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    """What the last checkpoint of a run says of the run."""
+    state: dict[str, Any] = json.loads(
+        (run / (run / "latest").read_text().strip() / "state.json").read_text()
+    )
+    return state
 
 
 def read_split(clips: Path, task: str, split: str, transform: ClipTransform) -> Split:

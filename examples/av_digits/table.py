@@ -1,0 +1,118 @@
+"""The record in words: accuracies of every model, and whether they are what was expected."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from examples.av_digits.scores import BOTH
+
+SPLITS = ("seen", "unseen")
+SHARE, LATE, ALONE = 0.9, 0.20, 0.15  # what was expected beforehand
+WORDS = {
+    "bottleneck-0": "bottleneck, B = 4, from layer 0",
+    "bottleneck-2": "bottleneck, B = 4, from layer 2",
+    "bottleneck-3": "bottleneck, B = 4, from layer 3",
+    "bottleneck-2-b1": "bottleneck, B = 1, from layer 2",
+    "bottleneck-2-b16": "bottleneck, B = 16, from layer 2",
+    "vanilla-0": "vanilla, from layer 0",
+    "vanilla-2": "vanilla, from layer 2",
+    "vanilla-3": "vanilla, from layer 3",
+    "vanilla-shared-2": "vanilla, shared weights, from layer 2",
+    "late": "late, a loss per modality",
+    "late-mean": "late, loss of the mean logits",
+    "rgb": "pictures alone",
+    "spectrogram": "sound alone",
+}
+
+TOWERS = ("tower-spectrogram", "tower-rgb")
+
+Row = dict[str, Any]
+
+
+def accuracy(row: Row, split: str) -> float:
+    """Of the mean of the logits, on the task of the run."""
+    scores = row["scores"][split][BOTH]
+    return scores["sum"] if "sum" in scores else scores["digit"]
+
+
+def of(rows: Sequence[Row], name: str) -> list[Row]:
+    """The runs of a model, by seed."""
+    return sorted((row for row in rows if row["name"] == name), key=lambda row: row["seed"])
+
+
+def product(rows: Sequence[Row], seed: int, split: str) -> float:
+    """Accuracy of *digit* from sound alone, times that from pictures alone."""
+    both = [row for row in rows if row["name"] in TOWERS and row["seed"] == seed]
+    sound, pictures = (accuracy(row, split) for row in both)
+    return sound * pictures
+
+
+def block(record: dict[str, Any], figures: list[str]) -> str:
+    """The README's block.
+
+    Args:
+        record: What ``record.py`` gathered.
+        figures: Markup of the plots.
+    """
+    rows, machine = record["runs"], record["machine"]
+    lines = [
+        "| model | seen speakers, % | unseen speakers, % | MFLOP |",
+        "|---|---|---|---:|",
+        *(_line(of(rows, name), words) for name, words in WORDS.items() if of(rows, name)),
+        _towers_line(rows),
+    ]
+    seeds = sorted({row["seed"] for row in rows})
+    conditions = (
+        f"Accuracy of the sum (chance: 10 %): mean over seeds, then each of seeds "
+        f"{', '.join(map(str, seeds))}. MFLOP: of a training step, for each clip. "
+        f"{machine['device']}, torch {machine['torch']}, one thread for each run."
+    )
+    return "\n\n".join((*figures, "\n".join(lines), conditions, "\n".join(verdicts(rows)))) + "\n"
+
+
+def verdicts(rows: list[Row]) -> list[str]:
+    """What was expected, and in how many seeds it came out."""
+    found = []
+    for split in SPLITS:
+        ratios = [
+            accuracy(row, split) / product(rows, row["seed"], split)
+            for row in of(rows, "bottleneck-2")
+        ]
+        found.append(
+            f"- Bottleneck from layer 2, {split} speakers: {_times(ratios)} of the product of the "
+            f"towers; expected {SHARE}: {_count([ratio >= SHARE for ratio in ratios])}."
+        )
+    for names, most, words in (
+        (("late", "late-mean"), LATE, "Late fusion"),
+        (("rgb", "spectrogram"), ALONE, "One modality"),
+    ):
+        values = [accuracy(r, split) for name in names for r in of(rows, name) for split in SPLITS]
+        if values:
+            greatest = f"{100 * max(values):.1f} %"
+            met = _count([value <= most for value in values])
+            found.append(f"- {words}: at most {greatest}; expected {most:.0%}: {met}.")
+    return found
+
+
+def _line(rows: list[Row], words: str) -> str:
+    cells = [_cell([accuracy(row, split) for row in rows]) for split in SPLITS]
+    return f"| {words} | {cells[0]} | {cells[1]} | {rows[0]['flops_per_clip'] / 1e6:.1f} |"
+
+
+def _towers_line(rows: list[Row]) -> str:
+    seeds = [row["seed"] for row in of(rows, TOWERS[0]) if of(rows, TOWERS[1])]
+    cells = [_cell([product(rows, seed, split) for seed in seeds]) for split in SPLITS]
+    return f"| *towers: digit from sound x from pictures* | {cells[0]} | {cells[1]} | |"
+
+
+def _cell(values: list[float]) -> str:
+    each = " ".join(f"{100 * value:.1f}" for value in values)
+    return f"**{100 * mean(values):.1f}** ({each})"
+
+
+def _times(values: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def _count(met: list[bool]) -> str:
+    return f"met in {sum(met)} of {len(met)}"
