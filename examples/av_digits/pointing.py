@@ -1,231 +1,147 @@
-"""The pointing game: how much of attention rollout falls where the digits are.
+"""Play the pointing game with the trained models, and write a record and the README's block of it.
 
-    python -m examples.av_digits.pointing clips/sum/seen.csv clips/sum/unseen.csv \
-        --runs runs/*/ --out pointing.json
-
-Of the mass that rollout gives to the picture, how much is in the quarter that holds the digit, and
-of its mass in the sound, how much within the time in which the other digit is spoken? Beside each
-share stand what an even map has there, and what the maps of the other clips have there: a map that
-knows where digits usually are, but not where this one is, does no better than they.
+``python -m examples.av_digits.pointing --clips clips --runs runs`` reads what ``data.py``,
+``where.py`` and ``experiment.py`` wrote; without them the block is made anew from the record.
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from mbt_fast import MBT, rollout
-from mbt_fast.data import ClipTransform, Manifest, collate, load_clip
-from mbt_fast.data.classes import head_sizes, label_column
-from mbt_fast.data.rows import read_rows
+from benchmarks.report import replace_block
+from examples.av_digits.pointing_game import MEAN, Clips, play, read_clips
+from examples.av_digits.record import README, RESULTS
+from examples.av_digits.scores import SCORES
+from mbt_fast import MBT
+from mbt_fast.data.classes import head_sizes
 from mbt_fast.errors import InputError
-from mbt_fast.train.trained import Trained, load_trained
+from mbt_fast.train.trained import load_trained
 
-BATCH = 100  # clips at a time
-MEAN = "mean"  # of the classifiers
-Maps = dict[str, dict[str, Tensor]]  # from a classifier or their mean, to a modality: [n, ...]
+RECORD = RESULTS / "pointing.json"
+SPLITS = ("seen", "unseen")
+MODELS = {  # that play, by task
+    "sum": ("bottleneck-2", "vanilla-2", "late"),
+    "where": ("where-bottleneck-1", "where-vanilla-1", "where-late"),
+}
+WORDS = {
+    "bottleneck-2": "bottleneck, from layer 2",
+    "vanilla-2": "vanilla, from layer 2",
+    "where-bottleneck-1": "bottleneck, from layer 1",
+    "where-vanilla-1": "vanilla, from layer 1",
+    "late": "late",
+    "where-late": "late",
+}
+METHODS = ("rollout", "gradient", "untrained")
+KINDS = {  # method and measure of a column
+    "rollout": ("rollout", "share"),
+    "by gradient": ("gradient", "share"),
+    "untrained": ("untrained", "share"),
+    "others": ("rollout", "others"),
+}
+PLACES = {"rgb": "picture", "spectrogram": "sound"}
 
-
-@dataclass(frozen=True)
-class Clips:
-    """Clips, and where in them the digits are.
-
-    Args:
-        inputs: Per modality ``[n, ...]``.
-        quarter: Of the picture that holds the digit, row by row: int64 ``[n]``.
-        interval: Share of the window's length at which the word begins and ends: ``[n, 2]``.
-        labels: Names of the classes of the first head.
-    """
-
-    inputs: dict[str, Tensor]
-    quarter: Tensor
-    interval: Tensor
-    labels: list[str]
-
-    def inside(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """How much of each patch lies where the digit is, from 0 to 1, in the maps' shapes."""
-        found = {}
-        if "rgb" in maps:
-            rows, columns = maps["rgb"].shape[-2:]
-            down = _overlap(_halves(self.quarter // 2), rows)
-            across = _overlap(_halves(self.quarter % 2), columns)
-            area = down[:, None, :, None] * across[:, None, None, :]
-            found["rgb"] = area.expand_as(maps["rgb"])
-        if "spectrogram" in maps:
-            time = _overlap(self.interval, maps["spectrogram"].shape[1])
-            found["spectrogram"] = time[..., None].expand_as(maps["spectrogram"])
-        return found
+Row = dict[str, Any]
 
 
-def read_clips(path: Path, transform: ClipTransform, column: str) -> Clips:
-    """Read the clips of a manifest that ``data.py`` wrote, and the labels of a column.
-
-    Raises:
-        InputError: A column is missing.
-    """
-    rows = [cells for _, cells in read_rows(path)]
-    for needed in (column, "quarter", "spoken_from", "spoken_to"):
-        if not all(needed in row for row in rows):
-            raise InputError(f"{path} must have the column {needed!r}")
-    clips = [load_clip(entry.media, transform, n_views=1) for entry in Manifest.read(path)]
-    inputs, _ = collate(clips, mask_padding=False)
-    seconds = {m: float(window.seconds) for m, window in transform.windows.items()}
-    starts = [clip.starts.get("spectrogram", (0.0,))[0] for clip in clips]
-    word = [[float(row["spoken_from"]), float(row["spoken_to"])] for row in rows]
-    interval = (torch.tensor(word) - torch.tensor(starts)[:, None]) / seconds["spectrogram"]
-    quarter = torch.tensor([int(row["quarter"]) for row in rows])
-    return Clips(inputs, quarter, interval, [row[column] for row in rows])
-
-
-def play(model: MBT, classes: Sequence[str], clips: Clips) -> dict[str, Any]:
-    """Play the game with one model.
+def play_all(clips: Path, runs: Path) -> Iterator[Row]:
+    """The game of every finished run, a row for each split.
 
     Args:
-        model: In eval mode.
-        classes: Those of its first head.
-        clips: What it is shown.
-
-    Returns:
-        ``accuracy``, and by method, source and modality what ``compare`` measures. Methods are
-        ``rollout``; ``gradient``, the same for the class that the model predicts; and
-        ``untrained``, the rollout of random weights. Sources are the classifiers and their mean.
+        clips: What ``data.py`` and ``where.py`` wrote.
+        runs: What ``experiment.py`` left.
     """
-    with torch.no_grad():
-        logits = torch.cat([model(batch) for batch, _ in _batches(clips.inputs)])
-    said = logits[:, : len(classes)].argmax(dim=1)
-    right = [classes[index] == label for index, label in zip(said, clips.labels, strict=True)]
-    torch.manual_seed(0)
-    methods = {
-        "rollout": maps_of(model, clips.inputs),
-        "gradient": maps_of(model, clips.inputs, said),
-        "untrained": maps_of(MBT(model.config).eval(), clips.inputs),
-    }
-    measured = {
-        method: {
-            source: {
-                m: compare(maps[m], inside) for m, inside in clips.inside(maps).items() if m in maps
-            }
-            for source, maps in by_source.items()
-        }
-        for method, by_source in methods.items()
-    }
-    return {"accuracy": sum(right) / len(right), **measured}
+    for task, models in MODELS.items():
+        read = cache(partial(read_clips, clips / task))
+        for path in (path for name in models for path in sorted(runs.glob(f"seed-*/{name}"))):
+            if (path / SCORES).exists():
+                yield from _play_run(task, path, read)
 
 
-def maps_of(model: Any, inputs: Mapping[str, Tensor], target: Tensor | None = None) -> Maps:
-    """Rollout of all clips, from each classifier and from their mean."""
-    parts = []
-    for batch, rows in _batches(inputs):
-        result = rollout(model, batch, target=None if target is None else target[rows])
-        parts.append({MEAN: dict(result), **result.by_source})
-    return {
-        source: {m: torch.cat([part[source][m] for part in parts]) for m in maps}
-        for source, maps in parts[0].items()
-    }
+def _play_run(task: str, folder: Path, read: Callable[..., Clips]) -> Iterator[Row]:
+    trained = load_trained(folder)
+    if not isinstance(trained.model, MBT):
+        raise InputError(f"{folder} must be a run of experiment.py, got one of model.fuse")
+    model = trained.model.eval()
+    head, size = next(iter(head_sizes(trained.names, trained.task).items()))
+    classes = [name.removeprefix(f"{head}:") for name in trained.names[:size]]
+    seed = int(folder.parent.name.removeprefix("seed-"))
+    for split in SPLITS:
+        row = {"task": task, "model": folder.name, "seed": seed, "split": split}
+        yield row | play(model, classes, read(split, trained.transform, head))
 
 
-def compare(maps: Tensor, inside: Tensor) -> dict[str, Any]:
-    """Measure maps against where the digit is.
-
-    Args:
-        maps: Mass of each patch, ``[n, ...]``.
-        inside: How much of the patch lies where the digit is, likewise.
-
-    Returns:
-        ``mass``: of all rollout, what is in this modality. Of the ``n`` clips where it has any:
-        ``share`` of it that is inside; that of the ``others``' maps, their mean; the ``gain``,
-        share less others; and ``hits``, how often the strongest patch is inside by half or more;
-        each with its standard error over the clips. ``uniform``: the share of an even map.
-    """
-    maps, inside = maps.flatten(1).double(), inside.flatten(1).double()
-    total = maps.sum(dim=1)
-    maps, inside = maps[total > 0], inside[total > 0]
-    n = len(maps)
-    if n < 2:
-        return {"mass": total.mean().item(), "n": n}
-    maps = maps / maps.sum(dim=1, keepdim=True)
-    others = (maps.sum(dim=0) - maps) / (n - 1)
-    share, without = (maps * inside).sum(dim=1), (others * inside).sum(dim=1)
-    hits = inside.gather(1, maps.argmax(dim=1, keepdim=True))[:, 0] >= 0.5
-    return {
-        "mass": total.mean().item(),
-        "n": n,
-        "share": _mean(share),
-        "others": _mean(without),
-        "gain": _mean(share - without),
-        "hits": _mean(hits.double()),
-        "uniform": inside.mean().item(),
-    }
+def block(rows: Sequence[Row]) -> str:
+    """The README's block: where the mean of the classifiers looks, by each method."""
+    head = ["task", "model", *(f"{p}, {kind}" for p in PLACES.values() for kind in KINDS)]
+    lines = [_line(head), "|---" * len(head) + "|"]
+    for task, models in MODELS.items():
+        for name in models:
+            same = [row for row in rows if row["model"] == name]
+            if same:
+                cells = (_cell(same, m, *KINDS[kind]) for m in PLACES for kind in KINDS)
+                lines.append(_line([task, WORDS[name], *cells]))
+    return "\n".join(lines) + "\n\n" + _conditions(rows) + "\n"
 
 
-def _halves(second: Tensor) -> Tensor:
-    """The first or the second half of an axis, as begin and end: ``[n, 2]``."""
-    return torch.stack([second, second + 1], dim=1) / 2
+def _conditions(rows: Sequence[Row]) -> str:
+    even = " and ".join(
+        f"{_cell(rows, m, 'rollout', 'uniform')} of the {place}" for m, place in PLACES.items()
+    )
+    errors = [
+        row[method][MEAN][m]["share"][1]
+        for row in rows
+        for method in METHODS
+        for m in PLACES
+        if "share" in row[method][MEAN][m]
+    ]
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    return (
+        "Share in % that is where the digit is, for seen / unseen speakers; mean over seeds "
+        f"{seeds}. *Others* is the rollout of the other clips. An even map has {even}. The "
+        f"standard error over the clips is at most {100 * max(errors):.1f} in each run. Record: "
+        "[pointing.json](../../benchmarks/results/av_digits/pointing.json), which has it for each "
+        "seed and each classifier, and how often the strongest patch is where the digit is."
+    )
 
 
-def _overlap(interval: Tensor, parts: int) -> Tensor:
-    """How much of each of so many equal parts of an axis from 0 to 1 an interval covers."""
-    low = torch.arange(parts) / parts
-    begin, end = interval[:, :1], interval[:, 1:]
-    covered = torch.minimum(end, low + 1 / parts) - torch.maximum(begin, low)
-    return (covered * parts).clamp(0, 1)
+def _cell(rows: Sequence[Row], m: str, method: str, measure: str) -> str:
+    """The mean over the seeds, for seen and unseen speakers."""
+    shares = []
+    for split in SPLITS:
+        found = [row[method][MEAN][m] for row in rows if row["split"] == split]
+        values = [_value(measured[measure]) for measured in found if measure in measured]
+        shares.append(f"{100 * mean(values):.1f}" if values else "-")
+    return " / ".join(shares)
 
 
-def _mean(x: Tensor) -> list[float]:
-    """Mean and its standard error."""
-    return [x.mean().item(), (x.std() / len(x) ** 0.5).item()]
+def _value(measured: float | list[float]) -> float:
+    return measured[0] if isinstance(measured, list) else measured
 
 
-def _batches(inputs: Mapping[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], slice]]:
-    n = len(next(iter(inputs.values())))
-    for first in range(0, n, BATCH):
-        rows = slice(first, first + BATCH)
-        yield {m: x[rows] for m, x in inputs.items()}, rows
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Play with every run, and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("manifests", type=Path, nargs="+", help="clips that data.py wrote")
-    add("--runs", type=Path, nargs="+", required=True, help="folders of runs")
-    add("--out", type=Path, required=True, help="the JSON file")
+    """Write the record, unless there are no runs; then the README's block."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--clips", type=Path, help="what data.py and where.py wrote")
+    parser.add_argument("--runs", type=Path, help="what experiment.py left")
     args = parser.parse_args(argv)
-    runs = {path.name: load_trained(path) for path in args.runs}
-    first = next(iter(runs.values()))
-    head, size = next(iter(head_sizes(first.names, first.task).items()))
-    classes = [name.removeprefix(f"{head}:") for name in first.names[:size]]
-    record: dict[str, Any] = {}
-    for manifest in args.manifests:
-        clips = read_clips(manifest, first.transform, label_column(head, first.task))
-        for name, trained in runs.items():
-            result = play(_like(first, trained), classes, clips)
-            record.setdefault(name, {})[manifest.stem] = result
-            print(f"{name} {manifest.stem}: {line(result)}", flush=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _like(first: Trained, trained: Trained) -> MBT:
-    """The model of a run of the same classes and inputs, ready to be looked at."""
-    same = trained.names == first.names and trained.transform == first.transform
-    if not isinstance(trained.model, MBT) or not same:
-        raise InputError(f"runs must be of MBTs with one task and front end, got {trained.folder}")
-    return trained.model.eval()
-
-
-def line(result: Mapping[str, Any]) -> str:
-    """What ``play`` measured, in one line: shares of picture and sound by rollout."""
-    maps = result["rollout"][MEAN]
-    parts = [f"accuracy {100 * result['accuracy']:.1f} %"]
-    for m, measured in maps.items():
-        share, others, even = measured["share"][0], measured["others"][0], measured["uniform"]
-        parts.append(f"{m} {100 * share:.1f} % (others {100 * others:.1f}, even {100 * even:.1f})")
-    return ", ".join(parts)
+    if (args.clips is None) != (args.runs is None):
+        parser.error("--clips and --runs must be given together")
+    if args.runs:
+        torch.set_num_threads(1)
+        RECORD.parent.mkdir(parents=True, exist_ok=True)
+        RECORD.write_text(json.dumps(list(play_all(args.clips, args.runs)), indent=1) + "\n")
+    rows = json.loads(RECORD.read_text())
+    README.write_text(replace_block(README.read_text(), "pointing", block(rows)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from examples.av_digits.pointing import Clips, compare
+from examples.av_digits.pointing import METHODS, SPLITS, block
+from examples.av_digits.pointing_game import MEAN, Clips, compare, play
+from mbt_fast import MBT, MBTConfig
 
 QUARTERS = torch.arange(4)
 CORNERS = [(0, 0), (0, -1), (-1, 0), (-1, -1)]  # that belong to them
@@ -61,3 +63,46 @@ def test_clips_without_mass_are_left_out():
     maps[0] = 0
     assert compare(maps, inside)["n"] == 3
     assert compare(torch.zeros_like(maps), inside) == {"mass": 0.0, "n": 0}
+
+
+@pytest.fixture(scope="module")
+def played():
+    """The game of an untrained model."""
+    torch.manual_seed(0)
+    config = MBTConfig(
+        input_size={"rgb": (2, 24, 24), "spectrogram": (64, 32)},
+        patch_size={"rgb": (1, 12, 12), "spectrogram": (8, 16)},
+        hidden_size=32,
+        num_layers=3,
+        num_heads=2,
+        mlp_dim=32,
+        fusion_layer=1,
+        num_classes=4,
+    )
+    model = MBT(config).eval()
+    torch.nn.init.normal_(model.head.weight)
+    inputs = {"rgb": torch.randn(8, 3, 2, 24, 24), "spectrogram": torch.randn(8, 64, 32)}
+    interval = torch.tensor([[0.25, 0.75]] * 8)
+    return play(model, ["a", "b"], Clips(inputs, torch.arange(8) % 4, interval, ["a", "b"] * 4))
+
+
+def test_every_method_and_classifier_looks_at_picture_and_sound(played):
+    assert 0 <= played["accuracy"] <= 1
+    for method in METHODS[:2]:
+        assert list(played[method]) == [MEAN, "rgb", "spectrogram"]
+        for maps in played[method].values():
+            assert maps["rgb"]["uniform"] == 0.25
+            assert maps["spectrogram"]["uniform"] == 0.5
+            assert all(0 < found["share"][0] < 1 for found in maps.values())
+
+
+def test_the_block_shows_means_over_seeds_for_each_kind_of_speakers(played):
+    rows = [
+        {"task": "sum", "model": "bottleneck-2", "seed": seed, "split": split} | played
+        for seed in (0, 1)
+        for split in SPLITS
+    ]
+    share = 100 * played["rollout"][MEAN]["rgb"]["share"][0]
+    _, _, line, *_ = block(rows).splitlines()
+    assert line.startswith(f"| sum | bottleneck, from layer 2 | {share:.1f} / {share:.1f} |")
+    assert "even map has 25.0 / 25.0 of the picture and 50.0 / 50.0 of the sound" in block(rows)
