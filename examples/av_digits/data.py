@@ -257,8 +257,17 @@ def _between(low: float, high: float, source: Generator) -> Tensor:
     return low + (high - low) * torch.rand((), generator=source)
 
 
+def write_all(speech: Path, folder: Path, sizes: dict[str, int], *, seed: int, jobs: int) -> None:
+    """Write both tasks; arguments as for ``read_digits`` and ``write_task``."""
+    torch.set_num_threads(1)
+    digits = read_digits(speech)
+    for task in TASKS:
+        for manifest in write_task(digits, task, folder, sizes, seed=seed, jobs=jobs):
+            print(manifest, flush=True)
+
+
 def main() -> None:
-    """Write both tasks."""
+    """Write the clips."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--fsdd", type=Path, required=True, help="the Free Spoken Digit Dataset, folder or tar")
@@ -267,12 +276,8 @@ def main() -> None:
     add("--seed", type=int, default=0)
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    digits, sizes = read_digits(args.fsdd), SIZES | {"train": args.clips}
-    for task in TASKS:
-        written = write_task(digits, task, args.out, sizes, seed=args.seed, jobs=args.jobs)
-        for manifest in written:
-            print(manifest)
+    sizes = SIZES | {"train": args.clips}
+    write_all(args.fsdd, args.out, sizes, seed=args.seed, jobs=args.jobs)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from examples.av_digits.table import SPLITS, TOWERS, Row, accuracy, of, product
+from examples.av_digits.table import SPLITS, Row, accuracy, of, products
 from mbt_fast.profiling import plots
 
 if TYPE_CHECKING:
@@ -73,16 +73,19 @@ def _draw(
     """Seen speakers on the left, unseen ones on the right."""
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, split in ((left, SPLITS[0]), (right, SPLITS[1])):
-        for index, names in enumerate(series.values()):
-            _draw_series(axes, [of(rows, name) for name in names], split, x, index)
-        seeds = [row["seed"] for row in of(rows, TOWERS[0])]
-        axes.axhline(100 * mean(product(rows, seed, split) for seed in seeds), ls=":", color="grey")
-        axes.axhline(10, ls=":", color="grey")
+        for index, (label, names) in enumerate(series.items()):
+            groups = [group for name in names if (group := of(rows, name))]
+            if groups:
+                _draw_series(axes, groups, split, x, index, label)
+            towers = 100 * mean(products(rows, split).values())
+        for height, words in ((towers, "digit from sound x from pictures"), (10, "chance")):
+            axes.axhline(height, ls=":", color="grey")
+            place = {"transform": axes.get_yaxis_transform(), "fontsize": 8}
+            axes.text(0.98, height - 1, words, ha="right", va="top", **place)
         axes.set(xlabel=xlabel, title=f"{split} speakers", ylim=(0, 100))
     left.set_ylabel("accuracy of the sum, %")
-    left.text(0.02, 10, "chance", va="bottom", fontsize=8, transform=left.get_yaxis_transform())
-    lines = [line for line in left.lines if not line.get_label().startswith("_")]
-    figure.legend(lines, list(series), loc="outside upper center", ncols=len(series))
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
 
 
 def _draw_series(
@@ -91,12 +94,13 @@ def _draw_series(
     split: str,
     x: Value,
     index: int,
+    label: str,
 ) -> None:
     """A dot for each run, and a line through the means of the groups."""
-    groups = sorted((group for group in groups if group), key=lambda group: x(group[0]))
+    groups = sorted(groups, key=lambda group: x(group[0]))
     color, marker = f"C{index}", plots.MARKERS[index]
     means = [mean(100 * accuracy(row, split) for row in group) for group in groups]
-    axes.plot([x(group[0]) for group in groups], means, color=color, lw=1, label=f"series {index}")
+    places = [x(group[0]) for group in groups]
+    axes.plot(places, means, color=color, lw=1, marker=marker, ms=6, mfc="none", label=label)
     dots = [(x(row), 100 * accuracy(row, split)) for group in groups for row in group]
-    places, heights = zip(*dots, strict=True)
-    axes.scatter(places, heights, color=color, marker=marker, s=18, alpha=0.8)
+    axes.plot(*zip(*dots, strict=True), marker, color=color, ms=4, alpha=0.5)

@@ -1,5 +1,6 @@
 """The runs of the experiment: what is compared, and from which towers it starts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ MODELS = {
     "vanilla-shared-2": ("model.fusion=vanilla", "model.share_encoder=true"),
     "bottleneck-2-b1": ("model.n_bottlenecks=1",),
     "bottleneck-2-b16": ("model.n_bottlenecks=16",),
+    "bottleneck-2-one-head": ("train.task=single",),  # the sum's
 }
 SHORT = ("bottleneck-2", "late")
 # What differs from recipes/where.toml, which fuses from layer 1 on.
@@ -58,22 +60,22 @@ class Run:
         """Where the run is."""
         return runs / f"seed-{self.seed}" / self.name
 
-    def arguments(self, clips: Path, runs: Path, more: tuple[str, ...] = ()) -> list[str]:
-        """Of ``mbt-fast``.
+    def arguments(self, clips: Path, runs: Path, more: Sequence[str] = ()) -> list[str]:
+        """Of ``mbt-fast``, but for the folder of the run.
 
         Args:
             clips: What ``data.py`` wrote.
             runs: The folder of all runs.
             more: Further overrides, which win.
         """
+        classes = "digit" if "train.task=single" in self.overrides else self.task
         data = (
             *(f"data.{split}={clips / self.task / split}.csv" for split in ("train", "val")),
-            *(f"data.labels={clips / self.task / 'labels.txt'}", f"data.cache={clips / 'cache'}"),
+            *(f"data.labels={clips / classes / 'labels.txt'}", f"data.cache={clips / 'cache'}"),
         )
         return [
             *("train", str(RECIPES / f"{self.task}.toml"), f"train.seed={self.seed}"),
             *(*data, *self.overrides, *self._towers(runs), *more),
-            *("--out", str(self.folder(runs))),
         ]
 
     def _towers(self, runs: Path) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Gather the runs in one file, and make the plots and the README's block of it.
 
 ``python -m examples.av_digits.record RUNS`` reads what the runs left, ``log.jsonl`` and
-``scores.json``; without ``RUNS`` everything is made anew from the file.
+``scores.json``, and prints the block. ``--write`` puts it in its place, with record and plots;
+without ``RUNS`` they are made anew from the record.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import torch
 from benchmarks.machine import facts
 from benchmarks.report import replace_block
 from examples.av_digits.figures import write_figures
-from examples.av_digits.plan import MODELS, SEEDS, TOWERS
+from examples.av_digits.plan import MODELS, TOWERS
 from examples.av_digits.scores import SCORES, state_of
 from examples.av_digits.table import block
 from mbt_fast import MBTConfig
@@ -38,11 +39,13 @@ def gather(runs: Path) -> dict[str, Any]:
         runs: The folder of all runs; those that are not finished are left out.
     """
     torch.set_num_threads(1)  # that of each run, for the facts
+    found = {path.parent for path in runs.glob(f"seed-*/*/{SCORES}")}
+    seeds = sorted({int(path.parent.name.removeprefix("seed-")) for path in found})
     rows = [
-        _row(runs / f"seed-{seed}" / name, name, seed)
-        for seed in SEEDS
+        _row(folder, name, seed)
+        for seed in seeds
         for name in (*TOWERS, *MODELS)
-        if (runs / f"seed-{seed}" / name / SCORES).exists()
+        if (folder := runs / f"seed-{seed}" / name) in found
     ]
     return {"machine": facts(), "runs": rows}
 
@@ -74,16 +77,19 @@ def _of_model(config: MBTConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the record, unless there are no runs; then what is made of it."""
+    """Print what the runs gave, or write the record and what is made of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "runs", type=Path, nargs="?", metavar="RUNS", help="what experiment.py left"
     )
+    parser.add_argument("--write", action="store_true", help="the record, its plots and the README")
     args = parser.parse_args()
-    if args.runs:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        RECORD.write_text(json.dumps(gather(args.runs), indent=1) + "\n")
-    record = json.loads(RECORD.read_text())
+    record = gather(args.runs) if args.runs else json.loads(RECORD.read_text())
+    if not args.write:
+        print(block(record, []))
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
     figures = write_figures(record["runs"], RESULTS)
     README.write_text(replace_block(README.read_text(), "result", block(record, figures)))
 

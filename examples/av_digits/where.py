@@ -35,6 +35,7 @@ QUARTERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 NONE = "none"  # what an empty quarter shows
 FEWER = 0.6  # of the clips of *place* have fewer than four digits
 HEADS = {"place": QUARTERS, "where": ("where", "spoken", *QUARTERS)}
+TRAINING = {"place": 16384, "where": 8192}  # clips
 SEED = 1_000_000_000_000  # the clips of data.py have smaller ones
 
 
@@ -110,13 +111,14 @@ def main() -> None:
     add = parser.add_argument
     add("--fsdd", type=Path, required=True, help="the Free Spoken Digit Dataset, folder or tar")
     add("--out", type=Path, required=True, help="folder of the clips")
-    add("--clips", type=int, default=SIZES["train"], help="for training, of each task")
+    add("--clips", type=int, help=f"for training, of each task (default: {TRAINING})")
     add("--seed", type=int, default=0)
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    digits, sizes = read_digits(args.fsdd), SIZES | {"train": args.clips}
+    digits = read_digits(args.fsdd)
     for task in TASKS:
+        sizes = SIZES | {"train": args.clips or TRAINING[task]}
         written = write_task(digits, task, args.out, sizes, seed=args.seed, jobs=args.jobs)
         for manifest in written:
             print(manifest)
