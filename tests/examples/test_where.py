@@ -1,4 +1,4 @@
-"""Clips of *place* and *where*: the pictures are as the labels say, and the voice names one digit."""
+"""Clips of *place* and *where*: pictures are as the labels say, and the voice names one digit."""
 
 import csv
 
