@@ -82,7 +82,8 @@ def make_example(digits: Digits, task: str, training: bool, source: Generator) -
     shown = spoken if task == "digit" else other
     image = one_of(digits.images[shown], source)
     pictures = draw_pictures({quarter: image}, training, source)
-    sound, interval = draw_sound(one_of(digits.words[spoken], source), training, source)
+    word = torch.from_numpy(one_of(digits.words[spoken], source))
+    sound, interval = draw_sound(word, training, source)
     return Example(pictures, sound, shown, spoken, quarter, interval)
 
 
@@ -152,7 +153,7 @@ def write_split(
     if jobs == 1:
         rows = [write(index) for index in range(size)]
     else:
-        with get_context("forkserver").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+        with get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
             rows = pool.map(write, range(size), chunksize=-(-size // jobs))
     manifest = folder / f"{split}.csv"
     with manifest.open("w", newline="") as file:
@@ -244,8 +245,8 @@ def _noise(samples: int, source: Generator) -> Tensor:
     return noise * 10 ** (-_between(*SNR, source) / 20)
 
 
-def one_of(values: Any, source: Generator) -> Tensor:
-    """One of some tensors."""
+def one_of(values: Any, source: Generator) -> Any:
+    """One of some values."""
     return values[int(_below(len(values), source))]
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from numpy import float32
+from numpy.typing import NDArray
 from torch import Tensor
 
 RATE = 16000  # of the model's front end: nothing has to be resampled when clips are read
@@ -16,7 +18,8 @@ UNSEEN = 2  # speakers of whom nothing is trained on
 N_SEEN, N_VAL = 5, 5  # the first recordings of a speaker and digit; FSDD's own test set is 0-4
 SHARES = {"test": 0.28, "val": 0.08}  # of the images
 
-Words = list[Tensor]
+# Arrays, because a process is sent thousands of them: for each tensor it would get an open file.
+Words = list[NDArray[float32]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Digits:
 
     Args:
         images: float32 ``[N, 8, 8]`` in [0, 1], per digit.
-        words: Recordings of each digit, float32 ``[samples]`` at 16 kHz and of unit power.
+        words: Recordings of each digit, ``[samples]`` at 16 kHz and of unit power.
     """
 
     images: list[Tensor]
@@ -81,16 +84,17 @@ def _files(speech: Path) -> Iterator[tuple[str, bytes]]:
                 yield Path(member.name).name, file.read()
 
 
-def _samples(content: bytes) -> Tensor:
+def _samples(content: bytes) -> NDArray[float32]:
     """Mono sound of a wave file with 16 bits, at 16 kHz."""
     from scipy.signal import resample
 
     with wave.open(io.BytesIO(content)) as file:
         rate = file.getframerate()
-        samples = torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.int16)
-    length = round(len(samples) * RATE / rate)
-    sound = torch.from_numpy(resample(samples.double().numpy(), length)).float()
-    return sound / sound.square().mean().sqrt()
+        pcm = torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.int16)
+    length = round(len(pcm) * RATE / rate)
+    sound = torch.from_numpy(resample(pcm.double().numpy(), length)).float()
+    samples: NDArray[float32] = (sound / sound.square().mean().sqrt()).numpy()
+    return samples
 
 
 def _images() -> dict[str, list[Tensor]]:

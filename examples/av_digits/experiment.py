@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from examples.av_digits import where
 from examples.av_digits.data import SIZES, TASKS, write_all
 from examples.av_digits.digits import SPLITS
 from examples.av_digits.plan import MODELS, SEEDS, SHORT, Run, stages, where_stages
@@ -75,13 +76,20 @@ def main() -> None:
     seeds = tuple(args.seeds or (SEEDS[:1] if args.short else SEEDS))
     if args.fsdd and not (clips / TASKS[-1] / f"{SPLITS[-1]}.csv").exists():  # the last to come
         write_all(args.fsdd, clips, SIZES, seed=0, jobs=args.jobs)
+    if args.fsdd and args.where and not (clips / "where" / f"{SPLITS[-1]}.csv").exists():
+        where.write_all(args.fsdd, clips, seed=0, jobs=args.jobs)
     scorer = Scorer(clips)
     plan = where_stages(seeds) if args.where else stages(models, seeds)
     for number, stage in enumerate(plan):
         more = args.set if number else ()
         with ThreadPoolExecutor(args.jobs) as pool:
-            for done in [pool.submit(make, run, clips, runs, scorer, more) for run in stage]:
-                done.result()
+            waiting = [pool.submit(make, run, clips, runs, scorer, more) for run in stage]
+            try:
+                for done in waiting:
+                    done.result()
+            except BaseException:  # Ctrl-C too, which mbt-fast train answers by saving
+                pool.shutdown(cancel_futures=True)
+                raise
     if not args.where:
         print(block(gather(runs), []))
 

@@ -1,6 +1,7 @@
 """Accuracy of a finished run on the splits that nothing was trained on, from clips in memory."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mbt_fast import MBT
 from mbt_fast.data import ClipTransform, Manifest, collate, read_labels, read_window
@@ -15,6 +17,7 @@ from mbt_fast.data.classes import head_sizes
 
 SCORES = "scores.json"
 SPLITS = ("val", "seen", "unseen")
+LOSS = "loss"  # the cross-entropy of the mean of the logits
 BOTH = "both"  # the mean of the logits, which is what the model predicts
 _BATCH = 250
 _OPTIONS = ("fps", "stride", "min_side", "mean", "std")  # of the front end
@@ -56,8 +59,8 @@ class Scorer:
     def score(self, task: str, run: Path) -> str:
         """Write ``scores.json`` into the folder of a run.
 
-        It holds, for each split, the accuracy of the logits of each modality and of their mean, for
-        each head.
+        It holds, for each split and each head of the model, the accuracy of the logits of each
+        modality and of their mean, and the cross-entropy of the latter.
 
         Args:
             task: Of ``plan.TASKS``.
@@ -78,7 +81,7 @@ class Scorer:
             for split in SPLITS:
                 if (task, split) not in self._splits:
                     self._splits[task, split] = read_split(self._clips, task, split, transform)
-                scores[split] = accuracies(model, self._splits[task, split])
+                scores[split] = score(model, self._splits[task, split])
         (run / SCORES).write_text(json.dumps(scores, indent=1) + "\n")
         return "  ".join(
             f"{split} " + " ".join(f"{100 * value:.1f}" for value in scores[split][BOTH].values())
@@ -106,8 +109,8 @@ def read_split(clips: Path, task: str, split: str, transform: ClipTransform) -> 
     return Split(inputs, {head or task: x for head, x in heads}, tuple(sizes.values()))
 
 
-def accuracies(model: MBT, split: Split) -> dict[str, dict[str, float]]:
-    """Share of the clips whose greatest logit is right, by modality and kind of label."""
+def score(model: MBT, split: Split) -> dict[str, dict[str, float]]:
+    """By modality, and for the mean of the logits, what each head makes of the clips."""
     batches: dict[str, list[Tensor]] = {modality: [] for modality in model.config.modalities}
     for first in range(0, len(split), _BATCH):
         inputs = {m: split.inputs[m][first : first + _BATCH] for m in batches}
@@ -115,15 +118,25 @@ def accuracies(model: MBT, split: Split) -> dict[str, dict[str, float]]:
             batches[modality].append(logits)
     outputs = {modality: torch.cat(parts) for modality, parts in batches.items()}
     outputs[BOTH] = torch.stack(list(outputs.values())).mean(0)
-    return {name: _accuracies(logits, split) for name, logits in outputs.items()}
+    scores = {name: _of_heads(_accuracy, logits, split) for name, logits in outputs.items()}
+    return scores | {LOSS: _of_heads(_cross_entropy, outputs[BOTH], split)}
 
 
-def _accuracies(logits: Tensor, split: Split) -> dict[str, float]:
-    """Of the heads that the model has, which come first."""
+def _of_heads(
+    measure: Callable[[Tensor, Tensor], Tensor], logits: Tensor, split: Split
+) -> dict[str, float]:
+    """A number for each head that the model has; these come first."""
     found, first = {}, 0
     for (name, classes), size in zip(split.targets.items(), split.sizes, strict=True):
         if first < logits.shape[1]:
-            head = logits[:, first : first + size]
-            found[name] = (head.argmax(1) == classes).double().mean().item()
+            found[name] = measure(logits[:, first : first + size], classes).item()
         first += size
     return found
+
+
+def _accuracy(logits: Tensor, classes: Tensor) -> Tensor:
+    return (logits.argmax(1) == classes).double().mean()
+
+
+def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    return cross_entropy(logits.double(), classes)

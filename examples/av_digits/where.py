@@ -87,7 +87,8 @@ def _write(
     row: dict[str, Any] = {"path": f"{split}/{path.name}", "id": f"{task}-{split}-{index:05d}"}
     sound = None
     if task == "where":
-        sound, interval = draw_sound(one_of(digits.words[spoken], source), training, source)
+        word = torch.from_numpy(one_of(digits.words[spoken], source))
+        sound, interval = draw_sound(word, training, source)
         row["spoken_from"], row["spoken_to"] = (f"{time:.4f}" for time in interval)
         row["quarter"] = next(q for q, digit in shown.items() if digit == spoken)
         labels |= {"where": QUARTERS[row["quarter"]], "spoken": spoken}
@@ -105,8 +106,28 @@ def _draw(task: str, source: Generator) -> tuple[dict[int, int], int]:
     return dict(zip(quarters[:n], digits[:n], strict=True)), digits[0]
 
 
+def write_all(
+    speech: Path, folder: Path, *, clips: int | None = None, seed: int, jobs: int
+) -> None:
+    """Write both tasks.
+
+    Args:
+        speech: See ``read_digits``.
+        folder: Where to.
+        clips: For training, of each task; by default ``TRAINING``.
+        seed: See ``data.write_task``, and so for ``jobs``.
+        jobs: Likewise.
+    """
+    torch.set_num_threads(1)
+    digits = read_digits(speech)
+    for task in TASKS:
+        sizes = SIZES | {"train": clips or TRAINING[task]}
+        for manifest in write_task(digits, task, folder, sizes, seed=seed, jobs=jobs):
+            print(manifest, flush=True)
+
+
 def main() -> None:
-    """Write both tasks."""
+    """Write the clips."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--fsdd", type=Path, required=True, help="the Free Spoken Digit Dataset, folder or tar")
@@ -115,13 +136,7 @@ def main() -> None:
     add("--seed", type=int, default=0)
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    digits = read_digits(args.fsdd)
-    for task in TASKS:
-        sizes = SIZES | {"train": args.clips or TRAINING[task]}
-        written = write_task(digits, task, args.out, sizes, seed=args.seed, jobs=args.jobs)
-        for manifest in written:
-            print(manifest)
+    write_all(args.fsdd, args.out, clips=args.clips, seed=args.seed, jobs=args.jobs)
 
 
 if __name__ == "__main__":

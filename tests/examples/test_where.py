@@ -21,7 +21,7 @@ def written(tmp_path_factory):
     """Rows and manifest by task. Digits are white squares, and words tones."""
     folder = tmp_path_factory.mktemp("clips")
     tones = [torch.sin(torch.arange(RATE // 4) * (0.1 + 0.05 * digit)) for digit in range(10)]
-    digits = {"seen": Digits([torch.ones(1, 8, 8)] * 10, [[tone] for tone in tones])}
+    digits = {"seen": Digits([torch.ones(1, 8, 8)] * 10, [[tone.numpy()] for tone in tones])}
     found = {}
     for task in ("place", "where"):
         (path,) = write_task(digits, task, folder, {"seen": N})
