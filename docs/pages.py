@@ -6,6 +6,7 @@ from pathlib import Path
 
 import backends  # beside this file, as is tested
 import tested
+import traffic
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ def on_files(files, config):
         files.append(File.generated(config, page, content=with_links_to_pages(page, document)))
     files.append(File.generated(config, "backends.md", content=backends.page()))
     files.append(File.generated(config, "tested.md", content=tested.page()))
+    files.append(File.generated(config, "traffic.md", content=traffic.page()))
     return files
 
 

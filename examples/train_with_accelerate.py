@@ -1,7 +1,9 @@
 """Train an MBT with Accelerate, accumulating gradients over two batches.
 
+The losses do not depend on the number of processes, but for rounding.
+
 python examples/train_with_accelerate.py
-accelerate launch examples/train_with_accelerate.py
+torchrun --nproc-per-node 2 examples/train_with_accelerate.py    (or accelerate launch)
 """
 
 import torch
@@ -44,12 +46,12 @@ class Clips(Dataset):
         return {"rgb": self.rgb[index], "spectrogram": self.spectrogram[index]}, index % 10
 
 
-def main() -> list[float]:
-    """Train for two epochs; return the loss of every batch."""
+def main(cpu: bool = True) -> list[float]:
+    """Train for two epochs; return the loss of every batch, over all processes."""
     torch.manual_seed(0)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=2)
     model = Loss()
-    loader: DataLoader = DataLoader(Clips(16), batch_size=4)
+    loader: DataLoader = DataLoader(Clips(16), batch_size=4 // accelerator.num_processes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     losses = []
@@ -61,8 +63,10 @@ def main() -> list[float]:
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(accelerator.gather(loss).mean().item())
+    accelerator.print("losses", losses)
+    accelerator.end_training()
     return losses
 
 
 if __name__ == "__main__":
-    print("losses", main())
+    main()

@@ -1,7 +1,12 @@
 """Train an MBT with Lightning Fabric: devices, precision and strategy are its arguments.
 
+The losses do not depend on the number of processes, but for rounding.
+
 python examples/train_with_fabric.py
+torchrun --nproc-per-node 2 examples/train_with_fabric.py
 """
+
+import os
 
 import torch
 from lightning_fabric import Fabric
@@ -28,14 +33,18 @@ class Clips(Dataset):
         return {"rgb": self.rgb[index], "spectrogram": self.spectrogram[index]}, index % 10
 
 
-def main(precision: str = "bf16-mixed") -> list[float]:
-    """Train for two epochs; return the loss of every step."""
+def main(precision: str = "bf16-mixed", accelerator: str = "cpu") -> list[float]:
+    """Train for two epochs; return the loss of every step, over all processes."""
     torch.manual_seed(0)
-    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
-    model = mbt_fast.create_model("mbt_tiny", stochastic_depth=0.1)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this host; torchrun sets it
+    hosts = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    fabric = Fabric(accelerator=accelerator, devices=ranks, num_nodes=hosts, precision=precision)
+    fabric.launch()
+    model = mbt_fast.create_model("mbt_tiny")
     model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
     model.mark_forward_method("forward_modalities")  # precision and strategy apply to it too
-    loader = fabric.setup_dataloaders(DataLoader(Clips(8), batch_size=4))
+    batches = DataLoader(Clips(8), batch_size=4 // fabric.world_size)
+    loader = fabric.setup_dataloaders(batches)
     losses = []
     for _ in range(2):
         for inputs, labels in loader:
@@ -45,9 +54,10 @@ def main(precision: str = "bf16-mixed") -> list[float]:
             fabric.backward(loss)
             fabric.clip_gradients(model, optimizer, max_norm=1.0)
             optimizer.step()
-            losses.append(loss.item())
+            losses.append(fabric.all_reduce(loss).item())
+    fabric.print("losses", losses)
     return losses
 
 
 if __name__ == "__main__":
-    print("losses", main())
+    main()

@@ -100,9 +100,30 @@ def training_flops(
     A Linear costs three times its forward, and the stem, whose input needs no gradient, twice.
     Attention costs 3.5 times: a fused backward computes five products, the scores among them.
     """
-    once = forward_flops(config, cost, cls_only=cls_only)
+    return both_passes(forward_flops(config, cost, cls_only=cls_only))
+
+
+def both_passes(once: ModelFlops) -> ModelFlops:
+    """Forward and backward, from the forward; see ``training_flops``."""
     layers = tuple(LayerFlops(3 * layer.linear, 7 * layer.attention // 2) for layer in once.layers)
     return ModelFlops(2 * once.stem, layers, 3 * once.head)
+
+
+def stream_flops(config: MBTConfig, modality: str) -> ModelFlops:
+    """Count one forward pass of one modality's stream, slots included; with its share of the head.
+
+    Raises:
+        ValueError: Streams are not computed apart: they share blocks, or attend to one another.
+    """
+    if config.share_encoder or config.fusion != "bottleneck":
+        raise ValueError("fusion must be 'bottleneck' with blocks of their own for each modality")
+    own, fused = config.n_tokens(modality), len(config.modalities) > 1
+    rows = [
+        own + config.n_slots * (fused and index >= config.fusion_layer)
+        for index in range(config.num_layers)
+    ]
+    layers = tuple(_block(config, n, n) for n in rows)
+    return ModelFlops(_patches(config, modality), layers, _head(config) // len(config.modalities))
 
 
 def _layer(config: MBTConfig, index: int, cost: str, cls_only: bool) -> LayerFlops:
@@ -132,7 +153,11 @@ def _sum(blocks: Iterable[LayerFlops]) -> LayerFlops:
 
 
 def _stem(config: MBTConfig) -> int:
-    pixels = sum(prod(config.grid(m)) * prod(config.patch_size[m]) for m in config.modalities)
+    return sum(_patches(config, modality) for modality in config.modalities)
+
+
+def _patches(config: MBTConfig, modality: str) -> int:
+    pixels = prod(config.grid(modality)) * prod(config.patch_size[modality])
     return 2 * CHANNELS * pixels * config.hidden_size
 
 

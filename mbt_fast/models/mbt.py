@@ -105,7 +105,7 @@ class MBT(nn.Module):
         after that norm; with ``"gap"`` the mean over those of all modalities, named ``"shared"``.
         """
         lengths = self.check_inputs(inputs, lengths)
-        check_left_out(self, inputs, {m: self._parameters_of(m) for m in self.config.modalities})
+        check_left_out(self, inputs, {m: self._parameters_of(m) for m in self.embed})
         given = [m for m in self.config.modalities if m in inputs]
         streams = run_modalities(partial(self._below_fusion, inputs, lengths), given)
         tokens = self._fuse(streams, lengths)

@@ -19,13 +19,16 @@ class BrokenClips(Log):
         step: Where the run starts.
         manifest: The training clips.
         limit: Share of them that may be broken.
+        writes: As in ``Log``. Every process of a run is told of all broken clips.
     """
 
-    def __init__(self, path: Path, step: int, manifest: Manifest, limit: float) -> None:
+    def __init__(
+        self, path: Path, step: int, manifest: Manifest, limit: float, writes: bool = True
+    ) -> None:
         """Read the list of the steps before."""
-        super().__init__(path, step)
+        super().__init__(path, step, writes)
         self.manifest, self.limit = manifest, limit
-        self._known = {record["index"] for record in self.records()}
+        self._known = {record["index"] for record in self.records() if record["step"] <= step}
 
     def note(self, broken: Sequence[Broken], step: int) -> None:
         """Add the clips of a batch that were not met before.

@@ -33,7 +33,7 @@ _SIZES = ("model.input_size", "model.patch_size")
 _WITHOUT_EFFECT = {
     *("data.train", "data.val", "data.test", "data.labels"),
     *("data.broken_limit", "data.cache", "data.workers", "eval.batch_size"),
-    *("train.backend", "train.device", "train.log_every", "train.recompute"),
+    *("train.backend", "train.device", "train.log_every", "train.parallel", "train.recompute"),
     *("checkpoint.best", "checkpoint.every_steps", "checkpoint.keep"),
 }
 

@@ -11,6 +11,8 @@ from mbt_fast.data import ClipTransform
 from mbt_fast.data.classes import head_sizes
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import RunError
+from mbt_fast.parallel.data_parallel import is_sharded
+from mbt_fast.parallel.ranks import Ranks
 from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.metrics import (
     head_accuracy,
@@ -19,7 +21,7 @@ from mbt_fast.train.metrics import (
     top_k_accuracy,
     verb_noun_accuracy,
 )
-from mbt_fast.train.predictions import Predictions, predict
+from mbt_fast.train.predictions import Predictions, merge, predict
 
 Record = dict[str, Any]
 _SHOWN = 5  # broken clips
@@ -43,6 +45,7 @@ def evaluate(
     broken_limit: float = 1.0,
     cache: ClipCache | None = None,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
 ) -> Record | None:
     """Score every clip once.
 
@@ -63,15 +66,17 @@ def evaluate(
         broken_limit: Share of the clips that may be unreadable.
         cache: As for ``predict``.
         stop: Asked before each batch; ``True`` ends the work.
+        ranks: Processes that share the clips, each with the model; alone if not given.
 
     Returns:
-        What ``summary`` says, or ``None`` if it was stopped.
+        What ``summary`` says, the same on every rank, or ``None`` if one was stopped.
 
     Raises:
         InputError: A label is no class.
         RunError: A logit is NaN, or more clips than the limit cannot be read.
         ValueError: The transform has no such modality.
     """
+    ranks = ranks or Ranks()
     targets = manifest.targets(names, task)  # first: it may refuse
     found = predict(
         model,
@@ -85,13 +90,21 @@ def evaluate(
         dtype=dtype,
         mask_padding=mask_padding,
         errors=errors,
+        rank=ranks.rank,
+        world=ranks.world,
+        together=is_sharded(model),
         cache=cache,
         stop=stop,
+        agree=ranks.any,
     )
     if found is None:
         return None
-    _check_broken(found[0], manifest, broken_limit)
-    return summary(found[0], manifest, views) | score(found[0], targets, task, names)
+    parts, record = ranks.gather(found[0]), None
+    if ranks.main:
+        predictions = merge(parts, len(manifest))
+        _check_broken(predictions, manifest, broken_limit)
+        record = summary(predictions, manifest, views) | score(predictions, targets, task, names)
+    return ranks.share(record)
 
 
 def summary(predictions: Predictions, manifest: Manifest, views: int) -> Record:

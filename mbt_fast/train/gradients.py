@@ -5,16 +5,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from mbt_fast.parallel.data_parallel import whole
+
 
 def clip(parameters: Iterable[nn.Parameter], norm: float | None) -> Tensor:
     """Scale gradients down to a joint norm; without one, leave them.
+
+    Of sharded gradients it is the norm of all shares, and all ranks must call this.
 
     Returns:
         Their norm before that, a scalar on their device.
     """
     if norm is not None:
-        return nn.utils.clip_grad_norm_(parameters, norm)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        return whole(nn.utils.clip_grad_norm_(parameters, norm))
+    return whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 class MeanGradient:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mbt_fast.checkpoint.files import replacing
 
@@ -24,14 +24,18 @@ class Log:
         path: The file. It is made if need be.
         step: Where the run starts: records of later steps are removed, and so is a last line that
             a killed process wrote in part.
+        writes: Whether this process writes the file. Of several processes of a run one does.
 
     Raises:
         OSError: The file cannot be read or written.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, writes: bool = True) -> None:
         """Read what is there and open the file for more."""
         self.path = path
+        self._file: TextIO | None = None
+        if not writes:
+            return
         kept = [record for record in read(path) if record["step"] <= step]
         with replacing(path) as temporary:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
@@ -47,6 +51,8 @@ class Log:
         Raises:
             OSError: The disk is full, or the file is gone; the error names it.
         """
+        if self._file is None:
+            return
         plain = {key: _finite(value) for key, value in record.items()}
         try:
             self._file.write(_line(plain))
@@ -56,11 +62,13 @@ class Log:
 
     def sync(self) -> None:
         """Wait until the records are on the disk."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read(path: Path) -> list[Record]:
@@ -84,12 +92,13 @@ class TensorBoard:
     Args:
         folder: Of its files.
         step: Where the run starts; later scalars of an earlier process are hidden.
+        writes: As in ``Log``.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
         """Open a file of events."""
         self._writer = None
-        if find_spec("tensorboard") is not None:
+        if writes and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder), purge_step=step + 1)

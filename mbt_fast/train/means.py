@@ -1,7 +1,7 @@
 """What a line of the log says of the steps before it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,10 +36,20 @@ class MeanLosses:
             count = present[modality].sum() if modality in present else everything
             self._add(f"loss/{modality}", value, count)
 
-    def read(self) -> dict[str, float]:
-        """``loss``, and ``loss/<modality>``: NaN where no clip has it."""
-        means = [self._sums[name] / self._counts[name] for name in self._sums]
-        return dict(zip(self._sums, torch.stack(means).tolist(), strict=True))
+    def add_mean(self, name: str, mean: Tensor) -> None:
+        """Add a value that stands for all clips of this process, under a name of its own."""
+        self._add(name, mean, torch.tensor(1, device=mean.device))
+
+    def read(self, total: Callable[[Tensor], Tensor] = lambda own: own) -> dict[str, float]:
+        """``loss``, ``loss/<modality>``, NaN where no clip has it, and what else was added.
+
+        Args:
+            total: Adds up the sums and the counts of all processes.
+        """
+        sums = torch.stack(list(self._sums.values()))
+        counts = torch.stack(list(self._counts.values())).to(sums)
+        sums, counts = total(torch.stack([sums, counts]))
+        return dict(zip(self._sums, (sums / counts).tolist(), strict=True))
 
     def _add(self, name: str, mean: Tensor, count: Tensor) -> None:
         value = torch.where(count > 0, mean, 0) * count
@@ -51,15 +61,18 @@ class Meter:
     """Clips per second, and the share of time in which the model waits for them.
 
     Both are over the steps since they were last read, without what lies between steps: checkpoints
-    and scores.
+    and scores. Of several processes the one that waits longest counts, for the others wait for it.
 
     Args:
-        batch_size: Clips of a step.
+        batch_size: Clips of a step, over all processes.
+        highest: For each number the greatest of all processes.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(
+        self, batch_size: int, highest: Callable[[Sequence[float]], Sequence[float]] = list
+    ) -> None:
         """Begin without steps."""
-        self._batch_size = batch_size
+        self._batch_size, self._highest = batch_size, highest
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
         self._start = 0.0
 
@@ -75,6 +88,7 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """``clips_per_second`` and ``data_wait``; begins anew."""
-        clips, seconds, waited = self._steps * self._batch_size, self._seconds, self._waited
+        clips, seconds = self._steps * self._batch_size, self._seconds
+        (wait,) = self._highest([self._waited / seconds])
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
-        return {"clips_per_second": clips / seconds, "data_wait": waited / seconds}
+        return {"clips_per_second": clips / seconds, "data_wait": wait}

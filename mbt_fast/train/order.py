@@ -101,7 +101,8 @@ class BatchKeys(Sampler[list[Key]]):
         start: The first step.
         stop: The step after the last.
         weights: As in ``epoch_order``.
-        rank: Of this process. It takes every ``world``-th position of each batch.
+        rank: Of this process. It takes the ``rank``-th of ``world`` equal parts of each batch, so
+            that virtual devices, which are parts too, stay whole.
         world: Number of processes; it divides ``batch_size``.
     """
 
@@ -126,6 +127,7 @@ class BatchKeys(Sampler[list[Key]]):
             if epoch != step // per_epoch:
                 epoch = step // per_epoch
                 order = epoch_order(self.n, self.seed, epoch, self.weights)
-            first = step % per_epoch * self.batch_size
-            positions = range(first + self.rank, first + self.batch_size, self.world)
+            share = self.batch_size // self.world
+            first = step % per_epoch * self.batch_size + self.rank * share
+            positions = range(first, first + share)
             yield [Key(epoch, position, int(order[position])) for position in positions]

@@ -14,6 +14,7 @@ from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import InputError
 from mbt_fast.models import MBT
 from mbt_fast.models.saved import Model
+from mbt_fast.parallel.ranks import Ranks
 from mbt_fast.profiling.machine import choose_device, choose_dtype
 from mbt_fast.train import start
 from mbt_fast.train.augment import Augment
@@ -71,6 +72,7 @@ class Parts:
         transform: What the model takes of a clip.
         device: Where the model is.
         dtype: Of autocast; float32 for none.
+        ranks: This process among those of the run.
     """
 
     config: TrainConfig
@@ -79,6 +81,7 @@ class Parts:
     transform: ClipTransform
     device: torch.device
     dtype: torch.dtype
+    ranks: Ranks
 
     @property
     def steps_per_epoch(self) -> int:
@@ -188,19 +191,23 @@ def read_data(config: TrainConfig) -> Data:
     return Data(train, val, test, tuple(names), task)
 
 
-def build_parts(config: TrainConfig, data: Data, saved: Path | None = None) -> Parts:
+def build_parts(
+    config: TrainConfig, data: Data, saved: Path | None = None, ranks: Ranks | None = None
+) -> Parts:
     """Build the model and load its first weights.
 
     Args:
         config: With ``model.num_classes``.
         data: The clips.
         saved: The last checkpoint of the run, if there is one; see ``start.build``.
+        ranks: This process among those of the run; alone if not given.
 
     Raises:
         InputError: Something does not fit the machine, the clips or the weights.
     """
-    device = choose_device(config.train.device)
+    ranks = ranks or Ranks.alone(config.train.device)
+    device = choose_device(ranks.device)
     dtype, _ = choose_dtype(config.train.dtype, device)
     model = start.build(config, len(data.names), saved).to(device)
     transform = start.clip_transform(config, model.config)
-    return Parts(config, data, model, transform, device, dtype)
+    return Parts(config, data, model, transform, device, dtype, ranks)

@@ -1,7 +1,7 @@
 """What a run will be, before it is: ``mbt-fast train --dry-run``."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from mbt_fast import flops
 from mbt_fast.config import MBTConfig
 from mbt_fast.data.manifest import Manifest
+from mbt_fast.models.saved import Model
 from mbt_fast.profiling import tables
 from mbt_fast.profiling.machine import dtype_name, free_bytes
 from mbt_fast.train.config import TrainConfig
@@ -116,14 +117,14 @@ def cost(parts: Parts) -> str:
     per_clip, held = training_flops(parts), memory(parts)
     per_step = per_clip * parts.config.train.batch_size
     count = sum(parameter.numel() for parameter in parts.model.parameters())
-    names = ", ".join(f"{name} {_scaled(size, 'B', 1024)}" for name, size in held.items())
-    flop = [_scaled(n, "FLOP") for n in (per_clip, per_step, per_step * parts.total_steps)]
+    names = ", ".join(f"{name} {scaled(size, 'B', 1024)}" for name, size in held.items())
+    flop = [scaled(n, "FLOP") for n in (per_clip, per_step, per_step * parts.total_steps)]
     return "\n".join(
         (
             f"model:    {count:,} parameters, {dtype_name(parts.dtype)} on {parts.device}",
             f"compute:  {flop[0]} a clip, {flop[1]} a step, {flop[2]} in all, both passes",
-            f"memory:   {_scaled(sum(held.values()), 'B', 1024)} before activations ({names}); "
-            f"free are {_scaled(free_bytes(parts.device), 'B', 1024)}",
+            f"memory:   {scaled(sum(held.values()), 'B', 1024)} before activations ({names}); "
+            f"free are {scaled(free_bytes(parts.device), 'B', 1024)}",
         )
     )
 
@@ -132,19 +133,21 @@ def training_flops(parts: Parts) -> int:
     """Forward and backward of one clip, 2 per multiply-add; with branches that drop path skips."""
     if isinstance(parts.model.config, MBTConfig):
         return flops.training_flops(parts.model.config).total
-    return 3 * forward_flops(parts)  # a backward takes two products for each of the forward
+    forward = forward_flops(parts.model, parts.transform.shapes)
+    return 3 * forward  # a backward takes two products for each of the forward
 
 
-def forward_flops(parts: Parts) -> int:
-    """Forward of one clip as torch counts it, for models without a closed form."""
+def forward_flops(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Forward of one clip, of these shapes by modality, as torch counts it.
+
+    For models without a closed form.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    inputs: Any = {
-        modality: torch.zeros(1, *shape, device=parts.device)
-        for modality, shape in parts.transform.shapes.items()
-    }
+    device = next(model.parameters()).device
+    inputs: Any = {m: torch.zeros(1, *shape, device=device) for m, shape in shapes.items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        parts.model.eval()(inputs)
+        model.eval()(inputs)
     return counter.get_total_flops()
 
 
@@ -172,7 +175,7 @@ def speed(parts: Parts, reading: Reading, learning: Learning) -> str:
         f"({1e3 * reading.seconds:.0f} ms a clip, {reading.clips} measured{broken})",
         f"learning: {tables.significant(learning.rate)} clips/s, {learning.at_a_time} at a time",
         _verdict(reading, learning, waits),
-        f"the run:  about {_duration(seconds)}, without scores and checkpoints",
+        f"the run:  about {duration(seconds)}, without scores and checkpoints",
     ]
     if shared:
         lines.append("note:     workers and model share the CPU, so each will be slower than this")
@@ -203,7 +206,7 @@ def _shortened(names: list[str], count: int | None = None) -> str:
     return shown if count <= SHOWN else f"{shown} and {count - SHOWN} more"
 
 
-def _scaled(value: float, unit: str, step: int = 1000) -> str:
+def scaled(value: float, unit: str, step: int = 1000) -> str:
     """Three digits and a prefix: ``1.05 GFLOP``, ``668 MiB``."""
     power = 0
     while value >= 999.5 and power < len(PREFIXES) - 1:
@@ -212,7 +215,8 @@ def _scaled(value: float, unit: str, step: int = 1000) -> str:
     return f"{tables.significant(value)} {PREFIXES[power]}{binary}{unit}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Two digits and a unit: ``3.1 hours``."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= size:
             return f"{tables.significant(seconds / size, 2)} {unit}"

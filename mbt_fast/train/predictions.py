@@ -14,7 +14,7 @@ from mbt_fast.errors import RunError
 from mbt_fast.train.augment import to_float
 from mbt_fast.train.clip_cache import ClipCache
 from mbt_fast.train.loader import Loader
-from mbt_fast.train.views import ClipViews, ViewBatch, collate_views
+from mbt_fast.train.views import PADDING, ClipViews, ViewBatch, collate_views
 
 NEARLY_EQUAL = 1e-3  # share of the greatest logit: constant predictions differ by rounding
 
@@ -64,8 +64,10 @@ def predict(
     errors: str = "strict",
     rank: int = 0,
     world: int = 1,
+    together: bool = False,
     cache: ClipCache | None = None,
     stop: Callable[[], bool] = lambda: False,
+    agree: Callable[[bool], bool] = bool,
 ) -> list[Predictions] | None:
     """Read every clip once, and predict it from each subset of the modalities.
 
@@ -85,9 +87,11 @@ def predict(
         mask_padding: Whether tokens of padding are masked; see ``collate``.
         errors: As for ``load_clip``.
         rank: Of this process, which reads every ``world``-th clip from this one on.
-        world: Number of processes.
+        world: Number of processes. All have equally many batches, of which the last may be empty.
+        together: The model is called for an empty batch too, for it is sharded.
         cache: The clips as one view each, decoded before; ``None`` reads their files.
         stop: Asked before each batch and while one does not come; ``True`` ends the work.
+        agree: Whether any process is to stop, from whether this one is; called for each batch.
 
     Returns:
         For each subset its predictions; ``None`` if it was stopped.
@@ -105,9 +109,11 @@ def predict(
 
     device = torch.device(device)
     rows = range(rank, len(manifest), world)
+    padded = [*rows, *[PADDING] * (-(-len(manifest) // world) - len(rows))]
+    batches = BatchSampler(padded, max(1, batch_size // views), drop_last=False)
     loader = Loader(
         ClipViews(manifest, transform, views, errors, cache),
-        BatchSampler(rows, max(1, batch_size // views), drop_last=False),
+        batches,
         partial(collate_views, mask_padding=mask_padding),
         workers=workers,
         pinned=device.type == "cuda",
@@ -116,20 +122,24 @@ def predict(
     tallies = [_Tally(subset) for subset in subsets]
     training = model.training
     model.eval()
+    options = {"unit": "clip", "desc": "scored", "leave": False}
     try:
-        with tqdm(total=len(rows), unit="clip", desc="scored", leave=False, disable=None) as bar:
-            for batch in loader:
+        with tqdm(total=len(rows), disable=True if rank else None, **options) as bar:
+            for _ in range(len(batches)):
+                batch = next(loader, None)
+                if agree(batch is None) or batch is None:
+                    return None
                 inputs = {m: x.to(device, non_blocking=True) for m, x in batch.inputs.items()}
                 batch.inputs = {m: to_float(x) for m, x in inputs.items()}
                 for tally in tallies:
                     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                        tally.add(model, batch)
+                        called = tally.add(model, batch)
+                        if together and not called:
+                            _call_for_nobody(model, transform, tally.modalities, device)
                 bar.update(batch.size)
     finally:
         loader.close()
         model.train(training)
-    if loader.stopped:
-        return None
     return [tally.finish(manifest, rows) for tally in tallies]
 
 
@@ -148,8 +158,12 @@ class _Tally:
         """Begin to count."""
         self.absent = dict.fromkeys(self.modalities, 0)
 
-    def add(self, model: nn.Module, batch: ViewBatch) -> None:
-        """Predict the clips of a batch, which holds all windows of each."""
+    def add(self, model: nn.Module, batch: ViewBatch) -> bool:
+        """Predict the clips of a batch, which holds all windows of each.
+
+        Returns:
+            Whether there was one to predict, and the model was called.
+        """
         self.broken |= batch.broken
         clips, clip_of = batch.owners.unique(return_inverse=True)
         self.seen += [*clips.tolist(), *batch.broken]
@@ -164,6 +178,7 @@ class _Tally:
             logits = self._forward(model, batch)[usable]
             means = _sums(logits, clip_of[usable], len(clips))[scored] / views[scored, None]
             self.means |= dict(zip(clips[scored].tolist(), means, strict=True))
+        return bool(scored.any())
 
     def finish(self, manifest: Manifest, rows: range) -> Predictions:
         """Put the clips in order, and check that none is missing or twice."""
@@ -196,6 +211,42 @@ class _Tally:
             m: length.to(device) for m, length in (batch.lengths or {}).items() if m in inputs
         }
         return model(inputs, lengths or None).float().cpu()
+
+
+def _call_for_nobody(
+    model: nn.Module, transform: ClipTransform, modalities: Sequence[str], device: torch.device
+) -> None:
+    """Call the model on a window in which everything is absent: other processes wait for it."""
+    inputs = {m: torch.zeros(1, *transform.shapes[m], device=device) for m in modalities}
+    lengths = {m: torch.zeros(1, dtype=torch.int32, device=device) for m in modalities}
+    model(inputs, lengths)
+
+
+def merge(parts: Sequence[Predictions], n_clips: int) -> Predictions:
+    """The predictions of all processes as one would have made them.
+
+    Args:
+        parts: Of the same modalities; together they hold each clip once.
+        n_clips: In the manifest.
+
+    Raises:
+        RuntimeError: A clip is missing or twice.
+    """
+    rows = torch.cat([part.rows for part in parts])
+    without = sorted(row for part in parts for row in part.without)
+    broken = [pair for part in parts for pair in part.broken.items()]
+    if sorted([*rows.tolist(), *without, *dict(broken)]) != list(range(n_clips)):
+        raise RuntimeError(f"each of {n_clips} clips must be predicted once by the ranks")
+    order = rows.argsort()
+    logits = [part.logits for part in parts if len(part.rows)]
+    return Predictions(
+        parts[0].modalities,
+        rows[order],
+        torch.cat(logits)[order] if logits else parts[0].logits,
+        {m: sum(part.absent[m] for part in parts) for m in parts[0].modalities},
+        tuple(without),
+        dict(sorted(broken)),
+    )
 
 
 def _sums(values: Tensor, clip_of: Tensor, n_clips: int) -> Tensor:

@@ -6,13 +6,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from mbt_fast.checkpoint.files import read_safetensors
 from mbt_fast.checkpoint.pretrained import WEIGHTS_FILE
 from mbt_fast.checkpoint.runs import BEST, find_checkpoint, read_record
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import RunError
+from mbt_fast.parallel.data_parallel import share_like, whole
 from mbt_fast.train import checkpoints, report
 from mbt_fast.train.averaging import average
 from mbt_fast.train.broken import BrokenClips
@@ -87,21 +88,25 @@ class Run(ExitStack):
         InputError: It is of other clips or classes.
     """
 
+    writes: ClassVar[bool] = True  # whether this process writes the folder
+
     def __init__(self, parts: Parts, state: TrainingState, folder: Path) -> None:
         """Go back to the last checkpoint, if there is one."""
         super().__init__()
         self.parts, self.state, self.folder, self.config = parts, state, folder, parts.config
-        checkpoints.remove_leftovers(folder)
-        last = find_checkpoint(folder)
+        self._tidy()
+        last = parts.ranks.share(find_checkpoint(folder))
         if last is not None:
             parts.check_same_data(read_record(last), folder)
             state.read(last)
         self.step = 0 if last is None else checkpoints.step_of(last)
-        limit = self.config.data.broken_limit
-        self.log = Log(folder / "log.jsonl", self.step)
-        self.scores = [record for record in self.log.records() if record["kind"] == "eval"]
-        self.broken = BrokenClips(folder / "broken.jsonl", self.step, parts.data.train, limit)
-        self.tensorboard = TensorBoard(folder / "tensorboard", self.step)
+        step, limit, writes = self.step, self.config.data.broken_limit, self.writes
+        self.log = Log(folder / "log.jsonl", step, writes)
+        scores = [record for record in self.log.records() if record["kind"] == "eval"]
+        self.scores: list[Record] = parts.ranks.share(scores)
+        clips = parts.data.train
+        self.broken = BrokenClips(folder / "broken.jsonl", step, clips, limit, writes)
+        self.tensorboard = TensorBoard(folder / "tensorboard", step, writes)
         for part in (self.log, self.broken, self.tensorboard):
             self.callback(part.close)
         self._saved = self.step
@@ -144,30 +149,26 @@ class Run(ExitStack):
         """
         if self.step == self._saved:
             return
-        self.log.sync()
-        self.broken.sync()
-        record = {**self._place(), **self.parts.record()}
-        checkpoints.save(self.folder, self.step, lambda to: self.state.write(to, record))
+        self.parts.ranks.at(f"step {self.step}, checkpoint")
+        self._write_checkpoint()
         self._saved = self.step
-        self._prune()
 
     def score_if_due(self, stop: Callable[[], bool]) -> None:
         """Score the weights of this step, if it is time and the log does not say that it is done.
 
         A score that is cut short leaves no record: it is made again when the run goes on.
         """
-        from tqdm import tqdm
-
         for evaluation in self._due():
             self.save()
+            self.parts.ranks.at(f"step {self.step}, score")
             record = self._score(evaluation, stop)
             if record is None:
                 return
             self._write(record)
             self.scores.append(record)
-            tqdm.write(report.line(f"step {self.step}", record))
+            self._say(report.line(f"step {self.step}", record))
             if record["constant"]:
-                tqdm.write(_ALARM)
+                self._say(_ALARM)
             self._point_to_best()
             if time.monotonic() > self._next_report:
                 self.write_report()
@@ -229,14 +230,30 @@ class Run(ExitStack):
                 broken_limit=options.data.broken_limit,
                 cache=cache,
                 stop=stop,
+                ranks=parts.ranks,
             )
         if result is None:
             return None
         return {"kind": "eval", **self._place(), "split": evaluation.split, **result}
 
+    def _tidy(self) -> None:
+        checkpoints.remove_leftovers(self.folder)
+
     def _write(self, record: Record) -> None:
         self.log.append(record)
         self.tensorboard.add(record)
+
+    def _write_checkpoint(self) -> None:
+        self.log.sync()
+        self.broken.sync()
+        record = {**self._place(), **self.parts.record()}
+        checkpoints.save(self.folder, self.step, lambda to: self.state.write(to, record))
+        self._prune()
+
+    def _say(self, text: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(text)
 
     def _place(self) -> Record:
         """Where the run is; an epoch is counted from 1."""
@@ -254,11 +271,13 @@ class Run(ExitStack):
         if not before:
             return
         with self.state.scored():
-            own = {name: tensor.clone() for name, tensor in self.parts.model.state_dict().items()}
+            own = {n: whole(t).clone() for n, t in self.parts.model.state_dict().items()}
         folders = [checkpoints.folder_of(self.folder, step) for step in before]
         states = chain((read_safetensors(folder / WEIGHTS_FILE) for folder in folders), [own])
-        self.parts.model.load_state_dict(average(states))
+        mean = average(states)
+        self.parts.model.load_state_dict(share_like(mean, self.parts.model.state_dict()))
         self.state.ema = None
+        self.parts.ranks.wait()  # until all have read what is now removed
 
     def _prune(self) -> None:
         averaged = [] if self.step == self.parts.total_steps else self._averaged_steps()
@@ -278,3 +297,26 @@ class Run(ExitStack):
             if checkpoints.folder_of(self.folder, step).is_dir():
                 checkpoints.point(self.folder, BEST, step)
             self._prune()
+
+
+class Follower(Run):
+    """A run on a rank that is not the first: it makes the same steps, and leaves the folder alone.
+
+    It reads the folder of the first one, which must be on a file system that all hosts share.
+    """
+
+    writes = False
+
+    def write_report(self) -> None:
+        """The first rank does."""
+
+    def _tidy(self) -> None: ...
+
+    def _write(self, record: Record) -> None: ...
+
+    def _write_checkpoint(self) -> None:
+        self.state.take_part()
+
+    def _say(self, text: str) -> None: ...
+
+    def _point_to_best(self) -> None: ...

@@ -156,7 +156,9 @@ class LoopConfig(Section):
         dtype: Of autocast; ``"auto"`` is the machine's best precision.
         backend: Of every op; see ``mbt-fast info``.
         recompute: Activations that are computed again instead of kept.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``; of several ranks each takes a GPU of its host.
+        parallel: With several ranks each has the whole model, ``"ddp"``, or a share of its weights
+            and of the optimizer's state, ``"fsdp"``.
         log_every: Steps from one line of the log to the next.
     """
 
@@ -186,6 +188,7 @@ class LoopConfig(Section):
     backend: str = "auto"
     recompute: Literal["none", "norms", "mlp"] = "norms"
     device: str = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     log_every: Positive = 1
 
     def __post_init__(self) -> None:

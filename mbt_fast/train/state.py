@@ -21,6 +21,7 @@ from mbt_fast.checkpoint.pretrained import WEIGHTS_FILE
 from mbt_fast.checkpoint.runs import STATE_FILE, read_record
 from mbt_fast.errors import CheckpointError
 from mbt_fast.models.saved import Model, save_model
+from mbt_fast.parallel.data_parallel import share_like, whole
 from mbt_fast.train.averaging import Ema
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -59,13 +60,19 @@ class TrainingState:
         """
         from safetensors.torch import save_file
 
-        tensors = _prefixed("optimizer", _optimizer_tensors(self.model, self.optimizer))
-        if self.ema is not None:
-            tensors |= _prefixed("weights", self.model.state_dict())
-        save_file(tensors, folder / OPTIMIZER_FILE)
-        save_model(folder, self.model, None if self.ema is None else self.ema.state_dict())
+        resumed, scored = self._tensors()
+        save_file(
+            {name: _copied(tensor) for name, tensor in resumed.items()}, folder / OPTIMIZER_FILE
+        )
+        save_model(folder, self.model, {name: whole(tensor) for name, tensor in scored.items()})
         text = json.dumps({**record, "scaler": self.scaler.state_dict()}, indent=2)
         (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def take_part(self) -> None:
+        """What the process that writes needs of the others: their shares of sharded tensors."""
+        for tensors in self._tensors():
+            for tensor in tensors.values():
+                whole(tensor)
 
     def read(self, folder: Path) -> None:
         """Go back to a checkpoint.
@@ -77,13 +84,21 @@ class TrainingState:
         weights = read_safetensors(folder / WEIGHTS_FILE)
         tensors = read_safetensors(folder / OPTIMIZER_FILE)
         if self.ema is not None:
-            self.ema.load_state_dict(weights)
+            self.ema.load_state_dict(share_like(weights, self.ema.state_dict()))
             # At the end of a run with train.average_last none are trained any more.
             weights = _without_prefix("weights", tensors) or weights
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(share_like(weights, self.model.state_dict()))
         momentum = _without_prefix("optimizer", tensors)
         _load_optimizer_tensors(self.model, self.optimizer, momentum)
         self.scaler.load_state_dict(read_record(folder)["scaler"])
+
+    def _tensors(self) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+        """What only resuming needs, and what is scored; sharded if the model is."""
+        resumed = _prefixed("optimizer", _optimizer_tensors(self.model, self.optimizer))
+        if self.ema is None:
+            return resumed, self.model.state_dict()
+        resumed |= _prefixed("weights", self.model.state_dict())
+        return resumed, self.ema.state_dict()
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -108,7 +123,8 @@ def _load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
     """Inverse of ``_optimizer_tensors``."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    own = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in own.items()}
     groups = optimizer.param_groups
     order = [names[parameter] for group in groups for parameter in group["params"]]
     index = {name: place for place, name in enumerate(order)}
@@ -117,19 +133,21 @@ def _load_optimizer_tensors(
         key, _, parameter = name.partition("/")
         if parameter not in index:
             raise CheckpointError(f"{OPTIMIZER_FILE} must be of this optimizer, got {name!r}")
-        state.setdefault(index[parameter], {})[key] = tensor
+        (share,) = share_like({parameter: tensor}, own).values()
+        state.setdefault(index[parameter], {})[key] = share
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under longer names, on the CPU, each with memory of its own."""
-    dense = torch.contiguous_format
-    return {
-        f"{prefix}/{name}": tensor.detach().cpu().clone(memory_format=dense)
-        for name, tensor in tensors.items()
-    }
+    """The tensors under longer names."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """All of it, on the CPU, with memory of its own."""
+    return whole(tensor.detach()).cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

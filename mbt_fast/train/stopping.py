@@ -38,6 +38,16 @@ class Stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def number(self) -> int:
+        """That of the signal, or 0."""
+        return signal.Signals[self.signal] if self.signal else 0
+
+    def note(self, number: int) -> None:
+        """Stop for a signal that another process of the run was sent; 0 is none."""
+        if number:
+            self.signal = self.signal or signal.Signals(number).name
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == "SIGINT":
             raise KeyboardInterrupt

@@ -12,6 +12,8 @@ from mbt_fast.data.manifest import Manifest
 from mbt_fast.errors import ClipError
 from mbt_fast.train.clip_cache import ClipCache
 
+PADDING = -1  # the row of no clip
+
 
 @dataclass(frozen=True)
 class Views:
@@ -52,7 +54,7 @@ class ViewBatch:
 
 
 class ClipViews(Dataset[Views]):
-    """The clips of a manifest with all their windows.
+    """The clips of a manifest with all their windows; row ``PADDING`` has none.
 
     Args:
         manifest: The clips.
@@ -85,6 +87,8 @@ class ClipViews(Dataset[Views]):
 
     def __getitem__(self, row: int) -> Views:
         """Read one clip."""
+        if row == PADDING:
+            return Views(row, None)
         try:
             return Views(row, self._read(row))
         except ClipError as error:
@@ -113,7 +117,7 @@ def collate_views(items: Sequence[Views], *, mask_padding: bool) -> ViewBatch:
         mask_padding: As for ``collate``.
     """
     windows = [(item.row, window) for item in items if item.clip for window in _windows(item.clip)]
-    broken = {item.row: item.error for item in items if item.clip is None}
+    broken = {item.row: item.error for item in items if item.clip is None and item.row != PADDING}
     owners = torch.tensor([row for row, _ in windows], dtype=torch.int64)
     if not windows:
         return ViewBatch({}, None, owners, broken, len(items))

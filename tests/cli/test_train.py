@@ -95,7 +95,9 @@ def test_what_is_wrong_is_one_line(folder, capsys, monkeypatch):
     assert "did you mean train.lr?" in refused(capsys, "train", recipe, "train.lrr=1", "--out", "x")
     assert "recipe 'audioset' is unknown" in refused(capsys, "train", "audioset", "--out", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "WORLD_SIZE must be 1" in refused(capsys, "train", recipe, "--out", "x")
+    assert "RANK must be set where WORLD_SIZE is above 1" in refused(
+        capsys, "train", recipe, "--out", "x"
+    )
 
 
 def test_a_run_that_a_signal_stopped_is_not_taken_for_done(folder, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -86,6 +87,48 @@ def test_train_with_fabric_trains():
 def test_train_with_accelerate_trains():
     losses = example("train_with_accelerate", "accelerate")["main"]()
     assert sum(losses[4:]) < sum(losses[:4])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "package", "arguments"),
+    [
+        ("train_with_accelerate", "accelerate", ()),
+        ("train_with_fabric", "lightning_fabric", ("32-true",)),
+    ],
+)
+def test_two_processes_train_as_one(name, package, arguments, tmp_path):
+    """Under torchrun; the same clips are in a step, so the losses are the same."""
+    alone = example(name, package)["main"](*arguments)
+    path = str(ROOT / "examples" / f"{name}.py")
+    script = tmp_path / "script.py"
+    script.write_text(f"import runpy\nrunpy.run_path({path!r})['main'](*{arguments!r})\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", str(script)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    (printed,) = [line for line in done.stdout.splitlines() if line.startswith("losses ")]
+    losses = json.loads(printed.removeprefix("losses "))
+    assert losses == pytest.approx(alone, rel=1e-5)  # float32 over some steps
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_modality_parallel_trains_on_two_processes():
+    """Each says what it holds, how the loss fell and what it sent."""
+    path = str(ROOT / "examples" / "modality_parallel.py")
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(": ", 1) for line in sorted(done.stdout.splitlines()))
+    assert lines.keys() == {"rgb", "spectrogram"}
+    for line in lines.values():
+        first, last = re.search(r"loss ([0-9.]+) -> ([0-9.]+)", line).groups()
+        assert float(last) < float(first)
+        assert "5 sums in a step: 4 of slots" in line
 
 
 def test_lora_with_peft_trains_and_merges():

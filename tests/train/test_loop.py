@@ -284,9 +284,9 @@ def test_a_validation_set_that_is_gone_ends_the_run(clips, configure, tmp_path):
     assert checkpoints.step_of(find_checkpoint(tmp_path / "run")) == PER_EPOCH
 
 
-def test_several_processes_are_refused_before_anything_is_read(configure, tmp_path, monkeypatch):
+def test_several_processes_without_an_address_are_refused(configure, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="WORLD_SIZE must be 1"):
+    with pytest.raises(InputError, match="RANK must be set where WORLD_SIZE is above 1"):
         train(configure(), tmp_path / "run")
 
 

@@ -124,7 +124,10 @@ def test_memory_counts_averages_and_the_sum_of_virtual_devices(folder):
 def test_flops_are_in_closed_form_and_those_that_torch_counts(folder):
     parts = parts_of(folder)
     assert plan.training_flops(parts) == flops.training_flops(parts.model.config).total
-    assert plan.forward_flops(parts) == flops.forward_flops(parts.model.config).total
+    assert (
+        plan.forward_flops(parts.model, parts.transform.shapes)
+        == flops.forward_flops(parts.model.config).total
+    )
 
 
 def test_clip_that_cannot_be_read_is_counted(folder, tmp_path):

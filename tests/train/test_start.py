@@ -15,9 +15,13 @@ from mbt_fast.checkpoint.shapes import vit_shapes
 from mbt_fast.errors import InputError
 from mbt_fast.models.fused_classifier import FusedClassifier
 from mbt_fast.models.saved import load_model, save_model
+from mbt_fast.parallel.machine import Hosts
 from mbt_fast.testing import assert_close_to_exact
 from mbt_fast.train import start
 from mbt_fast.train.config import TrainConfig
+from mbt_fast.train.machines import DEFAULT
+from mbt_fast.train.world import make_plan
+from mbt_fast.train.world_text import ways
 
 TINY = """
 [model]
@@ -470,3 +474,16 @@ def test_fused_pair_is_saved_and_loaded_without_its_encoders_directories(
     assert loaded.config == model.config
     assert same_weights(loaded, model)
     assert torch.equal(loaded(inputs()), model(inputs()))
+
+
+def test_fused_pair_is_planned_for_a_cluster(config, encoders):
+    configured = config("train.batch_size=8", text=FUSED).with_num_classes(CLASSES)
+    plan = make_plan(configured, Hosts(2, 2), DEFAULT)
+    model = start.build(configured, CLASSES)
+    work, steps = plan.predictor.work, plan.here().steps
+    assert work.parameters == sum(p.numel() for p in model.parameters())
+    assert work.both == 3 * work.forward > 0
+    assert steps["ddp"].clips == steps["fsdp"].clips == 2
+    assert steps["modality"] is None
+    assert "activations" not in steps["ddp"].memory
+    assert "for an MBT whose modalities" in ways(plan)

@@ -1,0 +1,34 @@
+"""Training on several devices, on one host or on many.
+
+Names are loaded when they are asked for: sharded tensors take torch longer to import than the model
+takes, and a run on one device needs none.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mbt_fast.parallel.gradients import clip_grad_norm_, sum_gradients
+    from mbt_fast.parallel.modality import ModalityParallelMBT, modality_parallel
+    from mbt_fast.parallel.tensor import tensor_parallel
+
+__all__ = [
+    "ModalityParallelMBT",
+    "clip_grad_norm_",
+    "modality_parallel",
+    "sum_gradients",
+    "tensor_parallel",
+]
+_MODULES = {
+    "ModalityParallelMBT": "modality",
+    "clip_grad_norm_": "gradients",
+    "modality_parallel": "modality",
+    "sum_gradients": "gradients",
+    "tensor_parallel": "tensor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,48 @@
+"""Training on several ranks is the training of one process, with the same batch."""
+
+import pytest
+import torch
+from ranks import run
+from training import assert_same_records, assert_same_tensors, joined, together
+
+ALL = ["augment.mixup=0.3", "augment.flip=0.5", "augment.modality_dropout=0.2"]
+ALL += ["augment.time_mask=4", "augment.time_masks=1", "model.stochastic_depth=0.3"]
+SHARDED = "train.parallel=fsdp"
+ADAMW = ["train.optimizer=adamw", "train.lr=0.001", "train.weight_decay=0.1", "train.ema=0.5"]
+CLIPPED = "train.clip_norm=0.5"
+# Whatever the ranks: virtual devices draw for themselves; without them nothing is drawn.
+CASES = {
+    "adamw": [*ADAMW, CLIPPED],
+    "adamw, sharded": [*ADAMW, CLIPPED, SHARDED],
+    "virtual devices": ["train.virtual_devices=4", CLIPPED, *ALL],
+}
+OTHERS = {
+    "micro-batches": ["train.micro_batch=1"],
+    "micro-batches, sharded": ["train.micro_batch=1", SHARDED],
+    "vanilla, gap": ["model.fusion=vanilla", "model.classifier=gap"],
+    "vanilla, gap, sharded": ["model.fusion=vanilla", "model.classifier=gap", SHARDED],
+}
+
+
+@pytest.fixture(scope="module")
+def alone(recipe, tmp_path_factory):
+    """What one process does, without torch.distributed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield together(CASES | OTHERS, recipe, tmp_path_factory.mktemp("alone"))
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("world", "cases"),
+    [(2, CASES | OTHERS), pytest.param(4, CASES, marks=pytest.mark.slow)],
+    ids=["two ranks", "four ranks"],
+)
+def test_training_is_that_of_one_process(alone, recipe, tmp_path, world, cases):
+    results = run(world, together, cases, recipe, tmp_path)
+    for name in cases:
+        records, tensors = joined([result[name] for result in results])
+        expected_records, expected = joined([alone[name]])
+        assert len(records) == 5
+        assert_same_records(records, expected_records)
+        assert_same_tensors(tensors, expected, name)
