@@ -72,20 +72,27 @@ def _play_run(task: str, folder: Path, read: Callable[..., Clips]) -> Iterator[R
     classes = [name.removeprefix(f"{head}:") for name in trained.names[:size]]
     seed = int(folder.parent.name.removeprefix("seed-"))
     for split in SPLITS:
-        row = {"task": task, "model": folder.name, "seed": seed, "split": split}
-        yield row | play(model, classes, read(split, trained.transform, head))
+        row: Row = {"task": task, "model": folder.name, "seed": seed, "split": split}
+        row |= play(model, classes, read(split, trained.transform, head))
+        print(f"{folder} {split}: accuracy {100 * row['accuracy']:.1f} %", flush=True)
+        yield row
 
 
 def block(rows: Sequence[Row]) -> str:
     """The README's block: where the mean of the classifiers looks, by each method."""
-    head = ["task", "model", *(f"{p}, {kind}" for p in PLACES.values() for kind in KINDS)]
+    head = [
+        "task",
+        "model",
+        "accuracy",
+        *(f"{p}, {kind}" for p in PLACES.values() for kind in KINDS),
+    ]
     lines = [_line(head), "|---" * len(head) + "|"]
     for task, models in MODELS.items():
         for name in models:
             same = [row for row in rows if row["model"] == name]
             if same:
                 cells = (_cell(same, m, *KINDS[kind]) for m in PLACES for kind in KINDS)
-                lines.append(_line([task, WORDS[name], *cells]))
+                lines.append(_line([task, WORDS[name], _accuracy(same), *cells]))
     return "\n".join(lines) + "\n\n" + _conditions(rows) + "\n"
 
 
@@ -102,16 +109,24 @@ def _conditions(rows: Sequence[Row]) -> str:
     ]
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     return (
-        "Share in % that is where the digit is, for seen / unseen speakers; mean over seeds "
-        f"{seeds}. *Others* is the rollout of the other clips. An even map has {even}. The "
+        "Accuracy, and share of the map that is where the digit is, in %, for seen / unseen "
+        f"speakers; mean over seeds {seeds}. *Others* is the rollout of the other clips. An even map has {even}. The "
         f"standard error over the clips is at most {100 * max(errors):.1f} in each run. Record: "
         "[pointing.json](../../benchmarks/results/av_digits/pointing.json), which has it for each "
         "seed and each classifier, and how often the strongest patch is where the digit is."
     )
 
 
-def _cell(rows: Sequence[Row], m: str, method: str, measure: str) -> str:
+def _accuracy(rows: Sequence[Row]) -> str:
     """The mean over the seeds, for seen and unseen speakers."""
+    return " / ".join(
+        f"{100 * mean(row['accuracy'] for row in rows if row['split'] == split):.1f}"
+        for split in SPLITS
+    )
+
+
+def _cell(rows: Sequence[Row], m: str, method: str, measure: str) -> str:
+    """A measure, likewise."""
     shares = []
     for split in SPLITS:
         found = [row[method][MEAN][m] for row in rows if row["split"] == split]

@@ -102,7 +102,8 @@ def test_the_block_shows_means_over_seeds_for_each_kind_of_speakers(played):
         for seed in (0, 1)
         for split in SPLITS
     ]
-    share = 100 * played["rollout"][MEAN]["rgb"]["share"][0]
+    share, right = 100 * played["rollout"][MEAN]["rgb"]["share"][0], 100 * played["accuracy"]
     _, _, line, *_ = block(rows).splitlines()
-    assert line.startswith(f"| sum | bottleneck, from layer 2 | {share:.1f} / {share:.1f} |")
+    cells = [f"{right:.1f} / {right:.1f}", f"{share:.1f} / {share:.1f}"]
+    assert line.split(" | ")[1:4] == ["bottleneck, from layer 2", *cells]
     assert "even map has 25.0 / 25.0 of the picture and 50.0 / 50.0 of the sound" in block(rows)
