@@ -110,8 +110,9 @@ def _conditions(rows: Sequence[Row]) -> str:
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     return (
         "Accuracy, and share of the map that is where the digit is, in %, for seen / unseen "
-        f"speakers; mean over seeds {seeds}. *Others* is the rollout of the other clips. An even map has {even}. The "
-        f"standard error over the clips is at most {100 * max(errors):.1f} in each run. Record: "
+        f"speakers; mean over seeds {seeds}. *Others* is the rollout of the other clips. An even "
+        f"map has {even}. The standard error over the clips is at most {100 * max(errors):.1f} in "
+        "each run. Record: "
         "[pointing.json](../../benchmarks/results/av_digits/pointing.json), which has it for each "
         "seed and each classifier, and how often the strongest patch is where the digit is."
     )
