@@ -97,8 +97,12 @@ def block(rows: Sequence[Row]) -> str:
 
 
 def _conditions(rows: Sequence[Row]) -> str:
-    even = " and ".join(
-        f"{_cell(rows, m, 'rollout', 'uniform')} of the {place}" for m, place in PLACES.items()
+    tasks = [task for task in MODELS if any(row["task"] == task for row in rows)]
+    even = ", ".join(
+        f"{_cell([row for row in rows if row['task'] == task], m, 'rollout', 'uniform')} of the "
+        f"{place} in *{task}*"
+        for task in tasks
+        for m, place in PLACES.items()
     )
     errors = [
         row[method][MEAN][m]["share"][1]

@@ -106,4 +106,5 @@ def test_the_block_shows_means_over_seeds_for_each_kind_of_speakers(played):
     _, _, line, *_ = block(rows).splitlines()
     cells = [f"{right:.1f} / {right:.1f}", f"{share:.1f} / {share:.1f}"]
     assert line.split(" | ")[1:4] == ["bottleneck, from layer 2", *cells]
-    assert "even map has 25.0 / 25.0 of the picture and 50.0 / 50.0 of the sound" in block(rows)
+    even = "25.0 / 25.0 of the picture in *sum*, 50.0 / 50.0 of the sound in *sum*."
+    assert f"An even map has {even}" in block(rows)
