@@ -78,10 +78,10 @@ def _draw(
             if groups:
                 _draw_series(axes, groups, split, x, index, label)
             towers = 100 * mean(products(rows, split).values())
-        for height, words in ((towers, "digit from sound x from pictures"), (10, "chance")):
+        for height, words in ((towers, "sound x pictures"), (10, "chance")):
             axes.axhline(height, ls=":", color="grey")
             place = {"transform": axes.get_yaxis_transform(), "fontsize": 8}
-            axes.text(0.98, height - 1, words, ha="right", va="top", **place)
+            axes.text(0.99, height + 2, words, ha="right", **place)
         axes.set(xlabel=xlabel, title=f"{split} speakers", ylim=(0, 100))
     left.set_ylabel("accuracy of the sum, %")
     handles, labels = left.get_legend_handles_labels()

@@ -8,11 +8,12 @@ RECIPES = Path(__file__).with_name("recipes")
 LATE = 5  # layers: fusion after the last one
 SEEDS = (0, 1, 2)
 
-# What differs from recipes/digit.toml. "shared" has one encoder for both modalities.
+# What differs from recipes/digit.toml. "shared" has one encoder for both modalities, and as it is
+# for vanilla fusion no bottleneck tokens.
 TOWERS = {
     "tower-rgb": ('model.modalities=["rgb"]',),
     "tower-spectrogram": ('model.modalities=["spectrogram"]',),
-    "tower-shared": ('model.modalities=["rgb", "spectrogram"]', "model.share_encoder=true"),
+    "tower-shared": ("model.fusion=vanilla", "model.share_encoder=true"),
 }
 # What differs from recipes/sum.toml, which fuses from layer 2 on by 4 bottleneck tokens.
 MODELS = {

@@ -16,8 +16,9 @@ from examples.av_digits.experiment import make
 from examples.av_digits.figures import BY_FLOPS, BY_LAYER
 from examples.av_digits.plan import MODELS, TOWERS, Run, stages
 from examples.av_digits.scores import Scorer
+from mbt_fast import MBT
 from mbt_fast.data import ClipTransform, Manifest, read_window
-from mbt_fast.train import TrainConfig
+from mbt_fast.train import TrainConfig, start
 
 SPEAKERS = "abcdef"
 RECORDINGS = 12  # of a digit by a speaker
@@ -134,9 +135,7 @@ def test_every_run_of_the_plan_is_a_configuration(tmp_path):
     assert len(models) == 2 * len(MODELS)
     lengths = set()
     for run in (*towers, *models):
-        command, recipe, *overrides = run.arguments(tmp_path, tmp_path / "runs")
-        assert command == "train"
-        config = TrainConfig.from_toml(recipe, overrides)
+        config = TrainConfig.from_toml(*given(run, tmp_path, tmp_path / "runs"))
         lengths.add((run.task, config.train.steps, config.train.lr, config.train.batch_size))
         started = bool(config.init.towers or config.init.checkpoint)
         assert started == (run.task == "sum")
@@ -144,6 +143,34 @@ def test_every_run_of_the_plan_is_a_configuration(tmp_path):
     assert set(table.WORDS) == set(MODELS)
     assert {name for names in BY_FLOPS.values() for name in names} <= set(MODELS)
     assert {name for names in BY_LAYER.values() for name in names} <= set(MODELS)
+
+
+def test_every_model_starts_from_its_towers(tmp_path):
+    clips, runs = tmp_path / "clips", tmp_path / "runs"
+    towers, models = (
+        [(run, TrainConfig.from_toml(*given(run, clips, runs))) for run in stage]
+        for stage in stages(tuple(MODELS), (0,))
+    )
+    for run, config in towers:
+        start.build(config, 10).save_pretrained(run.folder(runs))
+    for run, config in models:
+        model, used = start.build(config, 30), 0
+        for modality in model.config.modalities:
+            shared = model.config.share_encoder
+            saved = MBT.from_pretrained(
+                runs / "seed-0" / f"tower-{'shared' if shared else modality}"
+            )
+            for name, tensor in saved.state_dict().items():
+                if f".{modality}." in name:
+                    assert torch.equal(model.state_dict()[name], tensor), (run.name, name)
+                    used += 1
+        assert used, run.name
+
+
+def given(run, clips, runs):
+    """Recipe and overrides."""
+    _, recipe, *overrides = run.arguments(clips, runs)
+    return recipe, overrides
 
 
 def row(name, seed, **scores):
