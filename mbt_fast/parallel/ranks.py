@@ -5,6 +5,7 @@ processes, and ``torch.distributed`` connects them. A process that is alone call
 """
 
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,6 +140,8 @@ def start(device: str) -> Iterator[Ranks]:
     small = dist.new_group(backend="gloo") if on_gpu else None
     ranks = Ranks(dist.get_rank(), world, device, small)
     store = dist.distributed_c10d._get_default_store()
+    # A store may hold what was said in a run before, in this group or in one that was restarted.
+    store = dist.PrefixStore(ranks.share(uuid.uuid4().hex), store)
     try:
         with Watch(ranks.rank, world, store, ranks.place) as watch, failing(watch):
             yield ranks

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from ranks import run
-from training import assert_same_records, assert_same_tensors, joined, together
+from training import assert_same_records, assert_same_tensors, joined, together, trained
+
+from mbt_fast.testing import assert_close_to_exact
 
 ALL = ["augment.mixup=0.3", "augment.flip=0.5", "augment.modality_dropout=0.2"]
 ALL += ["augment.time_mask=4", "augment.time_masks=1", "model.stochastic_depth=0.3"]
@@ -46,3 +48,23 @@ def test_training_is_that_of_one_process(alone, recipe, tmp_path, world, cases):
         assert len(records) == 5
         assert_same_records(records, expected_records)
         assert_same_tensors(tensors, expected, name)
+
+
+def half(recipe, out):
+    """The first step in bfloat16, replicated and sharded."""
+    first = ["train.steps=1", "train.dtype=bfloat16"]
+    cases = {"ddp": first, "fsdp": [*first, SHARDED]}
+    dtype = torch.float32
+    return {how: trained(recipe, given, out / how, dtype=dtype) for how, given in cases.items()}
+
+
+def test_sharded_weights_in_bfloat16_are_as_good_as_autocast(recipe, tmp_path):
+    results = run(2, half, recipe, tmp_path)
+    (_, eager), (_, actual) = (joined([r[how] for r in results]) for how in ("ddp", "fsdp"))
+    _, exact = joined([trained(recipe, ["train.steps=1"], tmp_path / "exact")])
+    gradients = [name for name in exact if name.startswith("gradient")]
+    for name in gradients:
+        assert actual[name].dtype == torch.float32, "summed and kept in float32"
+        # A rank's own gradients are in bfloat16, as the weights are that it has gathered.
+        pair = actual[name].bfloat16(), eager[name].bfloat16()
+        assert_close_to_exact(*pair, exact[name], name=name)
