@@ -1,12 +1,14 @@
 """Clips of *place* and *where*: pictures are as the labels say, and the voice names one digit."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
 
 from examples.av_digits.data import CELL, CONTRAST, DIGIT, GREY
 from examples.av_digits.digits import RATE, Digits
+from examples.av_digits.plan import where_stages
 from examples.av_digits.where import NONE, QUARTERS, label_names, write_task
 from mbt_fast.data import ClipTransform, Manifest, load_clip
 from mbt_fast.data.classes import head_sizes
@@ -67,3 +69,15 @@ def test_every_label_is_a_class(written, task):
     targets = written[task][1].targets(names, "multitask")
     assert targets.shape == (N, len(head_sizes(names, "multitask")))
     assert (targets >= 0).all()
+
+
+def test_where_starts_from_place_and_from_the_sound_of_digit():
+    towers, models = where_stages((3,))
+    assert [(run.name, run.task) for run in towers] == [
+        ("tower-place", "place"),
+        ("tower-spectrogram", "digit"),
+    ]
+    for run in models:
+        given = run.arguments(Path("clips"), Path("runs"))
+        assert "init.towers.rgb=runs/seed-3/tower-place" in given
+        assert "init.towers.spectrogram=runs/seed-3/tower-spectrogram" in given
