@@ -13,7 +13,7 @@ with other recordings, or were not. The columns ``labels.sum``, ``labels.spoken`
 import argparse
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -80,9 +80,10 @@ def make_example(digits: Digits, task: str, training: bool, source: Generator) -
     """
     spoken, other, quarter = (int(_below(n, source)) for n in (10, 10, 4))
     shown = spoken if task == "digit" else other
-    pictures = _pictures(_one_of(digits.images[shown], source), quarter, training, source)
-    word = torch.from_numpy(_one_of(digits.words[spoken], source))
-    sound, interval = _sound(word, training, source)
+    image = one_of(digits.images[shown], source)
+    pictures = draw_pictures({quarter: image}, training, source)
+    word = torch.from_numpy(one_of(digits.words[spoken], source))
+    sound, interval = draw_sound(word, training, source)
     return Example(pictures, sound, shown, spoken, quarter, interval)
 
 
@@ -114,43 +115,76 @@ def write_task(
     Yields:
         Each manifest after it was written.
     """
-    (folder / task).mkdir(parents=True, exist_ok=True)
-    names = "".join(f"{name}\n" for name in label_names(task))
-    (folder / task / "labels.txt").write_text(names)
+    write_labels(folder / task, label_names(task))
     for split, size in sizes.items():
-        clips = folder / task / split
-        clips.mkdir(exist_ok=True)
-        write = partial(_write, digits[split], task, split, clips, seed)
-        if jobs == 1:
-            rows = [write(index) for index in range(size)]
-        else:
-            with get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
-                rows = pool.map(write, range(size), chunksize=-(-size // jobs))
-        manifest = folder / task / f"{split}.csv"
-        with manifest.open("w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-        yield manifest
+        write = partial(_write, digits[split], task, split, folder / task / split, seed)
+        yield write_split(folder / task, split, COLUMNS, write, size, jobs=jobs)
+
+
+def write_labels(folder: Path, names: Sequence[str]) -> None:
+    """Write ``labels.txt`` into the folder of a task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    columns: Sequence[str],
+    write: Callable[[int], dict[str, Any]],
+    size: int,
+    *,
+    jobs: int,
+) -> Path:
+    """Write the clips of a split, and its manifest.
+
+    Args:
+        folder: Of the task.
+        split: Its name.
+        columns: Of the manifest.
+        write: Writes the clip of an index into the folder of the split, and returns its row.
+        size: Number of clips.
+        jobs: Processes that write.
+
+    Returns:
+        The manifest.
+    """
+    (folder / split).mkdir(exist_ok=True)
+    if jobs == 1:
+        rows = [write(index) for index in range(size)]
+    else:
+        with get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+            rows = pool.map(write, range(size), chunksize=-(-size // jobs))
+    manifest = folder / f"{split}.csv"
+    with manifest.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    return manifest
+
+
+def write_clip(path: Path, pictures: Tensor, sound: Tensor | None = None) -> None:
+    """Write an mp4 file; its pictures are lossless but for the step from 256 to 220 greys."""
+    from av import VideoFrame
+
+    with ClipWriter(str(path), quality=0, preset="ultrafast") as writer:
+        writer.begin((SIDE, SIDE), sound=sound is not None)
+        for number, picture in enumerate(pictures):
+            frame = VideoFrame.from_ndarray(picture.numpy(), format="gray")
+            writer.add_picture(frame, number * SECONDS / FRAMES, SECONDS / FRAMES)
+        if sound is not None:
+            writer.add_sound(sound)
 
 
 def _write(
     digits: Digits, task: str, split: str, folder: Path, seed: int, index: int
 ) -> dict[str, Any]:
     """Write a clip; its row of the manifest."""
-    from av import VideoFrame
-
     place = (seed * len(TASKS) + TASKS.index(task)) * len(SPLITS) + SPLITS.index(split)
     source = Generator().manual_seed(place * 10_000_000 + index)
     example = make_example(digits, task, split == "train", source)
     path = folder / f"{index:05d}.mp4"
-    # Quality 0 is lossless, but for the step from 256 to 220 levels of grey.
-    with ClipWriter(str(path), quality=0, preset="ultrafast") as writer:
-        writer.begin((SIDE, SIDE), sound=True)
-        for number, picture in enumerate(example.pictures):
-            frame = VideoFrame.from_ndarray(picture.numpy(), format="gray")
-            writer.add_picture(frame, number * SECONDS / FRAMES, SECONDS / FRAMES)
-        writer.add_sound(example.sound)
+    write_clip(path, example.pictures, example.sound)
     spoken, shown = example.spoken, example.shown
     labels = {"digit": spoken, "sum": (spoken + shown) % 10}
     times = (f"{time:.4f}" for time in example.interval)
@@ -161,27 +195,35 @@ def _write(
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _pictures(image: Tensor, quarter: int, training: bool, source: Generator) -> Tensor:
-    """The image in a quarter of a grey frame, with noise: uint8 ``[FRAMES, SIDE, SIDE]``.
+def draw_pictures(images: Mapping[int, Tensor], training: bool, source: Generator) -> Tensor:
+    """Images in quarters of a grey frame, with noise: uint8 ``[FRAMES, SIDE, SIDE]``.
 
-    It moves in a straight line, and turns back where it meets the border of the quarter.
+    Each moves in a straight line, and turns back where it meets the border of its quarter.
+
+    Args:
+        images: By quarter, ``[DIGIT, DIGIT]`` each.
+        training: Whether the brightness differs from example to example.
+        source: Of all that is random.
     """
     reach = CELL - DIGIT
-    start = reach * torch.rand(2, generator=source)
-    speed = MOTION * (2 * torch.rand(2, generator=source) - 1)
-    places = start + speed * torch.arange(FRAMES)[:, None]
-    places = (reach - (places % (2 * reach) - reach).abs()).round().long()
-    places = places + CELL * torch.tensor(divmod(quarter, 2))
     canvas = torch.zeros(FRAMES, SIDE, SIDE)
-    for frame, (top, left) in zip(canvas, places.tolist(), strict=True):
-        frame[top : top + DIGIT, left : left + DIGIT] = image
+    for quarter, image in images.items():
+        start = reach * torch.rand(2, generator=source)
+        speed = MOTION * (2 * torch.rand(2, generator=source) - 1)
+        places = start + speed * torch.arange(FRAMES)[:, None]
+        places = (reach - (places % (2 * reach) - reach).abs()).round().long()
+        places = places + CELL * torch.tensor(divmod(quarter, 2))
+        for frame, (top, left) in zip(canvas, places.tolist(), strict=True):
+            frame[top : top + DIGIT, left : left + DIGIT] = image
     brightness = _between(*BRIGHTNESS, source) if training else torch.ones(())
     noise = torch.randn(canvas.shape, generator=source)
     grey = GREY + CONTRAST * brightness * canvas + PIXEL_NOISE * noise
     return grey.clamp(0, 1).mul(255).round().byte()
 
 
-def _sound(word: Tensor, training: bool, source: Generator) -> tuple[Tensor, tuple[float, float]]:
+def draw_sound(
+    word: Tensor, training: bool, source: Generator
+) -> tuple[Tensor, tuple[float, float]]:
     """The word at a random moment, or its middle if it is too long; and when it is heard."""
     tempo = 1 + TEMPO * (2 * torch.rand((), generator=source) - 1)
     if training:
@@ -203,7 +245,8 @@ def _noise(samples: int, source: Generator) -> Tensor:
     return noise * 10 ** (-_between(*SNR, source) / 20)
 
 
-def _one_of(values: Any, source: Generator) -> Any:
+def one_of(values: Any, source: Generator) -> Any:
+    """One of some values."""
     return values[int(_below(len(values), source))]
 
 

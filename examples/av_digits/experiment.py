@@ -2,6 +2,7 @@
 
 python -m examples.av_digits.experiment --clips clips --out runs            # 3 seeds
 python -m examples.av_digits.experiment --clips clips --out runs --short    # 2 models, 1 seed
+python -m examples.av_digits.experiment --clips clips --out runs --where    # the other task
 """
 
 import argparse
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import torch
 
+from examples.av_digits import where
 from examples.av_digits.data import SIZES, TASKS, write_all
 from examples.av_digits.digits import SPLITS
-from examples.av_digits.plan import MODELS, SEEDS, SHORT, Run, stages
+from examples.av_digits.plan import MODELS, SEEDS, SHORT, Run, stages, where_stages
 from examples.av_digits.record import gather
 from examples.av_digits.scores import SCORES, Scorer
 from examples.av_digits.table import block
@@ -62,10 +64,11 @@ def main() -> None:
     add("--clips", type=Path, required=True, help="folder of the clips, see data.py")
     add("--out", type=Path, required=True, help="folder of the runs")
     add("--short", action="store_true", help="bottleneck and late fusion with one seed")
+    add("--where", action="store_true", help="the task where; its clips are of where.py")
     add("--models", nargs="+", choices=MODELS, help="only these")
     add("--seeds", type=int, nargs="+", help=f"default: {' '.join(map(str, SEEDS))}")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the recipe of sum")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the last recipe")
     args = parser.parse_args()
     torch.set_num_threads(1)
     clips, runs = args.clips.resolve(), args.out.resolve()
@@ -73,8 +76,11 @@ def main() -> None:
     seeds = tuple(args.seeds or (SEEDS[:1] if args.short else SEEDS))
     if args.fsdd and not (clips / TASKS[-1] / f"{SPLITS[-1]}.csv").exists():  # the last to come
         write_all(args.fsdd, clips, SIZES, seed=0, jobs=args.jobs)
+    if args.fsdd and args.where and not (clips / "where" / f"{SPLITS[-1]}.csv").exists():
+        where.write_all(args.fsdd, clips, seed=0, jobs=args.jobs)
     scorer = Scorer(clips)
-    for number, stage in enumerate(stages(models, seeds)):
+    plan = where_stages(seeds) if args.where else stages(models, seeds)
+    for number, stage in enumerate(plan):
         more = args.set if number else ()
         with ThreadPoolExecutor(args.jobs) as pool:
             waiting = [pool.submit(make, run, clips, runs, scorer, more) for run in stage]
@@ -84,7 +90,8 @@ def main() -> None:
             except BaseException:  # Ctrl-C too, which mbt-fast train answers by saving
                 pool.shutdown(cancel_futures=True)
                 raise
-    print(block(gather(runs), []))
+    if not args.where:
+        print(block(gather(runs), []))
 
 
 if __name__ == "__main__":

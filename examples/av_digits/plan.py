@@ -33,6 +33,12 @@ MODELS = {
     "bottleneck-2-one-head": ("train.task=single",),  # the sum's
 }
 SHORT = ("bottleneck-2", "late")
+# What differs from recipes/where.toml, which fuses from layer 1 on.
+WHERE = {
+    "where-bottleneck-1": (),
+    "where-vanilla-1": ("model.fusion=vanilla",),
+    "where-late": (f"model.fusion_layer={LATE}",),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Run:
 
     Args:
         name: Of the configuration.
-        task: ``"digit"`` or ``"sum"``: the recipe and the clips.
+        task: ``"digit"``, ``"sum"``, ``"place"`` or ``"where"``: the recipe and the clips.
         seed: Of the run.
         overrides: What differs from the recipe.
     """
@@ -74,14 +80,17 @@ class Run:
         ]
 
     def _towers(self, runs: Path) -> tuple[str, ...]:
-        """Where the weights come from: the towers of the same seed, all of *digit*."""
-        if self.task == "digit":
+        """Where the weights come from: the towers of the same seed, and of the tasks before."""
+        if self.task in ("digit", "place"):
             return ()
         towers = runs / f"seed-{self.seed}"
         if "model.share_encoder=true" in self.overrides:
             return (f"init.checkpoint={towers / 'tower-shared'}",)
         modalities = [self.name] if self.name in ("rgb", "spectrogram") else ["rgb", "spectrogram"]
-        return tuple(f"init.towers.{m}={towers / f'tower-{m}'}" for m in modalities)
+        names = {m: f"tower-{m}" for m in modalities}
+        if self.task == "where":
+            names["rgb"] = "tower-place"
+        return tuple(f"init.towers.{m}={towers / name}" for m, name in names.items())
 
 
 def stages(models: tuple[str, ...], seeds: tuple[int, ...]) -> list[list[Run]]:
@@ -91,4 +100,14 @@ def stages(models: tuple[str, ...], seeds: tuple[int, ...]) -> list[list[Run]]:
     return [
         [Run(name, "digit", seed, TOWERS[name]) for seed in seeds for name in towers],
         [Run(name, "sum", seed, MODELS[name]) for seed in seeds for name in models],
+    ]
+
+
+def where_stages(seeds: tuple[int, ...]) -> list[list[Run]]:
+    """The same for *where*: its picture's tower learns *place*, its sound's is that of *sum*."""
+    sound = "tower-spectrogram"
+    return [
+        [Run("tower-place", "place", seed, ()) for seed in seeds]
+        + [Run(sound, "digit", seed, TOWERS[sound]) for seed in seeds],
+        [Run(name, "where", seed, changes) for seed in seeds for name, changes in WHERE.items()],
     ]

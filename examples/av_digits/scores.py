@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from examples.av_digits.data import HEADS
 from mbt_fast import MBT
 from mbt_fast.data import ClipTransform, Manifest, collate, read_labels, read_window
+from mbt_fast.data.classes import head_sizes
 
 SCORES = "scores.json"
 SPLITS = ("val", "seen", "unseen")
@@ -30,10 +30,12 @@ class Split:
     Args:
         inputs: ``[N, ...]`` per modality.
         targets: Classes, int64 ``[N]``, per kind of label, in the order of the outputs.
+        sizes: How many outputs each has.
     """
 
     inputs: dict[str, Tensor]
     targets: dict[str, Tensor]
+    sizes: tuple[int, ...]
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -61,7 +63,7 @@ class Scorer:
         modality and of their mean, and the cross-entropy of the latter.
 
         Args:
-            task: ``"digit"`` or ``"sum"``.
+            task: Of ``plan.TASKS``.
             run: Its folder.
 
         Returns:
@@ -70,7 +72,9 @@ class Scorer:
         model = MBT.from_pretrained(run).eval()
         front_end = state_of(run)["front_end"]
         transform = ClipTransform(
-            (2, 24, 24), (64, 32), **{key: front_end[key] for key in _OPTIONS}
+            (2, 24, 24),
+            (64, 32) if task != "place" else None,  # its clips have no sound
+            **{key: front_end[key] for key in _OPTIONS},
         )
         scores = {}
         with self._lock:
@@ -98,10 +102,11 @@ def read_split(clips: Path, task: str, split: str, transform: ClipTransform) -> 
     manifest = Manifest.read(clips / task / f"{split}.csv")
     inputs, _ = collate([read_window(entry.media, transform) for entry in manifest])
     names = read_labels(clips / task / "labels.txt")
-    if task == "digit":
-        return Split(inputs, {"digit": manifest.targets(names, "single")})
-    targets = manifest.targets(names, "multitask").T
-    return Split(inputs, dict(zip(HEADS, targets, strict=True)))
+    kind = "single" if task == "digit" else "multitask"
+    sizes = head_sizes(names, kind)
+    targets = manifest.targets(names, kind).view(len(manifest), -1).T
+    heads = zip(sizes, targets, strict=True)
+    return Split(inputs, {head or task: x for head, x in heads}, tuple(sizes.values()))
 
 
 def score(model: MBT, split: Split) -> dict[str, dict[str, float]]:
@@ -121,8 +126,12 @@ def _of_heads(
     measure: Callable[[Tensor, Tensor], Tensor], logits: Tensor, split: Split
 ) -> dict[str, float]:
     """A number for each head that the model has; these come first."""
-    heads = zip(logits.split(10, dim=1), split.targets.items(), strict=False)
-    return {name: measure(head, classes).item() for head, (name, classes) in heads}
+    found, first = {}, 0
+    for (name, classes), size in zip(split.targets.items(), split.sizes, strict=True):
+        if first < logits.shape[1]:
+            found[name] = measure(logits[:, first : first + size], classes).item()
+        first += size
+    return found
 
 
 def _accuracy(logits: Tensor, classes: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mbt_fast.errors import InputError
 from mbt_fast.parallel.failure import failing
+from mbt_fast.parallel.joining import join
 from mbt_fast.parallel.watch import Place, Watch
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -179,9 +180,9 @@ def _join(device: str) -> None:
         )
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=torch.device(device))
+        join("nccl", device_id=torch.device(device))
     else:
-        dist.init_process_group("gloo")
+        join("gloo")
 
 
 def _device(name: str) -> str:

@@ -21,6 +21,7 @@ CASES = {
 OTHERS = {
     "micro-batches": ["train.micro_batch=1"],
     "micro-batches, sharded": ["train.micro_batch=1", SHARDED],
+    "loss of the mean logits": ["train.loss=mean_logits", CLIPPED],
     "vanilla, gap": ["model.fusion=vanilla", "model.classifier=gap"],
     "vanilla, gap, sharded": ["model.fusion=vanilla", "model.classifier=gap", SHARDED],
 }
@@ -48,6 +49,18 @@ def test_training_is_that_of_one_process(alone, recipe, tmp_path, world, cases):
         assert len(records) == 5
         assert_same_records(records, expected_records)
         assert_same_tensors(tensors, expected, name)
+
+
+def test_ranks_share_a_cache_of_decoded_clips(recipe, tmp_path):
+    fixed = ["augment.window=centre", "augment.crop=centre"]
+    filled = [*fixed, f"data.cache={tmp_path / 'cache'}"]
+    results = run(2, together, {"filled": filled}, recipe, tmp_path / "ranks")
+    plain = together({"plain": fixed}, recipe, tmp_path / "alone")
+    records, tensors = joined([result["filled"] for result in results])
+    expected_records, expected = joined([plain["plain"]])
+    assert_same_records(records, expected_records)
+    assert_same_tensors(tensors, expected, "cache")
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
 def half(recipe, out):
