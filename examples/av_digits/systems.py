@@ -121,17 +121,24 @@ def _draw(record: Mapping[str, Any], figure: "Figure") -> None:
     left.set(xlabel="step", ylabel="loss")
     left.legend()
     right.set(xlabel="step", ylabel=f"relative difference to {BACKENDS[0]}", yscale="log")
+    right.yaxis.set_major_formatter("{x:.0e}")
 
 
 def main() -> None:
-    """Measure, then write record, figure and the README's block."""
+    """Measure, if there are clips; then write record, figure and the README's block."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=Path, required=True, help="what data.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder of experiment.py's runs")
+    parser.add_argument(
+        "--clips", type=Path, help="what data.py wrote; without: the record's numbers"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of experiment.py's runs"
+    )
     args = parser.parse_args()
-    record = measure(args.clips.resolve(), args.out.resolve())
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    if args.clips:
+        record = measure(args.clips.resolve(), args.out.resolve())
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    record = json.loads(RECORD.read_text())
     paths = plots.save_figure(lambda f: _draw(record, f), RESULTS / "curves.svg", size=(7.2, 3))
     files = [f"../../benchmarks/results/av_digits/{path.name}" for path in paths]
     README.write_text(replace_block(README.read_text(), "systems", block(record, files)))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tarfile
 import wave
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.av_digits import data, figures, record, table
+from examples.av_digits import data, figures, record, systems, table
 from examples.av_digits.data import CELL, FRAMES, HEADS, SIDE, label_names, make_example, write_task
 from examples.av_digits.digits import RATE, read_digits
 from examples.av_digits.experiment import make
@@ -218,8 +219,11 @@ def test_figures_are_drawn_of_the_runs_that_there_are(tmp_path, monkeypatch):
 
 
 def test_the_readme_is_made_of_the_record():
-    found = table.block(json.loads(record.RECORD.read_text()), [])
-    assert found in record.README.read_text()
+    readme = record.README.read_text()
+    assert table.block(json.loads(record.RECORD.read_text()), []) in readme
+    files = re.findall(r'"(\S+/curves\S*\.svg)"', readme)
+    measured = systems.block(json.loads(systems.RECORD.read_text()), files[::-1])
+    assert measured in readme
 
 
 @pytest.mark.slow
