@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mbt_fast.parallel.gradients import clip_grad_norm_, sum_gradients
+    from mbt_fast.parallel.gradients import average_gradients, clip_grad_norm_, sum_gradients
     from mbt_fast.parallel.modality import ModalityParallelMBT, modality_parallel
     from mbt_fast.parallel.tensor import tensor_parallel
 
 __all__ = [
     "ModalityParallelMBT",
+    "average_gradients",
     "clip_grad_norm_",
     "modality_parallel",
     "sum_gradients",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 _MODULES = {
     "ModalityParallelMBT": "modality",
+    "average_gradients": "gradients",
     "clip_grad_norm_": "gradients",
     "modality_parallel": "modality",
     "sum_gradients": "gradients",
