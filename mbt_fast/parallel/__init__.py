@@ -7,6 +7,8 @@ takes, and a run on one device needs none.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
 if TYPE_CHECKING:
     from mbt_fast.parallel.gradients import average_gradients, clip_grad_norm_, sum_gradients
     from mbt_fast.parallel.modality import ModalityParallelMBT, modality_parallel
@@ -33,4 +35,6 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not dist.is_available():
+        raise ImportError(f"{name} needs torch.distributed, which this build of torch lacks")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -139,8 +139,9 @@ def test_modalities_apart_take_the_time_of_the_slowest_and_exchange_slots():
 def test_ranks_are_dealt_to_who_has_most_to_do():
     streams = [RGB, SOUND]
     assert [deal(streams, n) for n in (2, 4, 5, 8)] == [(1, 1), (3, 1), (4, 1), (6, 2)]
-    assert speed_limit(streams, (1, 1)) == 1500 / 1200
-    assert speed_limit(streams, (4, 1)) == 5
+    flops = [stream.both for stream in streams]
+    assert speed_limit(flops, (1, 1)) == 1500 / 1200
+    assert speed_limit(flops, (4, 1)) == 5
 
 
 def test_modality_parallelism_goes_on_where_a_rank_has_one_clip():

@@ -87,6 +87,17 @@ def test_what_cannot_be_split_is_refused(one_rank):
         tensor_parallel(model_of(dropout=0.1), mesh_of(tp=1))
 
 
+def test_ranks_drew_the_same_weights_for_different_heads(one_rank):
+    with pytest.raises(ValueError, match=r"must have weights: .* got one on the meta device"):
+        tensor_parallel(model_of().to("meta"), mesh_of(tp=1))
+
+
+def test_torch_without_the_private_placement_is_named(one_rank, monkeypatch):
+    monkeypatch.delattr("torch.distributed.tensor.placement_types._StridedShard")
+    with pytest.raises(ImportError, match=r"must find _StridedShard .* got torch \d"):
+        tensor_parallel(model_of(), mesh_of(tp=1))
+
+
 UNEVEN = {"num_heads": 1, "mlp_dim": 33}
 
 
