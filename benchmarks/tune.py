@@ -86,10 +86,9 @@ def problem(key: Key) -> Callable[[], list[Tensor]]:
     shape = (3, 768 // head_dim, head_dim)
     half, device = torch.bfloat16, "cuda"
     qkv = [torch.randn(BATCH, rows, *shape, device=device, dtype=half) for rows in ROWS]
-    streams = [x.requires_grad_(not kernel.startswith("fwd")) for x in qkv]
-    update = "mean" if kernel == "fwd_mean" else None
-    run = partial(bottleneck_attention, streams, SLOTS, update=update, backend="triton")
-    if kernel.startswith("fwd"):
+    streams = [x.requires_grad_(kernel != "fwd") for x in qkv]
+    run = partial(bottleneck_attention, streams, SLOTS, update=None, backend="triton")
+    if kernel == "fwd":
         return run
     outs = run()
     douts = [torch.randn_like(out) for out in outs]

@@ -19,8 +19,9 @@ queries and walks along the valid keys. (2) and (3) recompute p from the saved m
 Invariants.
 - Every element of dqkv is written by exactly one program: no atomics, bitwise repeatable.
 - Rows of padding and absent streams get 0; their values, and their dout, are never loaded.
-- Queries beyond the last have an infinite sum, hence p = 0: steps over queries need no mask. Keys
-  beyond the last are zero, but p may be infinite there, so that steps over keys need one.
+- Tiles of own tokens without a gap are loaded without masks, and in walks of their own. In the
+  others queries beyond the last have an infinite sum, hence p = 0: they need no mask later. Keys
+  beyond the last are zero, but p may be infinite there, so that they do.
 - Where there is one key, softmax is constant and its gradient exactly 0, not the rounding of
   dp - delta: both are multiplied by 0 there, which costs nothing inside a multiply-add.
 - Where softmax is saturated, dp - delta is the rounding of out and little else. In float32 (1) also
@@ -36,6 +37,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mbt_fast.kernels.bottleneck_attention import (
+    add_dk_and_dv,
+    add_dq,
+    load_statistics,
+    p_and_dp,
+)
 from mbt_fast.kernels.launch import (
     OPTIONS,
     Streams,
@@ -47,27 +54,19 @@ from mbt_fast.kernels.launch import (
 )
 from mbt_fast.kernels.table import tiles_for
 from mbt_fast.kernels.tiles import (
-    LOG2_E,
     has_choice,
     head_of,
     is_needed,
     is_valid,
+    load_rows,
     load_tile,
     locate,
     pick,
     pick_stride,
     row_of,
     store_tile,
+    whole_tiles,
 )
-
-
-@triton.jit
-def _p_and_dp(q, dout, top, log2_sum, k, v, inside, scale, PRECISION: tl.constexpr):
-    """Probabilities of a tile of queries and keys, and their gradients: [queries, keys]."""
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E)
-    p = tl.exp2(s - top[:, None] - log2_sum[:, None])
-    dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
-    return tl.where(inside[None, :], p, 0.0), dp
 
 
 @triton.jit
@@ -85,8 +84,8 @@ def _error_of(
         inside = number < count
         k = load_tile(q_ptr + stride_w, key, stride_s, inside, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
         v = load_tile(q_ptr + 2 * stride_w, key, stride_s, inside, D, BLOCK_D)
-        p, dp = _p_and_dp(q, dout, top, log2_sum, k, v, inside, scale, PRECISION)
-        error += tl.sum(p * (dp - delta[:, None]), 1)
+        p, dp = p_and_dp(q, dout, top, log2_sum, k, v, scale, PRECISION)
+        error += tl.sum(tl.where(inside[None, :], p, 0.0) * (dp - delta[:, None]), 1)
     return error
 
 
@@ -202,21 +201,30 @@ def bottleneck_attention_bwd_dkdv_kernel(
         delta_ptr = pick(delta_ptrs, m, M) + (b * H + h) * S
         k = load_tile(q_ptr + stride_w, row, stride_s, valid, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
         v = load_tile(q_ptr + 2 * stride_w, row, stride_s, valid, D, BLOCK_D)
-        for start in range(0, count, BLOCK_N):
+        whole = whole_tiles(length, BLOCK_N, k.dtype)
+        q_offset, dout_offset = tl.cast(0, tl.int64), tl.cast(0, tl.int64)
+        for start in range(0, whole, BLOCK_N):
+            q = load_rows(q_ptr + q_offset, stride_s, BLOCK_N, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            dout = load_rows(dout_ptr + dout_offset, dout_stride_s, BLOCK_N, D, BLOCK_D)
+            q_offset += BLOCK_N * stride_s
+            dout_offset += BLOCK_N * dout_stride_s
+            top, log2_sum, delta = load_statistics(
+                top_ptr + start, delta_ptr + start, heads * S, BLOCK_N
+            )
+            dk, dv = add_dk_and_dv(
+                dk, dv, k, v, q, dout, top, log2_sum, delta, choice, scale, PRECISION
+            )
+        for start in tl.range(whole, count, BLOCK_N, num_stages=1):
             number = start + tl.arange(0, BLOCK_N)
-            query = row_of(number, length, S, P)
-            inside = number < count
-            q = load_tile(q_ptr, query, stride_s, inside, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            query, inside = row_of(number, length, S, P), number < count
+            q = load_tile(q_ptr, query, stride_s, inside, D, BLOCK_D)
+            dout = load_tile(dout_ptr, query, dout_stride_s, inside, D, BLOCK_D)
             top = tl.load(top_ptr + query, mask=inside, other=0.0)
             log2_sum = tl.load(top_ptr + heads * S + query, mask=inside, other=float("inf"))
-            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2_E)
-            p = tl.exp2(s - top[None, :] - log2_sum[None, :])  # [BLOCK_M, BLOCK_N], transposed
-            dout = load_tile(dout_ptr, query, dout_stride_s, inside, D, BLOCK_D)
-            dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
             delta = tl.load(delta_ptr + query, mask=inside, other=0.0)
-            dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
-            ds = p * (dp * choice - delta[None, :])
-            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+            dk, dv = add_dk_and_dv(
+                dk, dv, k, v, q, dout, top, log2_sum, delta, choice, scale, PRECISION
+            )
         dk = tl.where(valid[:, None], dk * scale, 0.0)
         dv = tl.where(valid[:, None], dv, 0.0)
     dk_ptr = pick(dqkv_ptrs, m, M) + (b * S * 3 * H + H + h) * D
@@ -265,22 +273,30 @@ def bottleneck_attention_bwd_dq_kernel(
         dout_ptr = head_of(dout_ptrs, dout_strides, 2, b, h, m, M)
         dout_stride_s = pick_stride(dout_strides, 1, m, M)
         choice = has_choice(count)
-        offset = (b * H + h) * S + row
+        place = (b * H + h) * S + row
         q = load_tile(q_ptr, row, stride_s, valid, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
         dout = load_tile(dout_ptr, row, dout_stride_s, valid, D, BLOCK_D)
-        top_ptr = pick(stats_ptrs, m, M) + offset
+        top_ptr = pick(stats_ptrs, m, M) + place
         top = tl.load(top_ptr, mask=valid, other=0.0)
         log2_sum = tl.load(top_ptr + heads * S, mask=valid, other=0.0)
-        delta = tl.load(pick(delta_ptrs, m, M) + offset, mask=valid, other=0.0)
-        for start in range(0, count, BLOCK_N):
+        delta = tl.load(pick(delta_ptrs, m, M) + place, mask=valid, other=0.0)
+        whole = whole_tiles(length, BLOCK_N, q.dtype)
+        offset = tl.cast(0, tl.int64)
+        for _ in range(0, whole, BLOCK_N):
+            k = load_rows(k_ptr + offset, stride_s, BLOCK_N, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            v = load_rows(v_ptr + offset, stride_s, BLOCK_N, D, BLOCK_D)
+            offset += BLOCK_N * stride_s
+            dq = add_dq(
+                dq, q, dout, top, log2_sum, delta, k, v, None, choice, scale, False, PRECISION
+            )
+        for start in tl.range(whole, count, BLOCK_N, num_stages=1):
             number = start + tl.arange(0, BLOCK_N)
-            key = row_of(number, length, S, P)
-            inside = number < count
-            k = load_tile(k_ptr, key, stride_s, inside, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            key, inside = row_of(number, length, S, P), number < count
+            k = load_tile(k_ptr, key, stride_s, inside, D, BLOCK_D)
             v = load_tile(v_ptr, key, stride_s, inside, D, BLOCK_D)
-            p, dp = _p_and_dp(q, dout, top, log2_sum, k, v, inside, scale, PRECISION)
-            ds = p * (dp * choice - delta[:, None])
-            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+            dq = add_dq(
+                dq, q, dout, top, log2_sum, delta, k, v, inside, choice, scale, True, PRECISION
+            )
         dq = tl.where(valid[:, None], dq * scale, 0.0)
     dq_ptr = pick(dqkv_ptrs, m, M) + (b * S * 3 * H + h) * D
     store_tile(dq_ptr, row, 3 * H * D, dq, row < S, D, BLOCK_D)

@@ -1,4 +1,4 @@
-"""Forward of bottleneck attention: all streams, and the shared update, in one launch.
+"""Forward of bottleneck attention: all streams in one launch; the shared update in another.
 
 Notation. ``M`` streams; stream m is packed ``qkv`` [B, S_m, 3, H, D], its last ``P`` rows slots.
 ``out`` [B, S_m, H, D], ``lse`` [B, H, S_m], natural logarithm. ``s`` are scores in units of
@@ -15,14 +15,19 @@ the valid keys in steps of BLOCK_N::
 
 Programs are numbered on one axis, which has no limit worth mentioning: streams in the order given
 (the launcher's longest first), in a stream all tiles of (b, h) = (0, 0), then of (0, 1), and so on:
-neighbours share keys in L2. With UPDATE_MEAN the slot rows belong to programs of their own, which
-come first because they walk along the keys of every stream: they sum the slots of the present
-streams in the order of the streams, and write the mean to all of them.
+neighbours share keys in L2. With UPDATE_MEAN the rows of slots go to ``slots``, and a second, small
+kernel puts the mean of the present streams, summed in the order of the streams, into all of them.
+
+Walks. Tiles of own tokens without a gap take no masks, and their addresses move by one number. What
+is left, the last own tokens and the slots, takes masks: one or two steps, if slots are few.
 
 Invariants.
-- Every element of out and lse is written by exactly one program; no atomics; bitwise repeatable.
+- Every element of out, slots and lse is written by exactly one program of a kernel; no atomics;
+  bitwise repeatable.
 - Rows of padding and absent streams get 0 and -inf; their values are never loaded.
 - The first tile of keys holds a valid one, so m_i is finite after it, if the inputs are.
+- ``qk_scale`` is not negative: the largest ``q k^T`` is then the largest score, and the scale goes
+  into the multiply-add before ``exp2``. Of a negative one the launcher moves the sign into q.
 - The two parts of lse are kept apart for the backward: at scores of 1e4 their float32 sum has an
   error of 1e-3, and probabilities recomputed from it have one, too.
 - Accumulation is in float32; probabilities are rounded to the dtype of v before the second product.
@@ -31,17 +36,19 @@ Invariants.
 import math
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mbt_fast.kernels.launch import OPTIONS, Streams, block_d, device_of, precision_of, strides_of
-from mbt_fast.kernels.table import tiles_for
+from mbt_fast.kernels.table import RowTile, tiles_for
 from mbt_fast.kernels.tiles import (
     LN_2,
     head_of,
     is_needed,
     is_valid,
+    load_rows,
     load_tile,
     locate,
     pick,
@@ -50,34 +57,31 @@ from mbt_fast.kernels.tiles import (
     row_of,
     store_tile,
     valid_counts,
+    whole_tiles,
 )
+
+SLOT_TILE = RowTile(block_r=1, block_c=512, num_warps=4)  # of the second kernel
 
 
 @triton.jit
-def _step(
-    acc, l_i, m_i, q, k_ptr, v_ptr, stride, start, length, count, rows, P, qk_scale,
-    MASKED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile of keys of the online softmax."""
-    number = start + tl.arange(0, BLOCK_N)
-    row = row_of(number, length, rows, P)
-    inside = number < count
-    k = load_tile(k_ptr, row, stride, inside, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * qk_scale  # [BLOCK_M, BLOCK_N]
+def _step(acc, l_i, m_i, q, k, v, inside, qk_scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """One tile of keys of the online softmax; ``inside`` says which of them count, if MASKED."""
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
     if MASKED:
-        s = tl.where(inside[None, :], s, float("-inf"))
-    m_new = tl.maximum(m_i, tl.max(s, 1))
-    p = tl.exp2(s - m_new[:, None])
+        s = tl.where(inside[None, :], s * qk_scale, float("-inf"))
+        m_new = tl.maximum(m_i, tl.max(s, 1))
+        p = tl.exp2(s - m_new[:, None])
+    else:
+        m_new = tl.maximum(m_i, tl.max(s, 1) * qk_scale)
+        p = tl.exp2(s * qk_scale - m_new[:, None])  # one multiply-add
     alpha = tl.exp2(m_i - m_new)
-    v = load_tile(v_ptr, row, stride, inside, D, BLOCK_D)
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
     return acc, l_i * alpha + tl.sum(p, 1), m_new
 
 
 @triton.jit
 def _attend(
-    q, k_ptr, v_ptr, stride, length, count, rows, P, qk_scale,
+    q, k_ptr, stride, stride_w, length, count, rows, P, qk_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -85,25 +89,25 @@ def _attend(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    # Float32 products are long unrolled code: once, always masked, or the registers spill.
-    PEEL: tl.constexpr = q.dtype != tl.float32
-    full = count // BLOCK_N * BLOCK_N if PEEL else count
-    for start in range(0, full, BLOCK_N):
-        acc, l_i, m_i = _step(
-            acc, l_i, m_i, q, k_ptr, v_ptr, stride, start, length, count, rows, P, qk_scale,
-            not PEEL, D, BLOCK_D, BLOCK_N, PRECISION,
-        )  # fmt: skip
-    if PEEL and full < count:
-        acc, l_i, m_i = _step(
-            acc, l_i, m_i, q, k_ptr, v_ptr, stride, full, length, count, rows, P, qk_scale,
-            True, D, BLOCK_D, BLOCK_N, PRECISION,
-        )  # fmt: skip
+    whole = whole_tiles(length, BLOCK_N, q.dtype)
+    offset = tl.cast(0, tl.int64)
+    for _ in range(0, whole, BLOCK_N):
+        k = load_rows(k_ptr + offset, stride, BLOCK_N, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+        v = load_rows(k_ptr + offset + stride_w, stride, BLOCK_N, D, BLOCK_D)
+        offset += BLOCK_N * stride
+        acc, l_i, m_i = _step(acc, l_i, m_i, q, k, v, None, qk_scale, False, PRECISION)
+    for start in tl.range(whole, count, BLOCK_N, num_stages=1):
+        number = start + tl.arange(0, BLOCK_N)
+        row, inside = row_of(number, length, rows, P), number < count
+        k = load_tile(k_ptr, row, stride, inside, D, BLOCK_D)
+        v = load_tile(k_ptr + stride_w, row, stride, inside, D, BLOCK_D)
+        acc, l_i, m_i = _step(acc, l_i, m_i, q, k, v, inside, qk_scale, True, PRECISION)
     return acc / l_i[:, None], m_i, tl.log2(l_i)
 
 
 @triton.jit
 def _tile_of_rows(
-    q_ptr, stride_s, stride_w, row, inside, length, count, rows, P, qk_scale, needed,
+    q_ptr, stride_s, stride_w, row, first, length, count, rows, P, qk_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -111,12 +115,12 @@ def _tile_of_rows(
     out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     log2_sum = tl.zeros([BLOCK_M], tl.float32)
-    valid = is_valid(row, length, count, rows, P) & inside
-    if needed:
+    if is_needed(first, BLOCK_M, length, count, rows, P):
+        valid = is_valid(row, length, count, rows, P)
         q = load_tile(q_ptr, row, stride_s, valid, D, BLOCK_D)
         out, top, log2_sum = _attend(
-            q, q_ptr + stride_w, q_ptr + 2 * stride_w, stride_s, length, count, rows, P,
-            qk_scale, D, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION,
+            q, q_ptr + stride_w, stride_s, stride_w, length, count, rows, P, qk_scale, D, BLOCK_D,
+            BLOCK_M, BLOCK_N, PRECISION,
         )  # fmt: skip
         out = tl.where(valid[:, None], out, 0.0)
         top = tl.where(valid, top, float("-inf"))
@@ -132,43 +136,7 @@ def _store_lse(lse_ptr, stats_ptr, offset, half, top, log2_sum, mask):
     tl.store(stats_ptr + half + offset, log2_sum, mask=mask)
 
 
-@triton.jit
-def _slots_of_all(
-    qkv_ptrs, out_ptrs, lse_ptrs, stats_ptrs, slot_ptr, length_ptrs, strides, rows, tile, b, h, B,
-    H, P, qk_scale, M: tl.constexpr, HAS_LENGTHS: tl.constexpr, D: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile of slots: of every stream its own output to ``slots``, and to out their mean."""
-    slot = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = slot < P
-    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    present = 0
-    for m in range(M):
-        S = pick_int(rows, m, M)
-        length, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
-        out, top, log2_sum = _tile_of_rows(
-            head_of(qkv_ptrs, strides, 3, b, h, m, M), pick_stride(strides, 1, m, M),
-            pick_stride(strides, 2, m, M), S - P + slot, inside, length, count, S, P, qk_scale,
-            count > 0, D, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION,
-        )  # fmt: skip
-        present += (count > 0).to(tl.int32)
-        total += out
-        own_ptr = slot_ptr + ((m * B + b) * P * H + h) * D
-        store_tile(own_ptr, slot, H * D, out, inside, D, BLOCK_D)
-        _store_lse(
-            pick(lse_ptrs, m, M), pick(stats_ptrs, m, M), (b * H + h) * S + S - P + slot,
-            tl.cast(B, tl.int64) * H * S, top, log2_sum, inside,
-        )  # fmt: skip
-    mean = total / tl.maximum(present, 1).to(tl.float32)
-    for m in range(M):
-        S = pick_int(rows, m, M)
-        _, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
-        value = tl.where(count > 0, mean, 0.0)
-        out_ptr = pick(out_ptrs, m, M) + (b * S * H + h) * D
-        store_tile(out_ptr, S - P + slot, H * D, value, inside, D, BLOCK_D)
-
-
-@triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles", "slot_tiles"])
+@triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles"])
 def bottleneck_attention_fwd_kernel(
     qkv_ptrs,  # M x [B, S_m, 3, H, D]
     out_ptrs,  # M x [B, S_m, H, D], contiguous
@@ -179,11 +147,10 @@ def bottleneck_attention_fwd_kernel(
     strides,  # M x (batch, row, which of qkv, head)
     rows,  # M x S_m
     tiles,  # M x tiles of rows per (b, h)
-    slot_tiles,  # tiles of slots per (b, h); 0 without UPDATE_MEAN
     B,
     H,
     P,
-    qk_scale,  # scale * log2(e)
+    qk_scale,  # scale * log2(e), not negative
     M: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     UPDATE_MEAN: tl.constexpr,
@@ -197,33 +164,61 @@ def bottleneck_attention_fwd_kernel(
     pid = tl.program_id(0).to(tl.int64)
     qk_scale = tl.cast(qk_scale, tl.float32)
     heads = tl.cast(B, tl.int64) * H
-    slot_programs = slot_tiles * heads
-    if UPDATE_MEAN and pid < slot_programs:
-        head = pid // slot_tiles
-        _slots_of_all(
-            qkv_ptrs, out_ptrs, lse_ptrs, stats_ptrs, slot_ptr, length_ptrs, strides, rows,
-            pid % slot_tiles, head // H, head % H, B, H, P, qk_scale, M, HAS_LENGTHS, D, BLOCK_D,
-            BLOCK_M, BLOCK_N, PRECISION,
-        )  # fmt: skip
-    else:
-        m, b, h, tile, S, length, count = locate(
-            pid - slot_programs, tiles, length_ptrs, rows, heads, H, P, M, HAS_LENGTHS
-        )
-        row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        mine = S - P if UPDATE_MEAN else S  # the slots have programs of their own
-        inside = row < mine
-        needed = is_needed(tile * BLOCK_M, BLOCK_M, length, count, S, P)
-        out, top, log2_sum = _tile_of_rows(
-            head_of(qkv_ptrs, strides, 3, b, h, m, M), pick_stride(strides, 1, m, M),
-            pick_stride(strides, 2, m, M), row, inside, length, count, S, P, qk_scale, needed,
-            D, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION,
-        )  # fmt: skip
-        out_ptr = pick(out_ptrs, m, M) + (b * S * H + h) * D
-        store_tile(out_ptr, row, H * D, out, inside, D, BLOCK_D)
-        _store_lse(
-            pick(lse_ptrs, m, M), pick(stats_ptrs, m, M), (b * H + h) * S + row, heads * S, top,
-            log2_sum, inside,
-        )  # fmt: skip
+    m, b, h, tile, S, length, count = locate(
+        pid, tiles, length_ptrs, rows, heads, H, P, M, HAS_LENGTHS
+    )
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = row < S
+    out, top, log2_sum = _tile_of_rows(
+        head_of(qkv_ptrs, strides, 3, b, h, m, M), pick_stride(strides, 1, m, M),
+        pick_stride(strides, 2, m, M), row, tile * BLOCK_M, length, count, S, P, qk_scale, D,
+        BLOCK_D, BLOCK_M, BLOCK_N, PRECISION,
+    )  # fmt: skip
+    own = S - P if UPDATE_MEAN else S
+    out_ptr = pick(out_ptrs, m, M) + (b * S * H + h) * D
+    store_tile(out_ptr, row, H * D, out, row < own, D, BLOCK_D)
+    if UPDATE_MEAN and (tile + 1) * BLOCK_M > own:
+        own_ptr = slot_ptr + ((m * B + b) * P * H + h) * D
+        store_tile(own_ptr, row - own, H * D, out, (row >= own) & inside, D, BLOCK_D)
+    _store_lse(
+        pick(lse_ptrs, m, M), pick(stats_ptrs, m, M), (b * H + h) * S + row, heads * S, top,
+        log2_sum, inside,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["B", "P", "width", "rows"])
+def bottleneck_attention_slots_kernel(
+    slot_ptr,  # [M, B, P, width], contiguous
+    out_ptrs,  # M x [B, S_m, width], contiguous
+    length_ptrs,  # M x int32 [B], where bit m of HAS_LENGTHS is set
+    rows,  # M x S_m
+    B,
+    P,
+    width,  # H * D
+    M: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The mean of the present streams' slots, into all of them: BLOCK_C elements of one example."""
+    size = tl.cast(P, tl.int64) * width
+    chunks = tl.cdiv(size, BLOCK_C)
+    pid = tl.program_id(0).to(tl.int64)
+    b = pid // chunks
+    element = pid % chunks * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = element < size
+    total = tl.zeros([BLOCK_C], tl.float32)
+    present = 0
+    for m in range(M):
+        _, count = valid_counts(length_ptrs, m, b, pick_int(rows, m, M), P, M, HAS_LENGTHS)
+        total += tl.load(slot_ptr + (m * B + b) * size + element, mask=inside, other=0.0)
+        present += (count > 0).to(tl.int32)
+    mean = total / tl.maximum(present, 1).to(tl.float32)
+    for m in range(M):
+        S = pick_int(rows, m, M)
+        _, count = valid_counts(length_ptrs, m, b, S, P, M, HAS_LENGTHS)
+        out_ptr = pick(out_ptrs, m, M) + (b * S + S - P) * width
+        value = tl.where(count > 0, mean, 0.0).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + element, value, mask=inside)
 
 
 def launch(
@@ -243,23 +238,39 @@ def launch(
     ``stats`` are the maximum and the sum of the softmax; ``slots`` holds one tensor, the slots of
     all streams before the shared update, in the order of the launch.
     """
+    if scale < 0:
+        scale, qkv = -scale, [_with_negative_q(stream) for stream in qkv]
     streams = Streams.of(qkv, lengths)
     batch, _, _, heads, head_dim = qkv[0].shape
     update_mean = update_mean and n_bottlenecks > 0
-    tiles = tiles_for("fwd_mean" if update_mean else "fwd", qkv[0])
-    own = [s - n_bottlenecks if update_mean else s for s in streams.rows()]
-    row_tiles = tuple(triton.cdiv(rows, tiles.block_m) for rows in own)
-    slot_tiles = triton.cdiv(n_bottlenecks, tiles.block_m) if update_mean else 0
-    programs = (sum(row_tiles) + slot_tiles) * batch * heads
+    tiles = tiles_for("fwd", qkv[0])
+    row_tiles = tuple(triton.cdiv(rows, tiles.block_m) for rows in streams.rows())
+    programs = sum(row_tiles) * batch * heads
     if not programs:
         return
+    outs = tuple(streams.arrange(outs))
+    masked = {"M": len(qkv), "HAS_LENGTHS": streams.has_lengths}
     with device_of(qkv[0]):
         bottleneck_attention_fwd_kernel[(programs,)](
-            tuple(streams.qkv), *(tuple(streams.arrange(kind)) for kind in (outs, lses, stats)),
+            tuple(streams.qkv), outs, *(tuple(streams.arrange(kind)) for kind in (lses, stats)),
             slots[0], tuple(streams.lengths), strides_of(streams.qkv), streams.rows(), row_tiles,
-            slot_tiles, batch, heads, n_bottlenecks, scale * math.log2(math.e), M=len(qkv),
-            HAS_LENGTHS=streams.has_lengths, UPDATE_MEAN=update_mean, D=head_dim,
-            BLOCK_D=block_d(head_dim), BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+            batch, heads, n_bottlenecks, scale * math.log2(math.e), UPDATE_MEAN=update_mean,
+            D=head_dim, BLOCK_D=block_d(head_dim), BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
             PRECISION=precision_of(qkv[0].dtype), num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages, **OPTIONS,
+            num_stages=tiles.num_stages, **masked, **OPTIONS,
         )  # fmt: skip
+        if update_mean:
+            width = heads * head_dim
+            chunks = triton.cdiv(n_bottlenecks * width, SLOT_TILE.block_c)
+            bottleneck_attention_slots_kernel[(batch * chunks,)](
+                slots[0], outs, tuple(streams.lengths), streams.rows(), batch, n_bottlenecks,
+                width, BLOCK_C=SLOT_TILE.block_c, num_warps=SLOT_TILE.num_warps, **masked,
+                **OPTIONS,
+            )  # fmt: skip
+
+
+def _with_negative_q(stream: Tensor) -> Tensor:
+    """A copy with ``-q`` for ``q``, which is exact in every dtype."""
+    copy = stream.clone(memory_format=torch.contiguous_format)
+    copy[:, :, 0].neg_()
+    return copy

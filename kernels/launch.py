@@ -12,6 +12,9 @@ from torch import Tensor
 # default, and announces that it will not.
 OPTIONS = {"enable_fp_fusion": True}
 
+# The kernels of attention number rows by int32, and round up to whole tiles of at most 128.
+MAX_ROWS = 2**31 - 128
+
 
 class Streams(NamedTuple):
     """The streams of a call as kernel arguments: longest first, so that short ones fill gaps."""
@@ -23,7 +26,14 @@ class Streams(NamedTuple):
 
     @classmethod
     def of(cls, qkv: Sequence[Tensor], lengths: Sequence[Tensor | None]) -> "Streams":
-        """Order the streams; copy those whose last stride is not 1."""
+        """Order the streams; copy those whose last stride is not 1.
+
+        Raises:
+            ValueError: A stream has more than ``MAX_ROWS`` rows.
+        """
+        longest = max(stream.shape[1] for stream in qkv)
+        if longest > MAX_ROWS:
+            raise ValueError(f"qkv must have at most {MAX_ROWS} rows in a stream, got {longest}")
         order = sorted(range(len(qkv)), key=lambda m: -qkv[m].shape[1])
         valid, bits = given_lengths([lengths[m] for m in order], qkv[0])
         return cls(

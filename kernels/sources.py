@@ -7,6 +7,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 RECORD = FOLDER / "verified.json"
+PREDICTED = FOLDER / "predicted.json"
 
 
 def _files() -> dict[str, tuple[str, ...]]:
@@ -33,3 +34,9 @@ def verifications(kernel: str, digest: str) -> list[dict[str, Any]]:
     """Records of passed GPU suites for exactly these sources: device, date, versions."""
     records = json.loads(RECORD.read_text())
     return [entry for entry in records if entry["sources"].get(kernel) == digest]
+
+
+def predictions() -> dict[str, Any]:
+    """How fast attention should be, by the model of ``benchmarks/aot``."""
+    found: dict[str, Any] = json.loads(PREDICTED.read_text())
+    return found

@@ -20,7 +20,7 @@ class Tiles(NamedTuple):
 
 
 ARCHS = (80, 90, 100)
-KERNELS = ("fwd", "fwd_mean", "delta", "dkdv", "dq")
+KERNELS = ("fwd", "delta", "dkdv", "dq")
 HALF, SINGLE = 2, 4  # bytes of an element
 HEAD_DIMS = (64, 128)  # a row serves head dimensions up to this one
 
@@ -31,20 +31,16 @@ TABLE: dict[tuple[str, int, int], tuple[Tiles, Tiles, Tiles]] = {
     ("fwd",      HALF,   128): (Tiles(64, 64, 8, 2),  Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
     ("fwd",      SINGLE, 64):  (Tiles(32, 32, 8, 2),  Tiles(32, 32, 8, 2),  Tiles(32, 32, 8, 2)),
     ("fwd",      SINGLE, 128): (Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1)),
-    ("fwd_mean", HALF,   64):  (Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2)),
-    ("fwd_mean", HALF,   128): (Tiles(32, 64, 8, 2),  Tiles(64, 64, 8, 2),  Tiles(64, 64, 8, 2)),
-    ("fwd_mean", SINGLE, 64):  (Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1)),
-    ("fwd_mean", SINGLE, 128): (Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1),  Tiles(32, 16, 8, 1)),
     ("delta",    HALF,   64):  (Tiles(64, 64, 4, 1),  Tiles(64, 64, 4, 1),  Tiles(64, 64, 4, 1)),
     ("delta",    HALF,   128): (Tiles(64, 64, 4, 1),  Tiles(64, 64, 4, 1),  Tiles(64, 64, 4, 1)),
     ("delta",    SINGLE, 64):  (Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1)),
     ("delta",    SINGLE, 128): (Tiles(16, 16, 8, 1),  Tiles(16, 16, 8, 1),  Tiles(16, 16, 8, 1)),
-    ("dkdv",     HALF,   64):  (Tiles(64, 32, 4, 2),  Tiles(64, 64, 8, 2),  Tiles(128, 64, 8, 2)),
-    ("dkdv",     HALF,   128): (Tiles(64, 32, 8, 2),  Tiles(64, 32, 8, 2),  Tiles(64, 32, 8, 2)),
-    ("dkdv",     SINGLE, 64):  (Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1)),
+    ("dkdv",     HALF,   64):  (Tiles(64, 32, 4, 2),  Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
+    ("dkdv",     HALF,   128): (Tiles(64, 32, 8, 2),  Tiles(128, 32, 8, 2), Tiles(64, 32, 8, 2)),
+    ("dkdv",     SINGLE, 64):  (Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1),  Tiles(16, 32, 8, 1)),
     ("dkdv",     SINGLE, 128): (Tiles(16, 16, 4, 1),  Tiles(16, 32, 8, 1),  Tiles(16, 32, 8, 1)),
-    ("dq",       HALF,   64):  (Tiles(64, 64, 4, 2),  Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 2)),
-    ("dq",       HALF,   128): (Tiles(64, 64, 8, 1),  Tiles(64, 64, 8, 1),  Tiles(64, 64, 8, 1)),
+    ("dq",       HALF,   64):  (Tiles(64, 64, 4, 1),  Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
+    ("dq",       HALF,   128): (Tiles(64, 64, 8, 1),  Tiles(128, 64, 8, 2), Tiles(64, 64, 8, 1)),
     ("dq",       SINGLE, 64):  (Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1),  Tiles(32, 32, 8, 1)),
     ("dq",       SINGLE, 128): (Tiles(16, 16, 8, 1),  Tiles(16, 16, 8, 1),  Tiles(16, 16, 8, 1)),
 }

@@ -83,7 +83,7 @@ def valid_counts(length_ptrs, m, b, rows, P, M: tl.constexpr, HAS_LENGTHS: tl.co
     for i in tl.static_range(M):
         if (HAS_LENGTHS >> i) & 1 == 1:  # known when compiled, unlike the next  # noqa: SIM102
             if m == i:
-                length = tl.minimum(tl.maximum(tl.load(length_ptrs[i] + b).to(tl.int64), 0), own)
+                length = tl.minimum(tl.maximum(tl.load(length_ptrs[i] + b), 0), own)
                 count = tl.where(length > 0, length + P, 0)
     return length, count
 
@@ -108,11 +108,15 @@ def is_valid(row, length, count, rows, P):
 def locate(
     pid, tiles, length_ptrs, rows, heads, H, P, M: tl.constexpr, HAS_LENGTHS: tl.constexpr
 ):  # fmt: skip
-    """What a program works on: stream, b, h and tile; ``S``, valid own tokens, valid rows."""
+    """What a program works on: stream, b, h and tile; ``S``, valid own tokens, valid rows.
+
+    Rows and tiles are int32, the launcher has seen to it; b and h are int64, so that what they are
+    multiplied by need not be.
+    """
     m, head, tile = find_stream(pid, tiles, heads, M)
-    S = pick_int(rows, m, M)
+    S = pick_int(rows, m, M).to(tl.int32)
     length, count = valid_counts(length_ptrs, m, head // H, S, P, M, HAS_LENGTHS)
-    return m, head // H, head % H, tile, S, length, count
+    return m, head // H, head % H, tile.to(tl.int32), S, length, count
 
 
 @triton.jit
@@ -134,6 +138,16 @@ def row_of(number, length, rows, P):
 
 
 @triton.jit
+def whole_tiles(length, BLOCK_N: tl.constexpr, dtype: tl.constexpr):
+    """How many rows a walk passes in tiles without a gap, in which every row is an own token.
+
+    The others are masked. Float32 products are long unrolled code, which is there once, always
+    masked, or the registers spill.
+    """
+    return 0 if dtype == tl.float32 else length // BLOCK_N * BLOCK_N
+
+
+@triton.jit
 def load_tile(base_ptr, row, stride, mask, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rows of one head as ``[rows, BLOCK_D]``; zero where masked, and beyond ``D``.
 
@@ -142,6 +156,15 @@ def load_tile(base_ptr, row, stride, mask, D: tl.constexpr, BLOCK_D: tl.constexp
     offs_d = tl.arange(0, BLOCK_D)
     ptrs = base_ptr + row.to(tl.int64)[:, None] * stride + offs_d[None, :]
     return tl.load(ptrs, mask=mask[:, None] & (offs_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def load_rows(base_ptr, stride, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The row at ``base_ptr`` and those behind it, all there, as ``[ROWS, BLOCK_D]``."""
+    offs_d = tl.arange(0, BLOCK_D)
+    ptrs = base_ptr + tl.arange(0, ROWS).to(tl.int64)[:, None] * stride + offs_d[None, :]
+    inside = (offs_d < D)[None, :]
+    return tl.load(ptrs) if D == BLOCK_D else tl.load(ptrs, mask=inside, other=0.0)
 
 
 @triton.jit

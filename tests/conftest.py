@@ -10,7 +10,6 @@ import torch
 
 TESTS = Path(__file__).parent
 MARKERS = {  # by file; a test may have others of its own
-    "kernels/test_compile_ahead.py": "aot",
     "models/test_distributed.py": "distributed",
     "models/test_training_curves.py": "slow",
     "project/test_build.py": "slow",

@@ -24,7 +24,7 @@ def replacing(path: "str | PathLike[str]") -> Iterator[Path]:
         stays as it was.
 
     Raises:
-        OSError: The file cannot be renamed.
+        OSError: The file cannot be renamed; or one of the block, which names a file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -34,6 +34,8 @@ def replacing(path: "str | PathLike[str]") -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)  # safetensors makes a file of its own, closed to all other users
         temporary.replace(path)
+    except OSError as error:  # that of a full disk names none
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -26,17 +26,26 @@ def find_checkpoint(run: Path, pointer: str = LATEST) -> Path | None:
         CheckpointError: It names a checkpoint that is not there.
         OSError: The pointer cannot be read.
     """
-    file = run / pointer
-    named = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-    if named:
-        folder = run / named
+    folder = named(run, pointer)
+    if folder is not None:
         if not folder.is_dir():
             raise CheckpointError(
-                f"{file} must name a checkpoint, got {folder}, which is not there; "
+                f"{run / pointer} must name a checkpoint, got {folder}, which is not there; "
                 "remove the file to take the newest one"
             )
         return folder
     return max(run.glob(f"{FOLDER}/step-*"), default=None) if pointer == LATEST else None
+
+
+def named(run: Path, pointer: str) -> Path | None:
+    """What ``latest`` or ``best`` names, there or not; ``None`` where it is lost or empty.
+
+    Raises:
+        OSError: The pointer cannot be read.
+    """
+    file = run / pointer
+    name = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    return run / name if name else None
 
 
 def resolve_run(path: "str | PathLike[str]") -> Path:
@@ -73,7 +82,8 @@ def read_state(path: "str | PathLike[str]") -> dict[str, Any]:
         OSError: A file cannot be read.
     """
     folder = resolve_run(path)
-    return read_record(folder) if (folder / STATE_FILE).is_file() else {}
+    of_run = folder != Path(path) or (folder / STATE_FILE).is_file()
+    return read_record(folder) if of_run else {}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

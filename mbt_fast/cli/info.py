@@ -64,6 +64,7 @@ def _summary(facts: Facts) -> Facts:
         "kernels verified on a GPU": f"{len(passed)} of {len(verified)}: {', '.join(passed)}"
         if passed
         else f"none of {len(verified)}",
+        "attention, predicted": "--verbose has TFLOP/s on an H100, from machine code, not measured",
     }
 
 
@@ -89,6 +90,7 @@ def collect() -> Facts:
             },
             "cuda": _cuda_verified(),
         },
+        "attention, predicted": _predicted(),
     }
 
 
@@ -111,6 +113,18 @@ def _cuda_build() -> dict[str, str]:
             f"{registers} registers, {spilled} bytes spilled, {shared} bytes of shared memory"
         )
     return facts
+
+
+def _predicted() -> dict[str, str]:
+    """By backend and pass: what a model makes of the machine code; nothing here was measured."""
+    record = sources.predictions()
+    of = record["of"]
+    shape = f"{of['device']}, batch {of['batch']}, {of['heads']} heads of {of['head_dim']}"
+    return {
+        name: ", ".join(f"{found['tflops']} TFLOP/s at {rows} rows" for rows, found in by.items())
+        + f" ({shape}; from machine code, not measured)"
+        for name, by in record["predicted"].items()
+    }
 
 
 def _cuda_verified() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def bottleneck_attention_fwd(*arguments: Any) -> None:
-    """All streams in one launch."""
+    """One launch for the rows of all streams, and one for the mean of the slots."""
     from mbt_fast.kernels.bottleneck_attention_fwd import launch
 
     launch(*arguments)

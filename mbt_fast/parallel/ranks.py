@@ -5,6 +5,7 @@ processes, and ``torch.distributed`` connects them. A process that is alone call
 """
 
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mbt_fast.errors import InputError
 from mbt_fast.parallel.failure import failing
+from mbt_fast.parallel.joining import join
 from mbt_fast.parallel.watch import Place, Watch
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -139,6 +141,8 @@ def start(device: str) -> Iterator[Ranks]:
     small = dist.new_group(backend="gloo") if on_gpu else None
     ranks = Ranks(dist.get_rank(), world, device, small)
     store = dist.distributed_c10d._get_default_store()
+    # A store may hold what was said in a run before, in this group or in one that was restarted.
+    store = dist.PrefixStore(ranks.share(uuid.uuid4().hex), store)
     try:
         with Watch(ranks.rank, world, store, ranks.place) as watch, failing(watch):
             yield ranks
@@ -176,9 +180,9 @@ def _join(device: str) -> None:
         )
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=torch.device(device))
+        join("nccl", device_id=torch.device(device))
     else:
-        dist.init_process_group("gloo")
+        join("gloo")
 
 
 def _device(name: str) -> str:

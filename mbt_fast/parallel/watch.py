@@ -60,7 +60,7 @@ class Watch:
     Args:
         rank: Of this process.
         world: Number of processes.
-        store: That of the group.
+        store: One in which nothing was said before.
         place: Where this process is.
         patience: Seconds.
     """
@@ -70,7 +70,7 @@ class Watch:
     ) -> None:
         """Start nothing yet."""
         self.rank, self.world, self.place = rank, world, place
-        self._store = dist.PrefixStore("mbt_fast", store)
+        self._store = store
         self._patience = PATIENCE if patience is None else patience
         self._ends, self._ended = False, threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from mbt_fast.checkpoint.checksums import write_checksums
 from mbt_fast.checkpoint.files import replacing
 from mbt_fast.checkpoint.runs import BEST, FOLDER, LATEST, find_checkpoint
 from mbt_fast.errors import CheckpointError
@@ -59,6 +60,7 @@ def save(run: Path, step: int, write: Callable[[Path], None]) -> Path:
     try:
         temporary.mkdir(parents=True)
         write(temporary)
+        write_checksums(temporary)
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)

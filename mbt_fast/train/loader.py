@@ -8,12 +8,14 @@ evaluation; the fork server imports it once, after which a worker starts in 0.02
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
@@ -123,7 +125,15 @@ def init_worker(_: int) -> None:
     torch.set_num_threads(1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(_end_without_hand_over)  # type: ignore[attr-defined]
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_without_hand_over(error: BaseException, _: Any) -> None:
+    """End a worker whose batch finds no room in shared memory: it would be waited for forever."""
+    sys.stderr.write(f"a process that reads clips cannot hand over a batch: {error}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _end_with_parent() -> None:
@@ -171,6 +181,6 @@ def _one_line_about_workers() -> Iterator[None]:
         if not lines or not lines[0].startswith("DataLoader worker"):
             raise
         raise RunError(
-            f"a process that reads clips died: {lines[0]}; often for want of memory, "
-            "then data.workers must be lower"
+            f"a process that reads clips died: {lines[0]}; often for want of memory, then "
+            "data.workers must be lower, or of shared memory, /dev/shm"
         ) from error

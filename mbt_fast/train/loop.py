@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from mbt_fast.checkpoint.runs import find_checkpoint
 from mbt_fast.errors import InputError, RunError
 from mbt_fast.models.head import presence
 from mbt_fast.parallel.data_parallel import wrap
@@ -29,6 +28,7 @@ from mbt_fast.train.losses import loss
 from mbt_fast.train.means import MeanLosses, Meter
 from mbt_fast.train.order import BatchKeys, generator, seed_of
 from mbt_fast.train.parts import Parts, build_parts, read_data
+from mbt_fast.train.recovery import last_whole
 from mbt_fast.train.run import Follower, Outcome, Run
 from mbt_fast.train.share import check_world, meet
 from mbt_fast.train.state import TrainingState
@@ -55,7 +55,8 @@ def train(config: TrainConfig, out: str | PathLike[str]) -> Outcome:
         InputError: A file, the configuration or the folder cannot be used.
         RunError: The run cannot go on: a loss is not finite, too many clips cannot be read, or
             another rank has failed.
-        CheckpointError: A checkpoint cannot be written; the last one is whole.
+        CheckpointError: A checkpoint cannot be written, and the last one is whole; or the run has
+            checkpoints, and none is whole.
         OSError: The folder cannot be written.
     """
     with start(config.train.device) as ranks:
@@ -69,9 +70,11 @@ def _train(config: TrainConfig, folder: Path, ranks: Ranks) -> Outcome:
     check_same_config(folder, config)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(ranks.devices))
-        parts = build_parts(config, data, ranks.share(find_checkpoint(folder)), ranks)
+        last = ranks.share(last_whole(folder) if ranks.main else None)
+        parts = build_parts(config, data, last.folder, ranks)
         if ranks.main:
             stack.enter_context(locked(folder))
+            last.mend()
             write_config(folder, config, data.names)
         stop = stack.enter_context(Stopping())
         return stack.enter_context(Loop(parts, folder, stop)).train()

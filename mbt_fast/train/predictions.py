@@ -1,6 +1,7 @@
 """What a model says of the clips of a manifest."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -48,7 +49,6 @@ class Predictions:
         return bool((high - low).max() <= NEARLY_EQUAL * self.logits.abs().max())
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     manifest: Manifest,
@@ -124,7 +124,8 @@ def predict(
     model.eval()
     options = {"unit": "clip", "desc": "scored", "leave": False}
     try:
-        with tqdm(total=len(rows), disable=True if rank else None, **options) as bar:
+        bar = tqdm(total=len(rows), disable=True if rank else None, **options)
+        with bar, _without_gradients(together):
             for _ in range(len(batches)):
                 batch = next(loader, None)
                 if agree(batch is None) or batch is None:
@@ -141,6 +142,11 @@ def predict(
         loader.close()
         model.train(training)
     return [tally.finish(manifest, rows) for tally in tallies]
+
+
+def _without_gradients(sharded: bool) -> AbstractContextManager[None]:
+    """FSDP2 gathers into memory that it keeps, and training cannot write that of inference mode."""
+    return torch.no_grad() if sharded else torch.inference_mode()
 
 
 @dataclass

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from mbt_fast.checkpoint.checksums import check_checksums
 from mbt_fast.checkpoint.files import read_safetensors
 from mbt_fast.checkpoint.pretrained import WEIGHTS_FILE
 from mbt_fast.checkpoint.runs import BEST, find_checkpoint, read_record
@@ -95,7 +96,7 @@ class Run(ExitStack):
         super().__init__()
         self.parts, self.state, self.folder, self.config = parts, state, folder, parts.config
         self._tidy()
-        last = parts.ranks.share(find_checkpoint(folder))
+        last = parts.ranks.share(find_checkpoint(folder) if self.writes else None)
         if last is not None:
             parts.check_same_data(read_record(last), folder)
             state.read(last)
@@ -273,6 +274,8 @@ class Run(ExitStack):
         with self.state.scored():
             own = {n: whole(t).clone() for n, t in self.parts.model.state_dict().items()}
         folders = [checkpoints.folder_of(self.folder, step) for step in before]
+        for folder in folders:
+            check_checksums(folder)
         states = chain((read_safetensors(folder / WEIGHTS_FILE) for folder in folders), [own])
         mean = average(states)
         self.parts.model.load_state_dict(share_like(mean, self.parts.model.state_dict()))

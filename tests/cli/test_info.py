@@ -89,6 +89,14 @@ def test_info_says_where_the_cuda_kernels_have_run(monkeypatch):
     assert verified(record) == "H100, 2026-01-31, Cuda 13.0"
 
 
+def test_predicted_speeds_are_called_that():
+    predicted = info.collect()["attention, predicted"]
+    passes = {f"{row} {way}" for row in ("cuda", "triton") for way in ("forward", "backward")}
+    assert set(predicted) == passes
+    assert all("TFLOP/s at 1573 rows" in said for said in predicted.values())
+    assert all(said.endswith("from machine code, not measured)") for said in predicted.values())
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as done:
         main(["--version"])

@@ -31,7 +31,7 @@ CASE = attention_cases.CASES["absent-stream"]
 TWO = layer_cases.CASES["two-streams"]
 SOURCES = {path.name: path for path in Path(table.__file__).parent.glob("*.py")}
 LAUNCHED = {  # kernels that each file starts
-    "bottleneck_attention_fwd": 1,
+    "bottleneck_attention_fwd": 2,  # and the mean of the slots
     "bottleneck_attention_bwd": 2,  # delta; dkdv and dq in a loop
     "add_layer_norm_fwd": 1,
     "add_layer_norm_bwd": 2,  # and column sums
@@ -96,6 +96,21 @@ def test_any_number_of_streams_in_any_order_of_length(streams, update):
     compare("triton", streams_of([(2, s, 3, 1, 16) for s in rows]), 2, update=update)
 
 
+@pytest.mark.parametrize("scale", [-0.3, 0.0], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_scales_that_are_not_positive(scale, dtype):
+    """The largest score is then not that of the largest product."""
+    lengths = [torch.tensor([70, 3], device=DEVICE, dtype=torch.int32), None]
+    qkv = streams_of([(2, 90, 3, 2, 16), (2, 9, 3, 2, 16)], dtype)
+    compare("triton", qkv, 4, lengths=lengths, update="mean", scale=scale)
+
+
+@pytest.mark.parametrize("own", [0, 63, 64, 65, 128, 190])
+def test_walks_of_whole_tiles_and_of_slots_that_fill_several(own):
+    lengths = [torch.tensor([own, own // 2], device=DEVICE, dtype=torch.int32)]
+    compare("triton", streams_of([(2, 270, 3, 1, 16)], torch.float16), 80, lengths=lengths)
+
+
 @pytest.mark.parametrize("seed", [8, 63, 85])
 def test_float32_gradients_where_softmax_is_saturated(seed):
     """Delta from the rounded output left rounding in dq and dk, beyond the rule in these calls."""
@@ -147,8 +162,11 @@ def test_every_grid_of_attention_has_one_axis_and_holds_all_rows(shape, launches
     out, _, stats, slots = run("bottleneck_attention_fwd", *call, False)
     run("bottleneck_attention_bwd", [out], [None], [out], [stats], [slots], *call)
     assert {name for name, *_ in launches} == {n for n in KERNELS if "attention" in n}
-    for _, (programs,), given in launches:
-        assert programs * given["BLOCK_M"] >= shape[0] * shape[1]
+    for name, (programs,), given in launches:
+        if name != "bottleneck_attention_slots_kernel":
+            assert programs * given["BLOCK_M"] >= shape[0] * shape[1]
+        else:  # a program takes elements of one example's slots
+            assert programs == shape[0]
 
 
 @pytest.mark.parametrize("shape", [(70_000, 2, 16), (1, 71_280, 16), (2, 40_000, 1100)], ids=str)
@@ -236,7 +254,8 @@ def test_every_launch_asks_for_fused_products_and_sums(launches):
     x = torch.zeros(3, 8, device=DEVICE, requires_grad=True)
     bias_gelu(x, x[0].detach().requires_grad_(), backend="triton").sum().backward()
     qkv = [stream.requires_grad_() for stream in make_qkv(CASE)]
-    sum(out.sum() for out in bottleneck_attention(qkv, 4, backend="triton")).backward()
+    outs = bottleneck_attention(qkv, 4, update="mean", backend="triton")
+    sum(out.sum() for out in outs).backward()
     assert {name for name, *_ in launches} == {*KERNELS}
     assert all(given["enable_fp_fusion"] is True for *_, given in launches)
 
@@ -246,6 +265,13 @@ def test_launch_order_is_longest_first():
     streams = launch.Streams.of(qkv, [None] * 3)
     assert streams.rows() == (9, 7, 5)
     assert streams.arrange(["a", "b", "c"]) == ["b", "c", "a"]
+
+
+def test_more_rows_than_int32_numbers_are_refused_before_the_launch():
+    stream = torch.zeros(16, device=DEVICE).as_strided((1, 2**31, 3, 1, 16), (0, 0, 0, 0, 1))
+    with pytest.raises(ValueError, match="at most 2147483520 rows in a stream, got 2147483648"):
+        launch.Streams.of([stream], [None])
+    assert launch.Streams.of([stream[:, : launch.MAX_ROWS]], [None]).rows() == (launch.MAX_ROWS,)
 
 
 def test_operators_return_contiguous():

@@ -115,7 +115,7 @@ def share(case, outs):
             outs[m][example, -case.slots :] = mean
 
 
-def compare(backend, qkv, slots, lengths=None, update=None, douts=None):
+def compare(backend, qkv, slots, lengths=None, update=None, douts=None, scale=None):
     """Outputs and gradients of a backend against the reference, by the tolerance rule."""
     results = {}
     for name, runner, dtype in (
@@ -124,7 +124,9 @@ def compare(backend, qkv, slots, lengths=None, update=None, douts=None):
         ("exact", "reference", torch.float64),
     ):
         inputs = [stream.detach().to(dtype).requires_grad_() for stream in qkv]
-        outs = bottleneck_attention(inputs, slots, lengths=lengths, update=update, backend=runner)
+        outs = bottleneck_attention(
+            inputs, slots, lengths=lengths, update=update, scale=scale, backend=runner
+        )
         grads = [
             torch.ones_like(o) if d is None else d
             for o, d in zip(outs, douts or [None] * len(outs), strict=True)

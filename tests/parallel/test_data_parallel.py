@@ -3,7 +3,9 @@
 import pytest
 import torch
 from ranks import run
-from training import assert_same_records, assert_same_tensors, joined, together
+from training import assert_same_records, assert_same_tensors, joined, together, trained
+
+from mbt_fast.testing import assert_close_to_exact
 
 ALL = ["augment.mixup=0.3", "augment.flip=0.5", "augment.modality_dropout=0.2"]
 ALL += ["augment.time_mask=4", "augment.time_masks=1", "model.stochastic_depth=0.3"]
@@ -19,6 +21,7 @@ CASES = {
 OTHERS = {
     "micro-batches": ["train.micro_batch=1"],
     "micro-batches, sharded": ["train.micro_batch=1", SHARDED],
+    "loss of the mean logits": ["train.loss=mean_logits", CLIPPED],
     "vanilla, gap": ["model.fusion=vanilla", "model.classifier=gap"],
     "vanilla, gap, sharded": ["model.fusion=vanilla", "model.classifier=gap", SHARDED],
 }
@@ -46,3 +49,35 @@ def test_training_is_that_of_one_process(alone, recipe, tmp_path, world, cases):
         assert len(records) == 5
         assert_same_records(records, expected_records)
         assert_same_tensors(tensors, expected, name)
+
+
+def test_ranks_share_a_cache_of_decoded_clips(recipe, tmp_path):
+    fixed = ["augment.window=centre", "augment.crop=centre"]
+    filled = [*fixed, f"data.cache={tmp_path / 'cache'}"]
+    results = run(2, together, {"filled": filled}, recipe, tmp_path / "ranks")
+    plain = together({"plain": fixed}, recipe, tmp_path / "alone")
+    records, tensors = joined([result["filled"] for result in results])
+    expected_records, expected = joined([plain["plain"]])
+    assert_same_records(records, expected_records)
+    assert_same_tensors(tensors, expected, "cache")
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+
+
+def half(recipe, out):
+    """The first step in bfloat16, replicated and sharded."""
+    first = ["train.steps=1", "train.dtype=bfloat16"]
+    cases = {"ddp": first, "fsdp": [*first, SHARDED]}
+    dtype = torch.float32
+    return {how: trained(recipe, given, out / how, dtype=dtype) for how, given in cases.items()}
+
+
+def test_sharded_weights_in_bfloat16_are_as_good_as_autocast(recipe, tmp_path):
+    results = run(2, half, recipe, tmp_path)
+    (_, eager), (_, actual) = (joined([r[how] for r in results]) for how in ("ddp", "fsdp"))
+    _, exact = joined([trained(recipe, ["train.steps=1"], tmp_path / "exact")])
+    gradients = [name for name in exact if name.startswith("gradient")]
+    for name in gradients:
+        assert actual[name].dtype == torch.float32, "summed and kept in float32"
+        # A rank's own gradients are in bfloat16, as the weights are that it has gathered.
+        pair = actual[name].bfloat16(), eager[name].bfloat16()
+        assert_close_to_exact(*pair, exact[name], name=name)

@@ -84,7 +84,7 @@ def scored(recipe, overrides, out):
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_scores_of_uneven_shares_count_each_clip_once(recipe, tmp_path, how):
     """5 clips on 3 ranks, one broken and some without sound."""
-    options = ["train.steps=1", "eval.batch_size=1", f"train.parallel={how}"]
+    options = ["train.steps=1", "train.batch_size=3", "eval.batch_size=1", f"train.parallel={how}"]
     together = run(3, scored, recipe, options, tmp_path / "together")
     assert together == [together[0]] * 3, "every rank has the same scores"
     alone = scored(recipe, options, tmp_path / "alone")

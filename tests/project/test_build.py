@@ -103,7 +103,8 @@ def test_a_wheel_has_the_whole_package_and_nothing_else(wheel):
     packages = {name.rpartition("/")[0] for name in wheel.files if name.endswith(".py")}
     folders = {path.parent for path in (ROOT / "mbt_fast").rglob("*.py")}
     assert packages == {str(f.relative_to(ROOT)) for f in folders} | {"mbt_fast/kernels"}
-    data = {"py.typed", "kernels/verified.json", "train/recipes/vggsound.toml"}
+    kernels = {"kernels/predicted.json", "kernels/verified.json"}
+    data = {"py.typed", *kernels, "train/recipes/vggsound.toml"}
     data.add("parallel/machines/h100.toml")
     assert {f"mbt_fast/{name}" for name in data} <= wheel.files
     assert {name.partition("/")[0].partition("-")[0] for name in wheel.files} <= {"mbt_fast"}

@@ -90,7 +90,7 @@ def test_a_save_takes_the_place_of_a_checkpoint_that_latest_never_named(tmp_path
     save(tmp_path, 100)
     (tmp_path / "latest").unlink()
     checkpoints.save(tmp_path, 100, lambda folder: (folder / "new").touch())
-    assert os.listdir(find_checkpoint(tmp_path)) == ["new"]
+    assert sorted(os.listdir(find_checkpoint(tmp_path))) == ["SHA256SUMS", "new"]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
@@ -144,7 +144,7 @@ def test_a_save_reaches_the_disk_before_latest_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     save(tmp_path, 1)
     names = [os.path.basename(path) for path in synced]
-    assert names[0] == "model.safetensors"
-    assert names[2] == "checkpoints"
-    assert names[3].startswith(".latest")
-    assert synced[4] == str(tmp_path)
+    assert sorted(names[:2]) == ["SHA256SUMS", "model.safetensors"]
+    assert names[3] == "checkpoints"
+    assert names[4].startswith(".latest")
+    assert synced[5] == str(tmp_path)

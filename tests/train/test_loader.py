@@ -40,6 +40,10 @@ def signals():
     return all(signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS)
 
 
+def lambda_in_a_batch():
+    return lambda: None  # which no process can give to another
+
+
 hang = partial(time.sleep, 60)
 kill = partial(signal.raise_signal, signal.SIGKILL)
 
@@ -81,6 +85,13 @@ def test_a_worker_that_dies_is_one_line():
     with pytest.raises(RunError, match=r"^a process that reads clips died: .*data\.workers") as got:
         list(loader)
     assert "\n" not in str(got.value)
+    loader.close()
+
+
+def test_a_batch_that_cannot_be_handed_over_is_one_line_and_no_hang():
+    loader = load({2: lambda_in_a_batch}, [[1], [2], [3]])
+    with pytest.raises(RunError, match=r"^a process that reads clips died: .*/dev/shm"):
+        list(loader)
     loader.close()
 
 

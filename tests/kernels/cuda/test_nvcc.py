@@ -1,10 +1,11 @@
 """What nvcc made of the CUDA kernels: ptxas's report, and the machine code. No GPU is needed."""
 
+import json
 import re
 
 import pytest
-from machine_code import cuobjdump, inner_loops, listings
 
+from benchmarks.aot.sass import cuobjdump, inner_loops, listings
 from mbt_fast.ops import extension
 
 WHY_NOT = extension.why_no_cuda_kernels()
@@ -58,6 +59,18 @@ def machine_code():
 needs_cuobjdump = pytest.mark.skipif(
     cuobjdump() is None, reason="cuobjdump is not installed, neither with CUDA nor with Triton"
 )
+
+
+@needs_cuobjdump
+def test_machine_code_is_as_recorded():
+    pytest.importorskip("triton", reason="the record's module compiles Triton kernels, too")
+    from benchmarks.aot.record import PATHS, cuda_record
+
+    record, found = json.loads(PATHS["cuda"].read_text()), cuda_record()
+    if found["nvcc"] != record["nvcc"]:
+        pytest.skip(f"the record is of {record['nvcc']}, this is {found['nvcc']}")
+    message = "write the record anew with python -m benchmarks.aot cuda predictions"
+    assert found["kernels"] == record["kernels"], message
 
 
 @needs_cuobjdump
