@@ -172,8 +172,8 @@ class Predictor:
         forward, backward = self._passes(work, clips)
         wire = self._summed(work.parameters, world)
         memory = self._memory(work.parameters, self.settings.groups(clips))
-        if world.size > 1:
-            memory["buckets"] = memory["weights"]  # copies of the gradients, to be summed
+        if world.size > 1 and self.settings.virtual_devices:
+            memory["buckets"] = memory["weights"]  # DDP's, elsewhere the gradients themselves
         memory |= self._activations(work.kept, work.fixed, clips)
         return Step(
             world.size,

@@ -24,7 +24,7 @@ SECONDS = 300  # on a quiet machine a run takes a second or two
 MORE = 8  # after an error, for the errors of the others
 # Once for all ranks of all tests; an optimizer or a DTensor would import torch._dynamo on each.
 PRELOADED = ["torch._dynamo", "mbt_fast.parallel.gradients", "mbt_fast.parallel.tensor"]
-PRELOADED += ["mbt_fast.parallel.ranks", "pytest", "torch.distributed.fsdp"]
+PRELOADED += ["av", "mbt_fast.cli.main", "pytest", "torch.distributed.fsdp"]
 
 
 class RankError(Exception):
