@@ -55,7 +55,9 @@ class Replicated(Alone):
         self._ranks, self._apart = ranks, apart
         device = torch.device(ranks.device)
         ids = [device] if device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(_ByModality(model), device_ids=ids)
+        self._wrapped = DistributedDataParallel(
+            _ByModality(model), device_ids=ids, gradient_as_bucket_view=True
+        )
 
     def __call__(self, inputs: Inputs, lengths: Inputs | None) -> Logits:
         """See ``Alone``."""

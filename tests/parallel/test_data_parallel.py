@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from modality_cases import batch_of, model_of
 from ranks import run
 from training import assert_same_records, assert_same_tensors, joined, together, trained
 
+from mbt_fast.parallel.data_parallel import wrap
+from mbt_fast.parallel.ranks import start
 from mbt_fast.testing import assert_close_to_exact
 
 ALL = ["augment.mixup=0.3", "augment.flip=0.5", "augment.modality_dropout=0.2"]
@@ -81,3 +84,21 @@ def test_sharded_weights_in_bfloat16_are_as_good_as_autocast(recipe, tmp_path):
         # A rank's own gradients are in bfloat16, as the weights are that it has gathered.
         pair = actual[name].bfloat16(), eager[name].bfloat16()
         assert_close_to_exact(*pair, exact[name], name=name)
+
+
+def memory_of_gradients():
+    with start("cpu") as ranks:
+        model = model_of()
+        replica = wrap(model, ranks)
+        for _ in range(2):
+            model.zero_grad()
+            sum(x.sum() for x in replica(batch_of()[0], None).values()).backward()
+        grads = [parameter.grad for parameter in model.parameters()]
+        held = {grad.untyped_storage().data_ptr() for grad in grads}
+        return len(held), len(grads)
+
+
+def test_gradients_are_not_kept_twice():
+    """DDP keeps what it sums in few buckets, beside the gradients if these are not views of it."""
+    for held, grads in run(2, memory_of_gradients):
+        assert held < grads / 4
