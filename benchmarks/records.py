@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 AHEAD = RESULTS / "aot" / "triton.json"
+AV_DIGITS = RESULTS / "av_digits"  # what models learn, see examples/av_digits
 
 
 class Spread(NamedTuple):
@@ -110,7 +111,7 @@ def read(folder: Path) -> Results:
 
 def all_results(root: Path = RESULTS) -> list[Results]:
     """Of every machine, the newest first."""
-    folders = {path.parent for path in root.glob("*/*.json")} - {AHEAD.parent}
+    folders = {path.parent for path in root.glob("*/*.json")} - {AHEAD.parent, AV_DIGITS}
     return sorted(map(read, folders), key=lambda results: results.date, reverse=True)
 
 

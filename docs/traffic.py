@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from mbt_fast import MBTConfig, flops
+from mbt_fast.parallel.prediction import speed_limit
 from mbt_fast.parallel.traffic import Collective, traffic
 
 MODEL, CLIPS = MBTConfig(), 64
@@ -12,7 +13,8 @@ START = f"""# What ranks send
 
 MBT-B on eight seconds of AudioSet, {MODEL.n_tokens("rgb")} video tokens and
 {MODEL.n_tokens("spectrogram")} of sound: a step of training on {CLIPS} clips. Activations and the
-weights that FSDP2 gathers have 16 bits; gradients and sums of slots have 32. Sums go around a ring.
+weights that FSDP2 gathers have 16 bits; gradients and sums of slots have 32, so those of streams in
+tensor parallelism too, whose norms autocast leaves in float32. Sums go around a ring.
 `mbt_fast/parallel/traffic.py` makes this page. Tests count the collectives of the first four ways
 on gloo: on a small model the closed forms are right to the byte. Ring attention and Ulysses are not
 in this library; theirs is the least that the scheme needs.
@@ -69,7 +71,7 @@ def _plans() -> str:
     bounds = {}
     for video in PLANS:
         plan = {"rgb": video, "spectrogram": 1}
-        bounds[video] = sum(work.values()) / max(work[m] / ranks for m, ranks in plan.items())
+        bounds[video] = speed_limit(list(work.values()), list(plan.values()))
         sent = _megabytes(traffic(MODEL, 1 + video, CLIPS, plan=plan)["modality"])
         lines.append(f"| {video} + 1 | {bounds[video]:.2f} | {sent:.1f} |")
     start = PLANS_ARE.format(ratio=work["rgb"] / work["spectrogram"], two=bounds[1])

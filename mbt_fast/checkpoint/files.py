@@ -35,6 +35,8 @@ def replacing(path: "str | PathLike[str]") -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors makes a file of its own, closed to all other users
         temporary.replace(path)
     except OSError as error:  # that of a full disk names none
+        if error.errno is None:  # its message is all that it has
+            raise
         raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -38,10 +38,16 @@ def save_pretrained(
             be in float32 beside a narrower one.
 
     Raises:
-        CheckpointError: The weights do not fit the config, or are of several dtypes.
+        CheckpointError: The weights do not fit the config, are of several dtypes, or are shares.
         OSError: The directory cannot be written.
     """
     check_shapes(state_dict, expected_shapes(config), "the weights do not fit the config")
+    shares = [name for name, tensor in state_dict.items() if hasattr(tensor, "full_tensor")]
+    if shares:
+        raise CheckpointError(
+            f"the weights must be whole, and {shares[0]} is spread over ranks: call full_tensor() "
+            "of each on all ranks, and save on one"
+        )
     check_dtypes(state_dict, "the weights cannot be saved")
     write_model(directory, {**STAMP, **config.to_dict()}, state_dict)
 

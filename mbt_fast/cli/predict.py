@@ -17,9 +17,9 @@ from mbt_fast.cli.prediction import (
     table,
 )
 from mbt_fast.data import ClipTransform, load_clip, read_labels
-from mbt_fast.data.classes import head_sizes
+from mbt_fast.data.classes import TASKS, head_sizes
 from mbt_fast.data.transform import ModelSizes
-from mbt_fast.errors import ClipError, as_input_error
+from mbt_fast.errors import ClipError, InputError, as_input_error
 from mbt_fast.models.saved import Model
 from mbt_fast.pictures.explain import Explainer
 from mbt_fast.profiling.machine import choose_device
@@ -45,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", metavar="FILE", help="class names: one per line, or CSV (default: the run's)"
     )
-    parser.add_argument("--top", type=_positive, default=5, help="classes to show (default: 5)")
+    parser.add_argument(
+        "--task", choices=TASKS, help="what the model was trained for (default: as the run says)"
+    )
+    parser.add_argument(
+        "--top", type=_positive, default=5, help="classes to show, of each head (default: 5)"
+    )
     parser.add_argument(
         "--views", type=_positive, default=4, help="windows of a long clip (default: 4)"
     )
@@ -99,9 +104,10 @@ def run(args: argparse.Namespace) -> int:
     transform = _transform(model.config, args, trained.get("front_end", {}))
     labels = _labels(args.labels, model.config.num_classes, trained.get("labels"))
     settings = trained.get("config", {})
-    activation = args.activation or _activation(settings)
+    task = _task(args.task, settings)
+    activation = args.activation or _activation(task)
     # The names that are shown may be others, and one may occur twice.
-    heads = _heads(trained.get("labels", labels), settings) if activation == "softmax" else ()
+    heads = _heads(trained.get("labels", labels), task) if activation == "softmax" else ()
     masks = settings.get("data.mask_padding", False)
     model.eval().to(device)
     notes = notes_on(model, transform, of_run=bool(trained))
@@ -169,15 +175,23 @@ def _labels(path: str | None, num_classes: int, trained: list[str] | None) -> li
     return trained or [str(index) for index in range(num_classes)]
 
 
-def _activation(settings: Mapping[str, Any]) -> str:
+def _task(given: str | None, settings: Mapping[str, Any]) -> str | None:
+    """What the model was trained for; ``None`` if neither the run nor the user says so."""
+    known = settings.get("train.task")
+    if known and given not in (None, known):
+        raise InputError(f"--task must be that of the run, {known!r}, got {given!r}")
+    return known or given
+
+
+def _activation(task: str | None) -> str:
     """Classes of a clip exclude one another, but for those of a task with many labels."""
-    return "sigmoid" if settings.get("train.task", "multilabel") == "multilabel" else "softmax"
+    return "sigmoid" if task in (None, "multilabel") else "softmax"
 
 
-def _heads(names: Sequence[str], settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """How many classes each head has; of weights that no run wrote, as their names have it."""
-    likely = "verb_noun" if names[0].startswith("verb:") else "single"
-    return tuple(head_sizes(names, settings.get("train.task", likely)).values())
+def _heads(names: Sequence[str], task: str | None) -> tuple[int, ...]:
+    """How many classes each head has. Without a task, names may be those of verbs and nouns."""
+    epic = names[0].startswith("verb:") and names[-1].startswith("noun:")
+    return tuple(head_sizes(names, task or ("verb_noun" if epic else "single")).values())
 
 
 def _positive(text: str) -> int:

@@ -78,14 +78,14 @@ def predict_clip(
     heads: Sequence[int],
     mask_padding: bool = False,
 ) -> dict[str, Any]:
-    """Facts about a clip, and its most probable classes, as plain data.
+    """Facts about a clip, and the ``top`` most probable classes of each head, as plain data.
 
     A probability that is NaN is ``None``, for JSON knows no NaN, and ranks last.
     """
     logits = _logits(model, clip, mask_padding)
     probabilities = _probabilities(logits, activation, heads)
     undefined = probabilities.isnan()
-    ranked = probabilities.masked_fill(undefined, -1).topk(min(top, len(labels))).indices
+    ranked = _best(probabilities.masked_fill(undefined, -1), heads or [len(labels)], top)
     return {
         "path": clip.path,
         "seconds": clip.duration,
@@ -101,7 +101,7 @@ def predict_clip(
                 "label": labels[index],
                 "probability": None if undefined[index] else probabilities[index].item(),
             }
-            for index in ranked.tolist()
+            for index in ranked
         ],
     }
 
@@ -120,6 +120,14 @@ def _probabilities(logits: Tensor, activation: str, heads: Sequence[int]) -> Ten
     if activation == "sigmoid":
         return logits.sigmoid()
     return torch.cat([part.softmax(-1) for part in logits.split(list(heads))])
+
+
+def _best(scores: Tensor, heads: Sequence[int], top: int) -> list[int]:
+    """The best classes of each head, all together from the best on."""
+    indices = torch.arange(len(scores), device=scores.device)
+    parts = zip(scores.split(list(heads)), indices.split(list(heads)), strict=True)
+    chosen = torch.cat([own[part.topk(min(top, len(part))).indices] for part, own in parts])
+    return chosen[scores[chosen].argsort(descending=True, stable=True)].tolist()
 
 
 def table(record: dict[str, Any]) -> str:

@@ -84,8 +84,8 @@ def head_sizes(names: Sequence[str], task: str) -> dict[str, int]:
         return {"": len(names)}
     sizes: dict[str, int] = {}
     for name in names:
-        head, sign, _ = name.partition(":")
-        if not sign or not head:
+        head, _, label = name.partition(":")
+        if not (head and label):
             raise InputError(f"each class of task {task!r} must be HEAD:NAME, got {name!r}")
         if head in sizes and head != next(reversed(sizes)):
             raise InputError(f"classes of a head must stand together, got {name!r} after others")

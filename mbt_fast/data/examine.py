@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mbt_fast.data.classes import class_name
 from mbt_fast.data.decode import Decoder
-from mbt_fast.data.manifest import Entry
+from mbt_fast.data.entry import Entry
 from mbt_fast.data.media import Media
 from mbt_fast.data.probe import Source, probe
 from mbt_fast.data.sound import MonoSound

@@ -1,10 +1,8 @@
 """Manifests: the list of clips that a data set consists of, with their labels."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -16,51 +14,10 @@ from mbt_fast.data.classes import (
     label_column,
     sorted_names,
 )
-from mbt_fast.data.packed import PackedFile
+from mbt_fast.data.entry import Entry
 from mbt_fast.data.rows import HEAD, SEPARATOR
 from mbt_fast.data.table import Table, read_table
 from mbt_fast.errors import InputError
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a manifest.
-
-    Args:
-        path: The media file, absolute.
-        id: What the row is called in results; no other row has it.
-        start: Where in the file the clip begins, in seconds; ``None`` is the file's beginning.
-        end: Where it ends; ``None`` is the file's end.
-        labels: Names, or indices as text; none, one or several.
-        verb: Its verb, for data with verbs and nouns.
-        noun: Its noun.
-        offset: Where in ``path`` the media file begins, in bytes, if ``path`` is a packed shard.
-        size: How many bytes of the shard it has.
-        heads: Labels by head, for data with several: those of the columns ``labels.HEAD``.
-    """
-
-    path: str
-    id: str
-    start: float | None = None
-    end: float | None = None
-    labels: tuple[str, ...] = ()
-    verb: str | None = None
-    noun: str | None = None
-    offset: int | None = None
-    size: int | None = None
-    heads: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
-
-    @property
-    def media(self) -> str | BinaryIO:
-        """What ``read_window`` and ``load_clip`` take: the path, or a part of the shard.
-
-        Raises:
-            ClipError: The shard cannot be opened, or is cut off.
-        """
-        if self.offset is None or self.size is None:
-            return self.path
-        name = f"{self.path}!{self.id}"
-        return cast(BinaryIO, PackedFile(self.path, self.offset, self.size, name))
 
 
 class Manifest:

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mbt_fast.data.manifest import Entry, Manifest
+from mbt_fast.data.entry import Entry
+from mbt_fast.data.manifest import Manifest
 from mbt_fast.data.rows import HEAD, write_rows
 from mbt_fast.data.transcode import Recipe, transcode
 from mbt_fast.errors import ClipError, InputError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mbt_fast.data.clip import read_window
-from mbt_fast.data.manifest import Entry
+from mbt_fast.data.entry import Entry
 from mbt_fast.data.media import Media
 from mbt_fast.data.probe import probe
 from mbt_fast.data.transform import ClipTransform

@@ -198,8 +198,10 @@ def _number(row: Mapping[str, Any], name: str, kind: type) -> Any:
 
 def _check_head(column: str) -> None:
     head = column.removeprefix(HEAD)
-    if not head or ":" in head:
-        raise ValueError(f"a column {HEAD}HEAD must name a head without ':', got {column!r}")
+    if not head or ":" in head or head != head.strip():
+        raise ValueError(
+            f"a column {HEAD}HEAD must name a head without ':' or spaces around it, got {column!r}"
+        )
 
 
 def _labels(row: Mapping[str, Any], column: str) -> list[str]:

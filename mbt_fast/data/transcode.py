@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mbt_fast.data.decode import Decoder, duration
 from mbt_fast.data.encode import AUDIO_CODECS, ClipWriter
+from mbt_fast.data.entry import Entry
 from mbt_fast.data.examine import open_clip
-from mbt_fast.data.manifest import Entry
 from mbt_fast.data.pixels import Orientation
 from mbt_fast.data.probe import Source
 from mbt_fast.data.sound import SAMPLE_RATE, MonoSound, Piece

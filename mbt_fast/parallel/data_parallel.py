@@ -56,7 +56,10 @@ class Replicated(Alone):
         device = torch.device(ranks.device)
         ids = [device] if device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(
-            _ByModality(model), device_ids=ids, find_unused_parameters=_has_idle_slots(model)
+            _ByModality(model),
+            device_ids=ids,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=_has_idle_slots(model),
         )
 
     def __call__(self, inputs: Inputs, lengths: Inputs | None) -> Logits:

@@ -28,6 +28,25 @@ def sum_gradients(model: ModalityParallelMBT) -> None:
         _sum(list(model.own_parameters()), model.group.twins)
 
 
+def average_gradients(model: MBT, ranks: dist.ProcessGroup) -> None:
+    """Make the gradients of data-parallel ranks their mean, in place.
+
+    For tensor parallelism, whose parameters ``DistributedDataParallel`` does not take. All ranks
+    must begin with the same weights. Call it on all ranks,
+    once for each step, after the last backward and before clipping. A rank without a gradient
+    counts as zero; without any on all ranks there is none.
+
+    Args:
+        model: The model, or this rank's part of it.
+        ranks: The ranks that have the same parameters: ``mesh.get_group("dp")``.
+    """
+    parameters = list(model.parameters())
+    _sum(parameters, ranks)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local(parameter.grad).div_(dist.get_world_size(ranks))
+
+
 def clip_grad_norm_(model: MBT, max_norm: float) -> Tensor:
     """Scale all gradients down to a joint norm over the whole model, each parameter counted once.
 

@@ -172,8 +172,8 @@ class Predictor:
         forward, backward = self._passes(work, clips)
         wire = self._summed(work.parameters, world)
         memory = self._memory(work.parameters, self.settings.groups(clips))
-        if world.size > 1:
-            memory["buckets"] = memory["weights"]  # copies of the gradients, to be summed
+        if world.size > 1 and self.settings.virtual_devices:
+            memory["buckets"] = memory["weights"]  # DDP's, elsewhere the gradients themselves
         memory |= self._activations(work.kept, work.fixed, clips)
         return Step(
             world.size,
@@ -234,7 +234,11 @@ def deal(streams: Sequence[Stream], ranks: int) -> tuple[int, ...]:
     return tuple(dealt)
 
 
-def speed_limit(streams: Sequence[Stream], dealt: Sequence[int]) -> float:
-    """How much faster so many ranks of each modality can be than one rank for all."""
-    loads = [stream.both / ranks for stream, ranks in zip(streams, dealt, strict=True)]
-    return sum(stream.both for stream in streams) / max(loads)
+def speed_limit(flops: Sequence[float], dealt: Sequence[int]) -> float:
+    """How much faster so many ranks of each modality can be than one rank for all.
+
+    Args:
+        flops: Of each modality.
+        dealt: Ranks of each.
+    """
+    return sum(flops) / max(cost / ranks for cost, ranks in zip(flops, dealt, strict=True))

@@ -18,9 +18,8 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
-from torch.distributed.tensor.placement_types import _StridedShard
+from torch.distributed.tensor.placement_types import Placement
 
-from mbt_fast.config import MBTConfig
 from mbt_fast.layers import Block
 from mbt_fast.models import MBT
 
@@ -40,15 +39,16 @@ def tensor_parallel(model: Model, mesh: DeviceMesh) -> Model:
     refused: torch cannot put the packed weights of query, key and value together again.
 
     Args:
-        model: An ``MBT``, or the part of one that ``modality_parallel`` makes.
+        model: An ``MBT`` with weights, or the part of one that ``modality_parallel`` makes.
         mesh: Has a dimension ``"tp"``.
 
     Returns:
         The model.
 
     Raises:
+        ImportError: This torch has no placement for packed weights.
         ValueError: The mesh has no such dimension, its ranks do not divide heads and hidden
-            channels, or the model has dropout.
+            channels, or the model has dropout or is on the meta device.
     """
     names = mesh.mesh_dim_names or ()
     if DIM not in names:
@@ -56,13 +56,13 @@ def tensor_parallel(model: Model, mesh: DeviceMesh) -> Model:
             f"mesh must have a dimension {DIM!r}, got {', '.join(names) or 'no names'}"
         )
     ranks = mesh[DIM]
-    _check(model.config, ranks.size())
+    _check(model, ranks.size())
     for layer in model.layers:
         for block in layer.values():
             _split(cast(Block, block), ranks)
     with torch.no_grad():
         for parameter in model.parameters():
-            if not isinstance(parameter, DTensor) and not parameter.is_meta:
+            if not isinstance(parameter, DTensor):
                 dist.broadcast(parameter, group=ranks.get_group(), group_src=0)
     return model
 
@@ -87,7 +87,7 @@ class _HeadwiseParallel(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         for name, parameter in list(module.named_parameters(recurse=False)):
-            heads = distribute_tensor(parameter, device_mesh, [_StridedShard(0, split_factor=3)])
+            heads = distribute_tensor(parameter, device_mesh, [_rows_of_three()])
             module.register_parameter(name, nn.Parameter(heads, parameter.requires_grad))
 
         def replicated(_: nn.Module, inputs: tuple[Tensor, ...]) -> DTensor:
@@ -100,6 +100,18 @@ class _HeadwiseParallel(ParallelStyle):
         module.register_forward_hook(local)
         module.register_state_dict_post_hook(_refuse_further_sharding)
         return module
+
+
+def _rows_of_three() -> Placement:
+    """A share of each third of the rows; torch keeps the name to itself."""
+    try:
+        from torch.distributed.tensor.placement_types import _StridedShard
+    except ImportError as error:
+        raise ImportError(
+            "tensor parallelism must find _StridedShard in torch.distributed.tensor, as in 2.13, "
+            f"got torch {torch.__version__}"
+        ) from error
+    return _StridedShard(0, split_factor=3)
 
 
 def _refuse_further_sharding(
@@ -116,7 +128,13 @@ def _refuse_further_sharding(
         )
 
 
-def _check(config: MBTConfig, ranks: int) -> None:
+def _check(model: MBT, ranks: int) -> None:
+    config = model.config
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "model in tensor parallelism must have weights: ranks would draw equal ones for "
+            "different heads; got one on the meta device"
+        )
     for name in ("num_heads", "mlp_dim"):
         value = getattr(config, name)
         if value % ranks:

@@ -145,9 +145,16 @@ def _modality(model: MBT, plan: Mapping[str, int], clips: int) -> list[Collectiv
 
 
 def _tensor(config: MBTConfig, ranks: int, clips: int, width: int) -> list[Collective]:
-    """After attention and MLP in the forward, before them in the backward."""
-    row = width * clips * config.hidden_size
-    return [Collective("all_reduce", "streams", rows * row, ranks, 4) for rows in rows_of(config)]
+    """After attention and MLP in the forward, before them in the backward.
+
+    There it is the gradient of what the norm gives, which autocast leaves in float32.
+    """
+    passes = {"streams": width, "streams, their gradients": WIDE}
+    return [
+        Collective("all_reduce", what, rows * wide * clips * config.hidden_size, ranks, 2)
+        for rows in rows_of(config)
+        for what, wide in passes.items()
+    ]
 
 
 def _ring(config: MBTConfig, ranks: int, clips: int, width: int) -> Collective:

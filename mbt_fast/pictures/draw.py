@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HUE = (0.835, 0.369, 0.0)
-STRONGEST = 0.85  # opacity of the largest share of a row
+STRONGEST = 0.6  # opacity of the largest share of a row: what is under it can still be seen
 WIDTH = 11.0  # inches of a timeline
 LEFT, RIGHT, GAP = 0.6, 1.0, 0.28  # inches beside and between the axes of a timeline
 BOTTOM, TOP = 0.45, 0.25
@@ -110,7 +110,7 @@ def draw_exchange(canvas: Canvas, view: View) -> None:
         if flow.numel() <= CELLS_WITH_NUMBERS:
             for layer in range(layers):
                 for token in range(tokens):
-                    text = f"{100 * flow[layer, token].item():.2g}"
+                    text = _percent(flow[layer, token].item())
                     axes.text(token + 1, first + layer, text, ha="center", va="center", fontsize=8)
         axes.set_title(f"{title}, %", fontsize=8)
         axes.grid(visible=False)
@@ -195,6 +195,11 @@ def _ends(shares: Tensor) -> Ends:
 def _some(numbers: range) -> range:
     """So few ticks that they can be read."""
     return numbers[:: max(1, len(numbers) // 8)]
+
+
+def _percent(share: float) -> str:
+    """A share as a number of at most two digits after the point; what is not zero is not "0"."""
+    return "<0.01" if 0 < share < 5e-5 else f"{round(100 * share, 2):.2g}"
 
 
 def percents(low: float, high: float) -> tuple[str, str]:

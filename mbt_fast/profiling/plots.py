@@ -74,10 +74,15 @@ def check_installed(*packages: str) -> None:
 def save_plot(
     draw: Draw, path: Path, *, size: tuple[float, float] = (4.6, 3.2)
 ) -> tuple[Path, Path]:
-    """Write a plot for light pages, and one for dark pages beside it.
+    """``save_figure`` of one plot; ``draw`` draws on empty axes."""
+    return save_figure(lambda figure: draw(figure.add_subplot()), path, size=size)
+
+
+def save_figure(draw: DrawFigure, path: Path, *, size: tuple[float, float]) -> tuple[Path, Path]:
+    """Write a figure for light pages, and one for dark pages beside it.
 
     Args:
-        draw: Draws on empty axes; called once for each file.
+        draw: Draws on an empty figure; called once for each file.
         path: The light file, ``name.svg``; the dark one is ``name-dark.svg``.
         size: Width and height in inches.
 
@@ -89,8 +94,7 @@ def save_plot(
     """
     dark = path.with_name(f"{path.stem}-dark{path.suffix}")
     for file, theme in ((path, LIGHT), (dark, DARK)):
-        figure = _drawn(lambda figure: draw(figure.add_subplot()), theme, size, "svg")
-        file.write_bytes(figure)
+        file.write_bytes(_drawn(draw, theme, size, "svg"))
     return path, dark
 
 

@@ -23,7 +23,7 @@ from mbt_fast.checkpoint.files import read_safetensors
 from mbt_fast.data.clip import Clip
 from mbt_fast.data.manifest import Manifest
 from mbt_fast.data.transform import ClipTransform
-from mbt_fast.errors import ClipError
+from mbt_fast.errors import CheckpointError, ClipError, InputError
 
 _HEADER = 4096  # bytes before the tensors; safetensors allows spaces at its end
 _DTYPES = {"offsets": "I64", "spectrogram": "F32", "rgb": "U8", "records": "U8"}  # in this order
@@ -55,9 +55,7 @@ class ClipCache:
             ClipError: The clip could not be read when the cache was made.
             CheckpointError, OSError: The cache itself cannot be read.
         """
-        if self._tensors is None:
-            self._tensors = read_safetensors(self.path)
-        tensors = self._tensors
+        tensors = self._mapped()
         begin, end = tensors["offsets"][row : row + 2].tolist()
         record = json.loads(bytes(tensors["records"][begin:end].numpy()))
         if "error" in record:
@@ -73,6 +71,23 @@ class ClipCache:
             skipped=record["skipped"],
             faults=tuple(record["faults"]),
         )
+
+    def check(self) -> None:
+        """Refuse a file that is not whole.
+
+        Raises:
+            InputError: It is cut off, or not of safetensors.
+            OSError: It cannot be read.
+        """
+        try:
+            self._mapped()
+        except CheckpointError as error:
+            raise InputError(f"data.cache must hold whole files; remove {error}") from error
+
+    def _mapped(self) -> dict[str, Tensor]:
+        if self._tensors is None:
+            self._tensors = read_safetensors(self.path)
+        return self._tensors
 
 
 def write(
@@ -100,7 +115,10 @@ def write(
         offsets.append(len(records))
         for modality, view in clip.inputs.items() if isinstance(clip, Clip) else ():
             if (view.dtype, view.shape) != (_OF_INPUTS[modality], (1, *shapes[modality])):
-                raise ValueError(f"{modality} must be one view as cached, got {view.dtype}")
+                raise ValueError(
+                    f"{modality} must be one view as it is cached, got {view.dtype} of shape "
+                    f"{list(view.shape)}"
+                )
             data = view.numpy().tobytes()
             file.seek(_HEADER + begins[modality] + row * len(data))
             file.write(data)
@@ -118,7 +136,8 @@ def write(
 def cache_key(manifest: Manifest, transform: ClipTransform, *, errors: str, whole: bool) -> str:
     """What decoded clips depend on, as hexadecimal digits: entries, files, and how they are read.
 
-    Labels do not count. A file counts by its size and the time of its last change.
+    Labels do not count. A file counts by its size, the time of its last change, and whether it may
+    be read.
 
     Args:
         manifest: The clips.
@@ -131,7 +150,7 @@ def cache_key(manifest: Manifest, transform: ClipTransform, *, errors: str, whol
     how = {"transform": asdict(transform), "errors": errors, "whole": whole}
     how |= {"mbt_fast": version("mbt-fast"), "av": av.__version__}
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
-    path, state = "", (0, 0)
+    path, state = "", (0, 0, False)
     for entry in manifest:
         if entry.path != path:  # segments of a file stand together
             path, state = entry.path, _state(entry.path)
@@ -140,12 +159,12 @@ def cache_key(manifest: Manifest, transform: ClipTransform, *, errors: str, whol
     return digest.hexdigest()[:32]
 
 
-def _state(path: str) -> tuple[int, int]:
+def _state(path: str) -> tuple[int, int, bool]:
     try:
         found = os.stat(path)
     except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
+        return -1, -1, False
+    return found.st_size, found.st_mtime_ns, os.access(path, os.R_OK)
 
 
 def _record(clip: Clip | ClipError) -> dict[str, Any]:

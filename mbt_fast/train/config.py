@@ -9,6 +9,7 @@ from typing import Any
 from mbt_fast.errors import InputError
 from mbt_fast.train import toml
 from mbt_fast.train.fields import check_known
+from mbt_fast.train.loop_section import LoopConfig
 from mbt_fast.train.model_section import ModelConfig
 from mbt_fast.train.sections import (
     AugmentConfig,
@@ -16,7 +17,6 @@ from mbt_fast.train.sections import (
     DataConfig,
     EvalConfig,
     InitConfig,
-    LoopConfig,
 )
 
 RECIPES = Path(__file__).with_name("recipes")

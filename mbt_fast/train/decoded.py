@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, Dataset
 from mbt_fast.checkpoint.files import replacing
 from mbt_fast.data import Clip, ClipTransform, load_clip, read_window
 from mbt_fast.data.manifest import Manifest
-from mbt_fast.errors import ClipError, InputError
+from mbt_fast.errors import ClipError, InputError, RunError
 from mbt_fast.train.clip_cache import ClipCache, cache_key, write
 from mbt_fast.train.loader import Loader
 
@@ -71,21 +71,27 @@ def cached(
         The cache; ``None`` if it was stopped.
 
     Raises:
-        InputError: The folder cannot be written, its disk is full, or a disk fails.
-        RunError: A worker died.
+        InputError: The folder cannot be written, its disk is full, a disk fails, or the cache that
+            is there is not whole, as a copy may be.
+        RunError: A worker died, or clips cannot be read for a fault of the machine.
     """
     key = cache_key(windows.manifest, windows.transform, errors=windows.errors, whole=windows.whole)
     path = folder / f"{key}.safetensors"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock"), stop) as mine:
-            if mine and not path.exists():
-                _fill(path, windows, workers, stop)
+        if not path.exists():  # or the folder need not be one that can be written
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(path.with_suffix(".lock"), stop) as mine:
+                if mine and not path.exists():
+                    _fill(path, windows, workers, stop)
     except OSError as error:
         raise InputError(
             f"data.cache must be a folder that can be filled, got {folder}: {error}"
         ) from error
-    return ClipCache(path, windows.transform) if path.exists() else None
+    if not path.exists():
+        return None
+    cache = ClipCache(path, windows.transform)
+    cache.check()
+    return cache
 
 
 class _Stopped(Exception):
@@ -102,13 +108,23 @@ def _fill(path: Path, windows: CentreWindows, workers: int, stop: Callable[[], b
     loader = Loader(windows, batches, _only, workers=workers, stop=stop)
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
-            clips = tqdm(loader, total=count, unit="clip", desc="cached", leave=False, disable=None)
+            clips = tqdm(
+                _read(loader), total=count, unit="clip", desc="cached", leave=False, disable=None
+            )
             if write(file, windows.transform, count, clips) < count:
                 raise _Stopped
     except _Stopped:
         pass
     finally:
         loader.close()
+
+
+def _read(loader: Loader) -> Iterator[Clip | ClipError]:
+    """The clips; an error of the machine meanwhile is none of the cache."""
+    try:
+        yield from loader
+    except OSError as error:
+        raise RunError(f"clips for data.cache cannot be read: {error}") from error
 
 
 def _only(items: list[Clip | ClipError]) -> Clip | ClipError:

@@ -42,7 +42,7 @@ def soft_targets(
         )
     if task == "multilabel":
         return targets.float()
-    columns = targets.long().view(len(targets), -1).unbind(1)
+    columns = targets.long().view(len(targets), len(sizes)).unbind(1)
     hot = [one_hot(labels, size) for labels, size in zip(columns, sizes, strict=True)]
     return torch.cat(hot, dim=1).float()
 
@@ -71,7 +71,7 @@ def loss(
     Args:
         logits: ``[B, K]`` per modality, or one ``"shared"``, as ``MBT.forward_modalities`` returns.
         targets: Float ``[B, K]`` as ``soft_targets`` makes them: one for all logits, or one for
-            each, as modality mixup does, which ``"mean_logits"`` cannot take.
+            each, as modality mixup does. ``"mean_logits"`` takes those of the first for all.
         task: One of ``mbt_fast.data.classes.TASKS``.
         kind: One of ``LOSSES``.
         smoothing: Label smoothing, ``y (1 - smoothing) + smoothing / K``, for every task, as in the

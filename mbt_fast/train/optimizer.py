@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn, optim
 
-from mbt_fast.train.sections import LoopConfig
+from mbt_fast.train.loop_section import LoopConfig
 
 Schedule = Callable[[int], float]
 

@@ -124,6 +124,7 @@ class Parts:
         data = self.config.data
         if not data.cache:
             return None
+        self.ranks.at("data.cache")
         windows = CentreWindows(manifest, self.transform, data.errors, whole)
         return cached(windows, Path(data.cache), workers=data.workers, stop=stop)
 

@@ -162,19 +162,27 @@ def memory(parts: Parts) -> dict[str, int]:
 
 
 def speed(parts: Parts, reading: Reading, learning: Learning) -> str:
-    """Clips per second of reading and of learning, and which of the two will wait."""
-    waits = waiting_share(reading, learning)
+    """Clips per second of reading and of learning, and which of the two will wait.
+
+    What ``data.cache`` may hold already is not looked up: all clips count as decoded once.
+    """
     workers = f"{reading.workers} workers" if reading.workers else "the process of the model"
-    rate = 1 / (reading.seconds + 1 / learning.rate) if not reading.workers else None
-    rate = rate or min(reading.rate, learning.rate)
-    seconds = parts.total_steps * learning.batch_size / rate
+    clips = parts.total_steps * learning.batch_size
+    if parts.config.data.cache:
+        filling = len(parts.data.train) / reading.rate
+        seconds = filling + clips / learning.rate
+        verdict = f"waits:    the model, for {duration(filling)} until data.cache has all clips"
+    else:
+        rate = 1 / (reading.seconds + 1 / learning.rate) if not reading.workers else None
+        seconds = clips / (rate or min(reading.rate, learning.rate))
+        verdict = _verdict(reading, learning)
     broken = f", {reading.broken} more could not be read" if reading.broken else ""
     shared = parts.device.type == "cpu" and reading.workers > 0
     lines = [
         f"reading:  {tables.significant(reading.rate)} clips/s by {workers} "
         f"({1e3 * reading.seconds:.0f} ms a clip, {reading.clips} measured{broken})",
         f"learning: {tables.significant(learning.rate)} clips/s, {learning.at_a_time} at a time",
-        _verdict(reading, learning, waits),
+        verdict,
         f"the run:  about {duration(seconds)}, without scores and checkpoints",
     ]
     if shared:
@@ -182,7 +190,8 @@ def speed(parts: Parts, reading: Reading, learning: Learning) -> str:
     return "\n".join(lines)
 
 
-def _verdict(reading: Reading, learning: Learning, waits: float) -> str:
+def _verdict(reading: Reading, learning: Learning) -> str:
+    waits = waiting_share(reading, learning)
     if waits == 0:
         idle = 1 - learning.rate / reading.rate
         return f"waits:    the workers, {idle:.0%} of the time; the model never waits for clips"

@@ -70,7 +70,7 @@ def waiting_share(reading: Reading, learning: Learning) -> float:
 
 
 def measure_reading(parts: Parts, seconds: float) -> Reading:
-    """Read the first clips of an epoch, one by one in this process.
+    """Read the first clips of an epoch from their files, one by one in this process.
 
     Raises:
         InputError: None of them can be read.

@@ -3,7 +3,7 @@
 from mbt_fast.errors import InputError
 from mbt_fast.parallel.ranks import Ranks
 from mbt_fast.train.dataset import Batch
-from mbt_fast.train.sections import LoopConfig
+from mbt_fast.train.loop_section import LoopConfig
 from mbt_fast.train.stopping import Stopping
 
 _SHARED = ("batch_size", "micro_batch", "virtual_devices")

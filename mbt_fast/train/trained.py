@@ -9,6 +9,7 @@ from typing import Any
 
 from mbt_fast.checkpoint.runs import read_state, resolve_run
 from mbt_fast.data import ClipTransform, read_labels
+from mbt_fast.data.classes import head_sizes
 from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.models.saved import Model, load_model
 
@@ -80,13 +81,21 @@ def load_trained(
     if task not in (None, known):
         raise InputError(f"task must be that of the run, {known!r}, got {task!r}")
     if labels is not None:
-        names = tuple(read_labels(labels, len(names)))
+        names = _renamed(names, read_labels(labels, len(names)), known)
     return Trained(folder, model, _transform(model, front_end), names, known, settings, step)
 
 
 def label_hash(names: Sequence[str]) -> str:
     """SHA-256 of a file with one name per line, in hexadecimal digits."""
     return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+
+
+def _renamed(names: Sequence[str], given: Sequence[str], task: str) -> tuple[str, ...]:
+    """Other names for the classes of a run, whose heads stay as large as they were."""
+    old, new = (list(head_sizes(some, task).values()) for some in (names, given))
+    if old != new:
+        raise InputError(f"labels must name heads of {old} classes as in the run, got {new}")
+    return tuple(given)
 
 
 def _without_run(

@@ -143,16 +143,17 @@ def _modalities(plan: WorldPlan) -> Iterator[str]:
     if not streams:
         return
     names, count = ", ".join(work.streams), len(streams)
-    shares = " : ".join(f"{s.both / sum(each.both for each in streams):.0%}" for s in streams)
+    flops = [stream.both for stream in streams]
+    shares = " : ".join(f"{cost / sum(flops):.0%}" for cost in flops)
     yield (
         f"modality parallelism: the compute of {names} is {shares}, so a rank for each is at most "
-        f"{speed_limit(streams, [1] * count):.2f} times as fast as one rank for all"
+        f"{speed_limit(flops, [1] * count):.2f} times as fast as one rank for all"
     )
     if ranks > count:
         dealt = deal(streams, ranks)
         yield (
             f"modality parallelism: {' : '.join(map(str, dealt))} of {ranks} ranks are at most "
-            f"{speed_limit(streams, dealt):.2f} times as fast, if each number divides the clips"
+            f"{speed_limit(flops, dealt):.2f} times as fast, if each number divides the clips"
         )
     yield (
         "modality parallelism: goes on where ddp has one clip a rank; a rank holds one modality's "

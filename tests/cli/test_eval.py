@@ -231,6 +231,27 @@ def test_a_test_set_without_labels_is_submitted_unscored(epic, folder, tmp_path,
     assert len(torch.load(out)) == N - BROKEN
 
 
+# Several heads.
+
+
+def test_labels_that_are_given_keep_the_heads_of_the_run(
+    model, transform, folder, tmp_path, capsys
+):
+    names = ["sum:even", "sum:odd", "shown:1"]
+    heads = write_run(tmp_path / "heads", model, transform, "multitask", names)
+    manifest = write_pairs(folder, "h.csv", **{"labels.sum": "odd", "labels.shown": "one"})
+    labels, out = tmp_path / "labels.txt", tmp_path / "out.json"
+    labels.write_text("sum:even\nsum:odd\nshown:one\n")
+    options = ("--labels", labels, "--views", 1)
+    assert evaluated(heads, manifest, *options, "--json", out) == 0
+    (record,) = json.loads(out.read_text())["records"]
+    assert record["top1/shown"] == 1
+    assert record["top1"] == (record["top1/sum"] + 1) / 2
+    labels.write_text("sum:odd\nshown:one\nshown:two\n")
+    message = "labels must name heads of [2, 1] classes as in the run, got [1, 2]"
+    assert message in refused(capsys, heads, manifest, *options)
+
+
 # Input that cannot be used.
 
 

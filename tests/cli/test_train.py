@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from mbt_fast import MBT
+from mbt_fast import MBT, create_model
 from mbt_fast.checkpoint import load_pretrained
 from mbt_fast.checkpoint.runs import read_state, resolve_run
 from mbt_fast.cli.main import main
@@ -172,6 +172,44 @@ def test_names_that_are_shown_may_occur_twice(run, tmp_path, task):
     assert list(shown) == ["same"]
     # A softmax over one verb is 1, whatever its name.
     assert (shown["same"] == 1) == (task in ("verb_noun", "multitask"))
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "total"),
+    [
+        (["sum:even", "shown:1"], ["--task", "multitask"], 2),
+        (["sum:even", "shown:1"], ["--activation", "softmax"], 1),
+        (["verb:cut", "noun:cup"], ["--activation", "softmax"], 2),
+        (["verb:cut", "verb:wash"], ["--activation", "softmax"], 1),
+    ],
+)
+def test_weights_without_a_run_have_the_heads_of_their_task(run, tmp_path, names, options, total):
+    """Each head has a softmax of its own, so that its classes sum to one."""
+    MBT.from_pretrained(run).save_pretrained(tmp_path / "weights")
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    options = ["--labels", str(tmp_path / "labels.txt"), *options]
+    clip = next((run.parent / "clips").iterdir())
+    shown = probabilities(clip, tmp_path / "weights", tmp_path, *options)
+    assert sum(shown.values()) == pytest.approx(total)
+
+
+def test_the_best_classes_of_each_head_are_shown(run, tmp_path):
+    """A head that is sure of nothing is shown beside one whose every class is likelier."""
+    model = create_model("mbt_tiny", num_classes=7)
+    model.head.bias.data[:] = torch.tensor([0.0, 0.2, 0.1, 0.3, 0.4, 1.0, 2.0])
+    model.save_pretrained(tmp_path / "weights")
+    names = [*(f"flat:{k}" for k in range(5)), "sure:0", "sure:1"]
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    options = ["--labels", str(tmp_path / "labels.txt"), "--task", "multitask", "--top", "2"]
+    clip = next((run.parent / "clips").iterdir())
+    shown = probabilities(clip, tmp_path / "weights", tmp_path, *options)
+    assert list(shown) == ["sure:1", "sure:0", "flat:4", "flat:3"]
+
+
+def test_predict_knows_the_task_of_a_run(run, capsys):
+    clip = next((run.parent / "clips").iterdir())
+    line = refused(capsys, "predict", clip, "--checkpoint", run, "--task", "multitask")
+    assert "--task must be that of the run, 'single', got 'multitask'" in line
 
 
 def test_padding_is_masked_as_it_was_in_the_run(run, tmp_path):

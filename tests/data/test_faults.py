@@ -12,7 +12,7 @@ import torch
 from mbt_fast.data import ClipTransform, load_clip, read_window
 from mbt_fast.data.audio import log_mel
 from mbt_fast.data.decode import Decoder
-from mbt_fast.data.manifest import Entry
+from mbt_fast.data.entry import Entry
 from mbt_fast.data.media import Media
 from mbt_fast.data.sound import SAMPLE_RATE, AudioCollector, AudioWindow
 from mbt_fast.data.windows import Segment

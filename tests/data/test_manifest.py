@@ -9,7 +9,8 @@ import torch
 import torch.multiprocessing  # makes tensors travel between processes as shared memory
 
 from mbt_fast.data.classes import ClassIndex
-from mbt_fast.data.manifest import Entry, Manifest
+from mbt_fast.data.entry import Entry
+from mbt_fast.data.manifest import Manifest
 from mbt_fast.data.rows import write_rows
 from mbt_fast.errors import InputError
 
@@ -116,7 +117,8 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path):
         ("path,labels\na,x|x\n", "line 2: labels must differ from one another, got 'x|x'"),
         ("path,labels.sum\na,x||y\n", "line 2: labels.sum must not be empty between"),
         ("path,labels.\na,x\n", "line 2: a column labels.HEAD must name a head without ':'"),
-        ("path,labels.a:b\na,x\n", "must name a head without ':', got 'labels.a:b'"),
+        ("path,labels.a:b\na,x\n", "without ':' or spaces around it, got 'labels.a:b'"),
+        ("path,labels. a\na,x\n", "without ':' or spaces around it, got 'labels. a'"),
         ("path,offset\na,5\n", "line 2: offset and size must both be given or none"),
         ("path,id\na,1\nb,2\n\nc,1\n", "each id must occur once, got '1' in lines 2 and 5"),
         ("path,id\na,b\nb,\n", "each id must occur once, got 'b' in lines 2 and 3"),
@@ -291,6 +293,7 @@ def test_drawing_by_balanced_weights_gives_classes_alike(read):
         (HEADS, ["sum:odd"], "multitask", "line 3: labels.sum must name a class, got 'even'"),
         (HEADS, ["sum:odd", "shown:3", "sum:even"], "multitask", "of a head must stand together"),
         (HEADS, ["sum:odd", "even"], "multitask", "must be HEAD:NAME, got 'even'"),
+        (HEADS, ["sum:odd", "sum:"], "multitask", "must be HEAD:NAME, got 'sum:'"),
         (HEADS, ["heard:1"], "multitask", "task 'multitask' needs the columns labels.heard, got"),
         (VERBS, ["x"], "single", "task 'single' needs the columns labels, got verb and noun"),
         ("path,label\na,x\n", ["x"], "single", "got no labels and unknown columns label"),

@@ -87,6 +87,19 @@ def test_check_refuses_labels_that_are_no_class(folder, tmp_path, capsys):
     assert "labels must name a class, got 'tone-1'" in capsys.readouterr().err
 
 
+def test_check_takes_the_classes_of_the_task(folder, tmp_path, capsys):
+    """A manifest may have columns of labels for several tasks."""
+    clip = Manifest.read(folder / "train.csv")[0].path
+    manifest, labels = tmp_path / "both.csv", tmp_path / "labels.txt"
+    manifest.write_text(f"path,labels,labels.sum\n{clip},tone,odd\n")
+    labels.write_text("sum:odd\nsum:even\n")
+    options = ("--labels", labels, "--workers", 0)
+    assert main(["data", "check", *map(str, (manifest, *options))]) == 2
+    assert "labels must name a class, got 'tone'" in capsys.readouterr().err
+    _, printed = check(capsys, manifest, *options, "--task", "multitask")
+    assert "classes without a clip: sum:even" in printed
+
+
 def test_damage_in_the_middle_is_found(folder, tmp_path, capsys):
     """A window elsewhere would not see it; a check decodes everything."""
     entry = next(e for e in Manifest.read(folder / "train.csv") if examine(e).error is None)

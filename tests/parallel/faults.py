@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from ranks import PRELOADED
 
 from mbt_fast import MBT
 from mbt_fast.cli.main import main
@@ -108,7 +109,7 @@ def train(recipe, out, *overrides, world=2, faults=None, agent=True):
     """
     faults = faults or {}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "mbt_fast.cli.main", "av"])
+    context.set_forkserver_preload(PRELOADED)
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     port = store.port
     if not agent:

@@ -22,6 +22,9 @@ import torch.distributed as dist
 
 SECONDS = 300  # on a quiet machine a run takes a second or two
 MORE = 8  # after an error, for the errors of the others
+# Once for all ranks of all tests; an optimizer or a DTensor would import torch._dynamo on each.
+PRELOADED = ["torch._dynamo", "mbt_fast.parallel.gradients", "mbt_fast.parallel.tensor"]
+PRELOADED += ["av", "mbt_fast.cli.main", "pytest", "torch.distributed.fsdp"]
 
 
 class RankError(Exception):
@@ -47,7 +50,7 @@ def run(world, function, *args, seconds=SECONDS):
             seconds of the first; or a rank died, or time was up.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "mbt_fast"])
+    context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         ends, processes = {}, []
         for rank in range(world):

@@ -1,15 +1,17 @@
 """Modality, data and tensor parallelism in one mesh: the run is that of one process."""
 
+from functools import cache, partial
+
 import pytest
 import torch
 import torch.distributed as dist
 from modality_cases import (
-    LENGTHS,
     STEPS,
     assert_same,
     assert_same_run,
     batch_of,
     example_losses,
+    int32,
     loss_of_mean,
     mesh_of,
     model_of,
@@ -23,8 +25,16 @@ from ranks import run
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from mbt_fast.parallel import clip_grad_norm_, modality_parallel, sum_gradients, tensor_parallel
+from mbt_fast.parallel import (
+    average_gradients,
+    clip_grad_norm_,
+    modality_parallel,
+    sum_gradients,
+    tensor_parallel,
+)
 
+# The clips of the first data-parallel rank have no video, the second of them not even sound.
+LENGTHS = {"rgb": int32(0, 0, 4, 3), "spectrogram": int32(9, 0, 0, 5)}
 MAX_NORM = 0.5
 pytestmark = pytest.mark.slow
 
@@ -36,8 +46,11 @@ def official_part(model, inputs, lengths, targets):
     return model.mean_of_modalities(example_losses(logits, targets), lengths).mean()
 
 
-def train(model, wrapped, loss_of, part=0, data_parallel=None):
-    """One rank's steps, with its half of the clips under data parallelism."""
+def train(model, wrapped, loss_of, part=0, data_parallel=None, complete=lambda: None):
+    """One rank's steps, with its half of the clips under data parallelism.
+
+    ``complete`` makes the gradients those of all ranks, where the backward does not.
+    """
     optimizer, parts = optimizer_of(model), 2 if data_parallel else 1
     losses, norms = [], []
     for step in range(STEPS):
@@ -48,6 +61,7 @@ def train(model, wrapped, loss_of, part=0, data_parallel=None):
         loss.backward()
         if hasattr(model, "group"):
             sum_gradients(model)
+        complete()
         norms.append(clip_grad_norm_(model, MAX_NORM))
         losses.append(loss.detach())
         optimizer.step()
@@ -98,31 +112,76 @@ def modality_and_tensor():
     return with_tensors(model, *train(model, model, official_part))
 
 
+def tensor_in_data_parallel():
+    mesh = mesh_of(dp=2, tp=2)
+    model, group = tensor_parallel(model_of(), mesh), mesh.get_group("dp")
+    complete = partial(average_gradients, model, group)
+    part = mesh.get_local_rank("dp")
+    return with_tensors(model, *train(model, model, official_loss, part, group, complete))
+
+
+def tensor_in_fsdp():
+    """Its state dict is refused, so gradients and weights are this rank's shares."""
+    mesh = mesh_of(dp=2, tp=2)
+    model = tensor_parallel(model_of(), mesh)
+    shard(model, mesh["dp"])
+    part = mesh.get_local_rank("dp")
+    losses, norms = train(model, model, official_loss, part, mesh.get_group("dp"))
+    with pytest.raises(NotImplementedError, match=r"qkv\.weight must be sharded along 'tp' alone"):
+        model.state_dict()
+    named = dict(model.named_parameters())
+    grads = {name: p.grad.to_local() for name, p in named.items()}
+    return losses, norms, grads, {name: p.detach().to_local() for name, p in named.items()}
+
+
 WAYS = {
     "modality in DDP": (modality_in_ddp, loss_of_mean),
     "modality in FSDP2": (modality_in_fsdp, official_loss),
     "modality and tensor": (modality_and_tensor, official_loss),
+    "tensor in data parallelism": (tensor_in_data_parallel, official_loss),
 }
 
 
-@pytest.mark.parametrize(("way", "loss_of"), WAYS.values(), ids=WAYS)
-def test_a_run_is_that_of_one_process(way, loss_of):
-    assert_same_run(run(4, way), train_alone(LENGTHS, loss_of, max_norm=MAX_NORM))
+def train_all():
+    return {name: way() for name, (way, _) in WAYS.items()} | {"tensor in FSDP2": tensor_in_fsdp()}
 
 
-def tensor_in_fsdp():
-    mesh = mesh_of(dp=2, tp=2)
-    model = tensor_parallel(model_of(), mesh)
-    shard(model, mesh["dp"])
-    found = train(model, model, official_loss, mesh.get_local_rank("dp"), mesh.get_group("dp"))
-    with pytest.raises(NotImplementedError, match=r"qkv\.weight must be sharded along 'tp' alone"):
-        model.state_dict()
-    return found
+@cache
+def runs():
+    """Of all ways: starting processes takes longer than the ways."""
+    return run(4, train_all)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_is_that_of_one_process(way):
+    _, loss_of = WAYS[way]
+    assert_same_run(
+        [found[way] for found in runs()], train_alone(LENGTHS, loss_of, max_norm=MAX_NORM)
+    )
+
+
+def share_of(name, tensor, dp, tp):
+    """What a rank has of a whole tensor: split by heads or hidden channels, then by rows."""
+    if ".qkv." in name:
+        tensor = torch.cat([part.chunk(2)[tp] for part in tensor.chunk(3)])
+    elif ".fc1." in name:
+        tensor = tensor.chunk(2)[tp]
+    elif name.endswith(("proj.weight", "fc2.weight")) and name.startswith("blocks"):
+        tensor = tensor.chunk(2, dim=1)[tp]
+    rows = tensor.split((len(tensor) + 1) // 2)
+    return rows[dp] if dp < len(rows) else tensor[:0]
 
 
 def test_tensor_parallelism_in_fsdp_trains_but_is_not_saved():
     """Rows of ``qkv`` came out of ``full_tensor`` in the wrong order."""
-    losses, norms, *_ = train_alone(LENGTHS, official_loss, max_norm=MAX_NORM)
-    for found in run(4, tensor_in_fsdp):
+    losses, norms, *expected = train_alone(LENGTHS, official_loss, max_norm=MAX_NORM)
+    for rank, found in enumerate(each["tensor in FSDP2"] for each in runs()):
         assert_same(found[0], losses, "loss")
         assert_same(found[1], norms, "norm")
+        for shares, tensors in zip(found[2:], expected, strict=True):
+            assert shares.keys() == tensors.keys()
+            for name, share in shares.items():
+                wanted = share_of(name, tensors[name], *divmod(rank, 2))
+                assert share.shape == wanted.shape, name
+                if len(share):
+                    assert_same([share], [wanted], name)

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from modality_cases import batch_of, model_of
 from ranks import run
 from training import assert_same_records, assert_same_tensors, joined, together, trained
 
+from mbt_fast.parallel.data_parallel import wrap
+from mbt_fast.parallel.ranks import start
 from mbt_fast.testing import assert_close_to_exact
 
 ALL = ["augment.mixup=0.3", "augment.flip=0.5", "augment.modality_dropout=0.2"]
@@ -21,6 +24,7 @@ CASES = {
 OTHERS = {
     "micro-batches": ["train.micro_batch=1"],
     "micro-batches, sharded": ["train.micro_batch=1", SHARDED],
+    "loss of the mean logits": ["train.loss=mean_logits", CLIPPED],
     "vanilla, gap": ["model.fusion=vanilla", "model.classifier=gap"],
     "vanilla, gap, sharded": ["model.fusion=vanilla", "model.classifier=gap", SHARDED],
 }
@@ -50,6 +54,18 @@ def test_training_is_that_of_one_process(alone, recipe, tmp_path, world, cases):
         assert_same_tensors(tensors, expected, name)
 
 
+def test_ranks_share_a_cache_of_decoded_clips(recipe, tmp_path):
+    fixed = ["augment.window=centre", "augment.crop=centre"]
+    filled = [*fixed, f"data.cache={tmp_path / 'cache'}"]
+    results = run(2, together, {"filled": filled}, recipe, tmp_path / "ranks")
+    plain = together({"plain": fixed}, recipe, tmp_path / "alone")
+    records, tensors = joined([result["filled"] for result in results])
+    expected_records, expected = joined([plain["plain"]])
+    assert_same_records(records, expected_records)
+    assert_same_tensors(tensors, expected, "cache")
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+
+
 def half(recipe, out):
     """The first step in bfloat16, replicated and sharded."""
     first = ["train.steps=1", "train.dtype=bfloat16"]
@@ -68,3 +84,21 @@ def test_sharded_weights_in_bfloat16_are_as_good_as_autocast(recipe, tmp_path):
         # A rank's own gradients are in bfloat16, as the weights are that it has gathered.
         pair = actual[name].bfloat16(), eager[name].bfloat16()
         assert_close_to_exact(*pair, exact[name], name=name)
+
+
+def memory_of_gradients():
+    with start("cpu") as ranks:
+        model = model_of()
+        replica = wrap(model, ranks)
+        for _ in range(2):
+            model.zero_grad()
+            sum(x.sum() for x in replica(batch_of()[0], None).values()).backward()
+        grads = [parameter.grad for parameter in model.parameters()]
+        held = {grad.untyped_storage().data_ptr() for grad in grads}
+        return len(held), len(grads)
+
+
+def test_gradients_are_not_kept_twice():
+    """DDP keeps what it sums in few buckets, beside the gradients if these are not views of it."""
+    for held, grads in run(2, memory_of_gradients):
+        assert held < grads / 4

@@ -62,7 +62,7 @@ def test_ddp_sums_every_gradient_and_hides_it_behind_the_backward():
     step = predictor().ddp(Hosts(1, 4), 16)
     assert step.wire == all_reduce(4 * 1000, Hosts(1, 4), PLAIN)
     assert step.clips == 4
-    assert step.memory["buckets"] == step.memory["gradients"] == 4000
+    assert "buckets" not in step.memory, "they are the gradients"
     hidden = 0.5 * step.backward
     assert hidden > step.wire.seconds
     assert step.seen == step.wire.seconds, "one bucket: the only one is the last, which is seen"
@@ -90,6 +90,7 @@ def test_nothing_is_hidden_where_each_virtual_device_clips_its_gradient():
     step = predictor(virtual_devices=8).ddp(Hosts(1, 4), 16)
     assert step.seen == step.wire.seconds
     assert step.memory["gradients"] == 2 * step.memory["weights"], "of a group, and their sum"
+    assert step.memory["buckets"] == step.memory["weights"]
     one_each = predictor(virtual_devices=8).ddp(Hosts(1, 8), 16)
     assert one_each.memory["gradients"] == one_each.memory["weights"]
     assert predictor(virtual_devices=8).ddp(Hosts(1, 16), 16) is None
@@ -139,8 +140,9 @@ def test_modalities_apart_take_the_time_of_the_slowest_and_exchange_slots():
 def test_ranks_are_dealt_to_who_has_most_to_do():
     streams = [RGB, SOUND]
     assert [deal(streams, n) for n in (2, 4, 5, 8)] == [(1, 1), (3, 1), (4, 1), (6, 2)]
-    assert speed_limit(streams, (1, 1)) == 1500 / 1200
-    assert speed_limit(streams, (4, 1)) == 5
+    flops = [stream.both for stream in streams]
+    assert speed_limit(flops, (1, 1)) == 1500 / 1200
+    assert speed_limit(flops, (4, 1)) == 5
 
 
 def test_modality_parallelism_goes_on_where_a_rank_has_one_clip():

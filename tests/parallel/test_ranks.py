@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from ranks import RankError, run
 
+from mbt_fast import parallel
+
 
 def summed(offset):
     value = torch.tensor([float(dist.get_rank() + offset)])
@@ -47,3 +49,9 @@ def test_a_rank_that_dies_ends_the_others():
 def test_time_is_limited():
     with pytest.raises(RankError, match=r"ended in time|died"):
         run(1, time.sleep, 60, seconds=2)
+
+
+def test_a_build_without_ranks_is_named(monkeypatch):
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    with pytest.raises(ImportError, match=r"tensor_parallel needs torch\.distributed, which"):
+        parallel.__getattr__("tensor_parallel")

@@ -19,6 +19,9 @@ from modality_cases import (
 )
 from ranks import run
 
+from mbt_fast.checkpoint import save_pretrained
+from mbt_fast.errors import CheckpointError
+from mbt_fast.models import MBT
 from mbt_fast.parallel import tensor_parallel
 
 CASES = {  # lengths, overrides
@@ -87,6 +90,17 @@ def test_what_cannot_be_split_is_refused(one_rank):
         tensor_parallel(model_of(dropout=0.1), mesh_of(tp=1))
 
 
+def test_ranks_drew_the_same_weights_for_different_heads(one_rank):
+    with pytest.raises(ValueError, match=r"must have weights: .* got one on the meta device"):
+        tensor_parallel(model_of().to("meta"), mesh_of(tp=1))
+
+
+def test_torch_without_the_private_placement_is_named(one_rank, monkeypatch):
+    monkeypatch.delattr("torch.distributed.tensor.placement_types._StridedShard")
+    with pytest.raises(ImportError, match=r"must find _StridedShard .* got torch \d"):
+        tensor_parallel(model_of(), mesh_of(tp=1))
+
+
 UNEVEN = {"num_heads": 1, "mlp_dim": 33}
 
 
@@ -99,3 +113,20 @@ def split_unevenly():
 
 def test_heads_and_channels_that_do_not_divide_are_refused():
     run(2, split_unevenly)
+
+
+def saved(folder):
+    model = tensor_parallel(model_of(), mesh_of(tp=2))
+    with pytest.raises(CheckpointError, match=r"must be whole, and .*qkv\.weight is spread over"):
+        model.save_pretrained(folder)
+    weights = {name: whole(x) for name, x in model.state_dict().items()}
+    if torch.distributed.get_rank() == 0:
+        save_pretrained(folder, model.config, weights)
+
+
+def test_shares_are_not_saved_as_a_model(tmp_path):
+    """The writer failed with "invalid python storage"."""
+    run(2, saved, tmp_path)
+    expected = model_of().state_dict()
+    for name, value in MBT.from_pretrained(tmp_path).state_dict().items():
+        assert torch.equal(value, expected[name]), name

@@ -1,6 +1,7 @@
 """What ranks send: the closed forms are what is counted, and modalities exchange slots alone."""
 
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -86,9 +87,9 @@ def test_comm_debug_mode_counts_one_sum_for_each_exchange():
         assert forward == backward == {"c10d.allreduce_": EXCHANGES}
 
 
-def closed_form(way, plan=None):
+def closed_form(way, plan=None, width=WIDTH):
     ranks, found = sum(plan.values()) if plan else 2, Counter()
-    for collective in traffic(model_of().config, ranks, CLIPS, width=WIDTH, plan=plan)[way]:
+    for collective in traffic(model_of().config, ranks, CLIPS, width=width, plan=plan)[way]:
         found[collective.kind, collective.size] += collective.calls
     return found
 
@@ -125,7 +126,7 @@ def split(model):
 WAYS = {"DDP": replicated, "FSDP2": sharded, "tensor": split}
 
 
-def steps_of(way):
+def steps_of(way, narrow):
     """The collectives of the third step: DDP arranges its buckets in the first two."""
     model = WAYS[way](model_of().float())
     inputs, targets = batch_of()
@@ -133,15 +134,34 @@ def steps_of(way):
     if way != "tensor":
         inputs = part_of(inputs, torch.distributed.get_rank(), 2)
         targets = targets.chunk(2)[0]
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            loss = official_loss(model, inputs, {}, targets.float())
+        loss.backward()
+
     for _ in range(3):
-        found, _ = counted(lambda: official_loss(model, inputs, {}, targets.float()).backward())
+        found, _ = counted(step)
     return found
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_closed_forms_are_what_is_counted(way):
-    for found in run(2, steps_of, way):
-        assert found == closed_form(way)
+CASES = [*((way, False) for way in WAYS), ("tensor", True)]
+
+
+def count_all():
+    return [steps_of(way, narrow) for way, narrow in CASES]
+
+
+@cache
+def counts():
+    return run(2, count_all)
+
+
+@pytest.mark.parametrize(("way", "narrow"), CASES)
+def test_closed_forms_are_what_is_counted(way, narrow):
+    """Under autocast the gradients of streams in tensor parallelism were taken for narrow."""
+    for found in counts():
+        assert found[CASES.index((way, narrow))] == closed_form(way, width=2 if narrow else WIDTH)
 
 
 def test_what_a_ring_sends():

@@ -12,7 +12,7 @@ from mbt_fast import create_model, rollout
 from mbt_fast.cli.main import main
 from mbt_fast.data import ClipTransform, load_clip
 from mbt_fast.pictures import draw
-from mbt_fast.pictures.view import REST, views_of
+from mbt_fast.pictures.view import REST, View, views_of
 
 pytest.importorskip("matplotlib", reason="draws the pictures")
 
@@ -180,3 +180,15 @@ def test_strips_of_every_fused_layer(explained):
         assert axes.images[0].get_array().shape == (2, 4, 4)  # layers, tokens, colour
         assert list(axes.get_yticks()) == [2, 3]
         assert list(axes.get_xticks()) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0"), (0.000001, "<0.01"), (0.00022, "0.02"), (0.0088, "0.88"), (0.137, "14")],
+)
+def test_a_small_share_in_a_strip_is_short_and_not_zero(share, text):
+    flow = torch.full((1, 2), share)
+    view = View(None, None, {}, read={"rgb": flow}, written={"rgb": flow}, first_layer=0)
+    axes = figure_of(draw.draw_exchange, view).axes
+    shown = [written.get_text() for panel in axes for written in panel.texts]
+    assert shown == [text] * 4

@@ -1,8 +1,11 @@
 """The cache of decoded clips: the same run with it as without, and nothing half when it is cut."""
 
+import errno
 import json
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,7 +14,7 @@ import torch
 
 from mbt_fast.data import Clip, ClipTransform
 from mbt_fast.data.manifest import Manifest
-from mbt_fast.errors import ClipError, InputError
+from mbt_fast.errors import ClipError, InputError, RunError
 from mbt_fast.train import decoded, train
 from mbt_fast.train.clip_cache import cache_key
 from mbt_fast.train.decoded import CentreWindows, cached
@@ -94,7 +97,7 @@ def test_a_run_with_a_cache_is_the_run_without(configure, tmp_path, monkeypatch)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2, "train and val"
 
 
-def test_the_key_is_of_all_that_decoding_depends_on(clips, tmp_path):
+def test_the_key_is_of_all_that_decoding_depends_on(clips, tmp_path, monkeypatch):
     lines = (clips / "train.csv").read_text().splitlines()
     rows = [line.split(",") for line in lines[1:]]
     file = tmp_path / "own.mp4"
@@ -120,9 +123,12 @@ def test_the_key_is_of_all_that_decoding_depends_on(clips, tmp_path):
     file.write_bytes(b"other")
     os.utime(file, ns=(0, 0))
     others.add(key())
+    with monkeypatch.context() as patch:  # a superuser may read whatever its mode is
+        patch.setattr(os, "access", lambda *_: False)
+        others.add(key())
     file.unlink()
     others.add(key())
-    assert len(others - {first}) == 8
+    assert len(others - {first}) == 9
 
 
 def test_a_stop_while_it_is_filled_leaves_nothing(windows, tmp_path):
@@ -153,10 +159,36 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(windows, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
+def test_want_of_descriptors_while_clips_are_read_is_none_of_the_cache(
+    windows, tmp_path, monkeypatch
+):
+    def fails(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files", "clip.mp4")
+
+    monkeypatch.setattr(decoded, "read_window", fails)
+    with pytest.raises(RunError, match=r"cannot be read: .*Too many open files: 'clip\.mp4'"):
+        fill(windows, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
 def test_a_folder_that_is_a_file_is_named(windows, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"data\.cache must be a folder .*file"):
         fill(windows, tmp_path / "file")
+
+
+def test_a_cache_that_is_there_is_read_where_nothing_can_be_written(windows, tmp_path):
+    lock = fill(windows, tmp_path).path.with_suffix(".lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # now it cannot be opened, by a superuser neither
+    assert isinstance(fill(windows, tmp_path)[0], Clip)
+
+
+def test_a_cache_that_was_cut_off_is_named(windows, tmp_path):
+    path = fill(windows, tmp_path).path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"data\.cache must hold whole files.*{path.name}"):
+        fill(windows, tmp_path)
 
 
 def test_what_a_killed_process_left_is_removed(windows, tmp_path):
@@ -185,6 +217,34 @@ def test_a_second_process_waits_until_the_cache_is_there(windows, tmp_path):
         for thread in threads:
             thread.join()
     assert len(counted) == len(windows)
+
+
+HOLDS = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_process_waits_for_another_and_fills_the_cache_when_that_is_killed(windows, tmp_path):
+    pytest.importorskip("fcntl", reason="locks files")
+    path = fill(windows, tmp_path).path
+    path.unlink()
+    begun = []  # whether the cache was, each time before it was asked to stop
+
+    def stop():
+        begun.append(any(tmp_path.glob(".*.tmp")))
+        other.kill()
+        return False
+
+    command = [sys.executable, "-c", HOLDS, path.with_suffix(".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline()
+        assert fill(windows, tmp_path, stop=stop).path == path
+    assert not begun[0]
+    assert begun[-1]
 
 
 def test_a_process_that_waits_can_be_stopped(windows, tmp_path):

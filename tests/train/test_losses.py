@@ -156,6 +156,7 @@ def test_soft_targets():
     assert soft_targets(torch.tensor([2, 0]), "single", 3).tolist() == [[0, 0, 1], [1, 0, 0]]
     verb_noun = soft_targets(torch.tensor([[1, 0]]), "verb_noun", 5, (2, 3))
     assert verb_noun.tolist() == [[0, 1, 1, 0, 0]]
+    assert soft_targets(torch.zeros(0, 2), "verb_noun", 5, (2, 3)).shape == (0, 5)
     many = soft_targets(torch.tensor([[True, True, False]]), "multilabel", 3)
     assert many.dtype == torch.float32
     assert many.tolist() == [[1, 1, 0]]

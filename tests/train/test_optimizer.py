@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mbt_fast import create_model, fuse
+from mbt_fast.train.loop_section import LoopConfig
 from mbt_fast.train.optimizer import build, schedule, set_lr
-from mbt_fast.train.sections import LoopConfig
 
 LAYERS = 4  # of mbt_tiny
 

@@ -174,3 +174,13 @@ def test_verdict_says_who_waits_and_how_many_workers_would_do(folder, monkeypatc
     assert "1 more could not be read" in text
     fast = plan.speed(parts, replace(slow, seconds=0.01), learning)
     assert "waits:    the workers, 50% of the time; the model never waits for clips" in fast
+
+
+def test_with_a_cache_the_model_waits_once(folder, monkeypatch):
+    """8 clips are read at 20 a second, and 24 learned at 100 a second."""
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    fixed = ("augment.window=centre", "augment.crop=centre", "data.cache=cache")
+    reading = Reading(seconds=0.1, clips=8, broken=0, workers=2)
+    text = plan.speed(parts_of(folder, *fixed), reading, Learning(0.04, 4, 4))
+    assert "waits:    the model, for 0.40 seconds until data.cache has all clips" in text
+    assert "the run:  about 0.64 seconds" in text

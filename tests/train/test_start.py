@@ -85,7 +85,11 @@ def test_image_vit_is_taken_the_official_way(config, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
-def test_ast_starts_the_spectrogram_and_an_image_vit_the_rest(config, tmp_path):
+ORDER = 'model.update_order=["spectrogram", "rgb"]'
+
+
+@pytest.mark.parametrize("order", [(), (ORDER,)])
+def test_ast_starts_the_spectrogram_and_an_image_vit_the_rest(config, tmp_path, order):
     """An AST has 2 tokens beside its patches, here 2 x 4 along (mel, time), and one channel."""
     shapes = vit_shapes(64, 128, 4, (16, 16), 1 + 2 * 2)
     vit = {name: torch.randn(shape) for name, shape in shapes.items()}
@@ -98,10 +102,10 @@ def test_ast_starts_the_spectrogram_and_an_image_vit_the_rest(config, tmp_path):
     }
     torch.save({f"module.v.{name}": tensor for name, tensor in ast.items()}, tmp_path / "ast.pth")
     files = [f"init.vit={tmp_path / 'vit.safetensors'}", f"init.ast={tmp_path / 'ast.pth'}"]
-    both = start.build(config(*files), CLASSES).state_dict()
-    image = start.build(config(files[0]), CLASSES).state_dict()
-    sound = start.build(config(files[1]), CLASSES).state_dict()
-    fresh = start.build(config(), CLASSES).state_dict()
+    both, image, sound, fresh = (
+        start.build(config(*order, *given), CLASSES).state_dict()
+        for given in (files, files[:1], files[1:], [])
+    )
     for name, tensor in both.items():
         assert torch.equal(tensor, (sound if ".spectrogram." in name else image)[name]), name
     for name, tensor in sound.items():
@@ -253,6 +257,27 @@ def test_positions_of_a_tower_are_resized(config, towers, tmp_path):
 def test_a_tower_that_does_not_fit_is_named(config, towers, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         start.build(config(*(change.format(tmp_path) for change in changes)), CLASSES)
+
+
+def test_an_empty_path_takes_a_tower_of_the_recipe_away(config):
+    text = f'{TINY}[init.towers]\nrgb = "runs/rgb"\n'
+    configured = config("init.towers.rgb=", text=text)
+    assert configured == config()
+    assert same_weights(start.build(configured, CLASSES), start.build(config(), CLASSES))
+
+
+def test_towers_of_a_model_with_an_order_of_updates(config, tmp_path):
+    """The order is of the modalities together; a tower alone has none."""
+    whole = start.build(config("train.seed=1", ORDER), CLASSES)
+    whole.save_pretrained(tmp_path / "whole")
+    paths = [f"init.towers.{modality}={tmp_path / 'whole'}" for modality in ALONE]
+    plain, fresh = start.build(config(*paths), CLASSES), start.build(config(ORDER), CLASSES)
+    again = start.build(config(ORDER, *paths), CLASSES)
+    assert again.config == whole.config
+    for model in (plain, again):
+        for name, tensor in model.state_dict().items():
+            kept = name == "bottleneck_tokens" or name.startswith("head.")
+            assert torch.equal(tensor, (fresh if kept else whole).state_dict()[name]), name
 
 
 def test_paths_of_towers_start_from_the_recipe(config, tmp_path):

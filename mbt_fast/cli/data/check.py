@@ -7,6 +7,7 @@ from typing import Any
 
 from mbt_fast.cli.data.options import add_manifest, add_workers, progress
 from mbt_fast.cli.outputs import check_writable
+from mbt_fast.data.classes import TASKS
 from mbt_fast.data.examine import examine
 from mbt_fast.data.labels import read_labels
 from mbt_fast.data.manifest import Manifest
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="the classes, to count those without a clip"
     )
+    parser.add_argument(
+        "--task", choices=TASKS, help="whose classes they are (default: any that has the labels)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
 
 
@@ -31,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         check_writable(args.json)
     manifest = Manifest.read(args.manifest)
-    names = list(_names(manifest, args.labels))
+    names = list(_names(manifest, args.labels, args.task))
     survey = Survey()
     try:
         for examined in progress(examine, manifest, args.workers):
@@ -50,12 +54,12 @@ def run(args: argparse.Namespace) -> int:
     return 2 if survey.broken else 0
 
 
-def _names(manifest: Manifest, labels: Path | None) -> tuple[str, ...]:
+def _names(manifest: Manifest, labels: Path | None, task: str | None) -> tuple[str, ...]:
     """The classes, of a file or that occur; none if the manifest has no labels."""
     if labels is None:
-        return manifest.label_names() if manifest.has_labels else ()
+        return manifest.label_names(task) if manifest.has_labels or task else ()
     names = read_labels(labels)
-    manifest.class_counts(names)  # refuses labels that are no class
+    manifest.class_counts(names, task)  # refuses labels that are no class
     return tuple(names)
 
 

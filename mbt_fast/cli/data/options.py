@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from mbt_fast.data.manifest import Entry, Manifest
+from mbt_fast.data.entry import Entry
+from mbt_fast.data.manifest import Manifest
 from mbt_fast.data.workers import Items, call_for_each
 from mbt_fast.errors import InputError
 

@@ -9,7 +9,8 @@ import torch
 from mbt_fast.cli.data.options import Rows, add_manifest, add_workers, progress
 from mbt_fast.data.clip import read_window
 from mbt_fast.data.encode import AUDIO_CODECS
-from mbt_fast.data.manifest import Entry, Manifest
+from mbt_fast.data.entry import Entry
+from mbt_fast.data.manifest import Manifest
 from mbt_fast.data.pack import Shards, write_packed_manifest, write_shard
 from mbt_fast.data.transcode import Recipe
 from mbt_fast.data.transform import ClipTransform
