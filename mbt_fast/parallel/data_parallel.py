@@ -56,7 +56,10 @@ class Replicated(Alone):
         device = torch.device(ranks.device)
         ids = [device] if device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(
-            _ByModality(model), device_ids=ids, gradient_as_bucket_view=True
+            _ByModality(model),
+            device_ids=ids,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=_has_idle_slots(model),
         )
 
     def __call__(self, inputs: Inputs, lengths: Inputs | None) -> Logits:
@@ -168,12 +171,21 @@ def share_like(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
 
 
 def _share_like(tensor: Tensor, own: Tensor | None) -> Tensor:
+    if not hasattr(own, "full_tensor"):  # not every torch has the module of those that do
+        return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(own, DTensor) or tensor.shape != own.shape:
         return tensor
     tensor = tensor.to(own.device)
     return distribute_tensor(tensor, own.device_mesh, own.placements, src_data_rank=None)
+
+
+def _has_idle_slots(model: Model) -> bool:
+    """Whether no layer fuses, so that slots have no gradient, for which DDP would wait."""
+    if not isinstance(model, MBT) or model.bottleneck_tokens is None:
+        return False
+    return model.config.fusion_layer == model.config.num_layers
 
 
 class _ByModality(nn.Module):

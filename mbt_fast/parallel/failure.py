@@ -17,8 +17,12 @@ _WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer
 
 
 @contextmanager
-def failing(watch: Watch) -> Iterator[None]:
+def failing(watch: Watch, *, launched: bool) -> Iterator[None]:
     """Tell the other ranks of an error of this one, and turn theirs into one line.
+
+    Args:
+        watch: Of this rank.
+        launched: The process is of this run alone, and is about to end with it.
 
     Raises:
         RunError: In place of the error of a collective: another rank has failed, or does not answer
@@ -27,7 +31,8 @@ def failing(watch: Watch) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        ignore_launcher()
+        if launched:
+            ignore_launcher()
         theirs = _reason(watch) if _is_of_a_collective(error) else None
         first = _fail(watch, theirs or f"rank {watch.rank} failed at {watch.place.what}")
         if theirs is None and not first:

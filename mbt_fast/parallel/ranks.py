@@ -144,7 +144,8 @@ def start(device: str) -> Iterator[Ranks]:
     # A store may hold what was said in a run before, in this group or in one that was restarted.
     store = dist.PrefixStore(ranks.share(uuid.uuid4().hex), store)
     try:
-        with Watch(ranks.rank, world, store, ranks.place) as watch, failing(watch):
+        watch = Watch(ranks.rank, world, store, ranks.place)
+        with watch, failing(watch, launched=not exists):
             yield ranks
             ranks.wait()  # or those that still listen to this one would miss it
     except BaseException:

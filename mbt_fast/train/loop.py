@@ -21,6 +21,7 @@ from mbt_fast.train.averaging import Ema
 from mbt_fast.train.config import TrainConfig
 from mbt_fast.train.dataset import Batch, collate_items, rows
 from mbt_fast.train.folder import check_same_config, locked, write_config
+from mbt_fast.train.follower import Follower
 from mbt_fast.train.gradients import MeanGradient, clip
 from mbt_fast.train.loader import Loader
 from mbt_fast.train.log import Record
@@ -29,7 +30,7 @@ from mbt_fast.train.means import MeanLosses, Meter
 from mbt_fast.train.order import BatchKeys, generator, seed_of
 from mbt_fast.train.parts import Parts, build_parts, read_data
 from mbt_fast.train.recovery import last_whole
-from mbt_fast.train.run import Follower, Outcome, Run
+from mbt_fast.train.run import Outcome, Run
 from mbt_fast.train.share import check_world, meet
 from mbt_fast.train.state import TrainingState
 from mbt_fast.train.stopping import Stopping

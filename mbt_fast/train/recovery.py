@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mbt_fast.checkpoint.checksums import check_checksums
 from mbt_fast.checkpoint.runs import BEST, FOLDER, LATEST, named
-from mbt_fast.errors import CheckpointError
+from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.train.checkpoints import point, step_of
 
 
@@ -18,20 +18,30 @@ class LastWhole:
         run: Folder of the run.
         folder: The checkpoint; ``None`` if the run has none yet.
         corrupt: Those after it, with what is wrong with each; newest first.
+        latest: What ``latest`` named when it was found.
     """
 
     run: Path
     folder: Path | None
     corrupt: Mapping[Path, str]
+    latest: Path | None = None
 
     def mend(self) -> None:
         """Let ``latest`` name it, keep the corrupt ones under another name, and say so.
 
+        The folder must be locked, as it need not be while the checkpoint is looked for.
+
         Raises:
+            InputError: Another process has written a checkpoint since then.
             OSError: Something cannot be written or renamed.
         """
         from tqdm import tqdm
 
+        if named(self.run, LATEST) != self.latest:
+            raise InputError(
+                f"out must be a folder of its own, got {self.run}, where another process has saved "
+                "a checkpoint meanwhile; the same command goes on from it"
+            )
         if self.folder is None or not self.corrupt:
             return
         step = step_of(self.folder)
@@ -54,26 +64,26 @@ def last_whole(run: Path) -> LastWhole:
         OSError: ``latest`` cannot be read.
     """
     corrupt: dict[Path, str] = {}
-    for folder in _newest_first(run):
+    latest = named(run, LATEST)
+    for folder in _newest_first(run, latest):
         try:
             check_checksums(folder)
         except CheckpointError as error:
             corrupt[folder] = str(error)
         else:
-            return LastWhole(run, folder, corrupt)
+            return LastWhole(run, folder, corrupt, latest)
     if corrupt:
         reasons = "; ".join(corrupt.values())
         raise CheckpointError(
             f"{run} must have a whole checkpoint to go on from, got none in {len(corrupt)}: "
             f"{reasons}; choose another folder to begin anew"
         )
-    return LastWhole(run, None, {})
+    return LastWhole(run, None, {}, latest)
 
 
-def _newest_first(run: Path) -> Iterator[Path]:
+def _newest_first(run: Path, latest: Path | None) -> Iterator[Path]:
     """The checkpoint that ``latest`` names, there or not, and those before it."""
     folders = sorted(run.glob(f"{FOLDER}/step-*"), reverse=True)
-    latest = named(run, LATEST)
     if latest is None:
         yield from folders
         return

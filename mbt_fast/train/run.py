@@ -129,6 +129,7 @@ class Run(ExitStack):
                 )
         except RunError:
             self.save()
+            self.parts.ranks.wait()  # the first error ends the others, in the midst of a checkpoint
             raise
 
     def advance(self, record: Record, meter: Meter) -> None:
@@ -300,26 +301,3 @@ class Run(ExitStack):
             if checkpoints.folder_of(self.folder, step).is_dir():
                 checkpoints.point(self.folder, BEST, step)
             self._prune()
-
-
-class Follower(Run):
-    """A run on a rank that is not the first: it makes the same steps, and leaves the folder alone.
-
-    It reads the folder of the first one, which must be on a file system that all hosts share.
-    """
-
-    writes = False
-
-    def write_report(self) -> None:
-        """The first rank does."""
-
-    def _tidy(self) -> None: ...
-
-    def _write(self, record: Record) -> None: ...
-
-    def _write_checkpoint(self) -> None:
-        self.state.take_part()
-
-    def _say(self, text: str) -> None: ...
-
-    def _point_to_best(self) -> None: ...

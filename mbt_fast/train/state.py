@@ -64,7 +64,7 @@ class TrainingState:
         save_file(
             {name: _copied(tensor) for name, tensor in resumed.items()}, folder / OPTIMIZER_FILE
         )
-        save_model(folder, self.model, {name: whole(tensor) for name, tensor in scored.items()})
+        save_model(folder, self.model, {name: _on_cpu(tensor) for name, tensor in scored.items()})
         text = json.dumps({**record, "scaler": self.scaler.state_dict()}, indent=2)
         (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -145,9 +145,14 @@ def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """All of it; a GPU that has a share of each may not have room for all."""
+    return whole(tensor.detach()).cpu()
+
+
 def _copied(tensor: Tensor) -> Tensor:
     """All of it, on the CPU, with memory of its own."""
-    return whole(tensor.detach()).cpu().clone(memory_format=torch.contiguous_format)
+    return _on_cpu(tensor).clone(memory_format=torch.contiguous_format)
 
 
 def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from mbt_fast.checkpoint.checksums import SUMS_FILE, check_checksums, write_checksums
 from mbt_fast.checkpoint.runs import BEST, find_checkpoint, named
 from mbt_fast.cli.main import main
-from mbt_fast.errors import CheckpointError
+from mbt_fast.errors import CheckpointError, InputError
 from mbt_fast.train import checkpoints, train
 from mbt_fast.train.log import read
 from mbt_fast.train.recovery import last_whole
@@ -133,6 +133,17 @@ def test_a_checkpoint_that_is_corrupt_again_is_kept_too(tmp_path):
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     aside = {f"corrupt-step-00000002{number}" for number in ("", "-2", "-3")}
     assert names == {"step-00000001"} | aside
+
+
+def test_a_checkpoint_that_another_process_saves_meanwhile_is_not_passed_over(tmp_path):
+    """It may have removed the one that is looked at, which then seems to be corrupt."""
+    save(tmp_path, 1, 2)
+    remove(folder(tmp_path, 2) / WEIGHTS)
+    found = last_whole(tmp_path)
+    save(tmp_path, 3)
+    with pytest.raises(InputError, match="another process has saved a checkpoint meanwhile"):
+        found.mend()
+    assert find_checkpoint(tmp_path) == folder(tmp_path, 3)
 
 
 def test_a_run_of_which_no_checkpoint_is_whole_says_so_and_changes_nothing(run, configure):
