@@ -108,6 +108,8 @@ def lay_out(site: Path) -> Path:
     shutil.copytree(ROOT / "mbt_fast", site / "mbt_fast", ignore=ignore)
     shutil.copytree(ROOT / "kernels", site / "mbt_fast" / "kernels", ignore=ignore)
     shutil.copytree(ROOT / "benchmarks", site / "benchmarks", ignore=ignore)
+    compiled = Path("benchmarks/results/aot")  # which tests of kernels read
+    shutil.copytree(ROOT / compiled, site / compiled)
     return site
 
 

@@ -37,12 +37,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mbt_fast.kernels.bottleneck_attention import (
-    add_dk_and_dv,
-    add_dq,
-    load_statistics,
-    p_and_dp,
-)
 from mbt_fast.kernels.launch import (
     OPTIONS,
     Streams,
@@ -54,6 +48,7 @@ from mbt_fast.kernels.launch import (
 )
 from mbt_fast.kernels.table import tiles_for
 from mbt_fast.kernels.tiles import (
+    LOG2_E,
     has_choice,
     head_of,
     is_needed,
@@ -67,6 +62,56 @@ from mbt_fast.kernels.tiles import (
     store_tile,
     whole_tiles,
 )
+
+
+@triton.jit
+def _p_and_dp(q, dout, top, log2_sum, k, v, scale, PRECISION: tl.constexpr):
+    """Probabilities of a tile of queries and keys, and their gradients: [queries, keys]."""
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E)
+    p = tl.exp2(s - top[:, None] - log2_sum[:, None])
+    dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+    return p, dp
+
+
+@triton.jit
+def _add_dq(
+    dq, q, dout, top, log2_sum, delta, k, v, inside, choice, scale,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add to dq the share of a tile of keys; ``inside`` says which of them count, if MASKED."""
+    p, dp = _p_and_dp(q, dout, top, log2_sum, k, v, scale, PRECISION)
+    if MASKED:
+        p = tl.where(inside[None, :], p, 0.0)
+    ds = p * (dp * choice - delta[:, None])
+    return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+
+
+@triton.jit
+def _load_statistics(top_ptr, delta_ptr, half, ROWS: tl.constexpr):
+    """Maximum, log2 of the sum and delta of rows that follow one another, in one load.
+
+    One by one they would be loaded in the layout of the scores, 16 words a thread, each by all.
+    """
+    number = tl.arange(0, 4 * ROWS)
+    kind = number // ROWS  # maximum, sum, delta twice
+    ptrs = tl.where(kind < 2, top_ptr + kind * half, delta_ptr) + number % ROWS
+    both, deltas = tl.load(ptrs).reshape(2, 2, ROWS).permute(2, 1, 0).split()
+    top, log2_sum = both.split()
+    delta, _ = deltas.split()
+    return top, log2_sum, delta
+
+
+@triton.jit
+def _add_dk_and_dv(
+    dk, dv, k, v, q, dout, top, log2_sum, delta, choice, scale, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Add to dk and dv the shares of a tile of queries; scores are transposed: [keys, queries]."""
+    s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2_E)
+    p = tl.exp2(s - top[None, :] - log2_sum[None, :])
+    dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+    ds = p * (dp * choice - delta[None, :])
+    return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
 
 @triton.jit
@@ -84,7 +129,7 @@ def _error_of(
         inside = number < count
         k = load_tile(q_ptr + stride_w, key, stride_s, inside, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
         v = load_tile(q_ptr + 2 * stride_w, key, stride_s, inside, D, BLOCK_D)
-        p, dp = p_and_dp(q, dout, top, log2_sum, k, v, scale, PRECISION)
+        p, dp = _p_and_dp(q, dout, top, log2_sum, k, v, scale, PRECISION)
         error += tl.sum(tl.where(inside[None, :], p, 0.0) * (dp - delta[:, None]), 1)
     return error
 
@@ -208,10 +253,10 @@ def bottleneck_attention_bwd_dkdv_kernel(
             dout = load_rows(dout_ptr + dout_offset, dout_stride_s, BLOCK_N, D, BLOCK_D)
             q_offset += BLOCK_N * stride_s
             dout_offset += BLOCK_N * dout_stride_s
-            top, log2_sum, delta = load_statistics(
+            top, log2_sum, delta = _load_statistics(
                 top_ptr + start, delta_ptr + start, heads * S, BLOCK_N
             )
-            dk, dv = add_dk_and_dv(
+            dk, dv = _add_dk_and_dv(
                 dk, dv, k, v, q, dout, top, log2_sum, delta, choice, scale, PRECISION
             )
         for start in tl.range(whole, count, BLOCK_N, num_stages=1):
@@ -222,7 +267,7 @@ def bottleneck_attention_bwd_dkdv_kernel(
             top = tl.load(top_ptr + query, mask=inside, other=0.0)
             log2_sum = tl.load(top_ptr + heads * S + query, mask=inside, other=float("inf"))
             delta = tl.load(delta_ptr + query, mask=inside, other=0.0)
-            dk, dv = add_dk_and_dv(
+            dk, dv = _add_dk_and_dv(
                 dk, dv, k, v, q, dout, top, log2_sum, delta, choice, scale, PRECISION
             )
         dk = tl.where(valid[:, None], dk * scale, 0.0)
@@ -286,7 +331,7 @@ def bottleneck_attention_bwd_dq_kernel(
             k = load_rows(k_ptr + offset, stride_s, BLOCK_N, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
             v = load_rows(v_ptr + offset, stride_s, BLOCK_N, D, BLOCK_D)
             offset += BLOCK_N * stride_s
-            dq = add_dq(
+            dq = _add_dq(
                 dq, q, dout, top, log2_sum, delta, k, v, None, choice, scale, False, PRECISION
             )
         for start in tl.range(whole, count, BLOCK_N, num_stages=1):
@@ -294,7 +339,7 @@ def bottleneck_attention_bwd_dq_kernel(
             key, inside = row_of(number, length, S, P), number < count
             k = load_tile(k_ptr, key, stride_s, inside, D, BLOCK_D)
             v = load_tile(v_ptr, key, stride_s, inside, D, BLOCK_D)
-            dq = add_dq(
+            dq = _add_dq(
                 dq, q, dout, top, log2_sum, delta, k, v, inside, choice, scale, True, PRECISION
             )
         dq = tl.where(valid[:, None], dq * scale, 0.0)

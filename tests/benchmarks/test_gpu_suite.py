@@ -101,6 +101,7 @@ def test_each_kernel_is_verified_on_its_own():
 def test_tests_that_should_run_are_collected(tmp_path):
     (step,) = (s for s in gpu_suite.steps(tmp_path, gpu=True) if s.name == "correctness")
     (tmp_path / "logs").mkdir()
+    gpu_suite.lay_out(tmp_path / "site")
     few = step._replace(command=[w for w in step.command if w not in ("tests/ops", "tests/layers")])
     assert gpu_suite.run(gpu_suite.collecting(few), tmp_path)["rc"] == 0
     collected = (tmp_path / "logs" / "collection-0.log").read_text()

@@ -1,5 +1,7 @@
 """What each rank does of a step and of a score."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -76,9 +78,8 @@ def test_ranks_begin_a_step_with_the_same_news():
 
 
 def scored(recipe, overrides, out):
-    report.write = lambda *_: None
-    outcome = train(TrainConfig.from_toml(recipe, overrides), out)
-    return outcome.scores
+    with mock.patch.object(report, "write"):
+        return train(TrainConfig.from_toml(recipe, overrides), out).scores
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
