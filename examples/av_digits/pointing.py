@@ -111,15 +111,19 @@ def _conditions(rows: Sequence[Row]) -> str:
         for m in PLACES
         if "share" in row[method][MEAN][m]
     ]
-    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    seeds = "; ".join(f"{_seeds(rows, task)} in *{task}*" for task in tasks)
     return (
         "Accuracy, and share of the map that is where the digit is, in %, for seen / unseen "
-        f"speakers; mean over seeds {seeds}. *Others* is the rollout of the other clips. An even "
+        f"speakers; mean over seeds: {seeds}. *Others* is the rollout of the other clips. An even "
         f"map has {even}. The standard error over the clips is at most {100 * max(errors):.1f} in "
         "each run. Record: "
         "[pointing.json](../../benchmarks/results/av_digits/pointing.json), which has it for each "
         "seed and each classifier, and how often the strongest patch is where the digit is."
     )
+
+
+def _seeds(rows: Sequence[Row], task: str) -> str:
+    return ", ".join(map(str, sorted({row["seed"] for row in rows if row["task"] == task})))
 
 
 def _accuracy(rows: Sequence[Row]) -> str:
