@@ -7,6 +7,7 @@ from mbt_fast.config import MBTConfig
 from mbt_fast.models import MBT
 from mbt_fast.parallel.activations import kept_bytes
 from mbt_fast.parallel.sharded import held_parameters
+from mbt_fast.parallel.traffic import exchanged_numbers, exchanges_of
 from mbt_fast.parallel.work import Stream, Work
 
 
@@ -48,8 +49,8 @@ def work_of(
         fixed=2 * once - twice,
         units=(*layers, parameters - sum(layers)),
         streams={modality: stream(modality) for modality in apart},
-        exchanges=max(0, config.num_layers - config.fusion_layer - 1),  # nobody reads the last's
-        slots=config.n_slots * config.hidden_size + 1,  # and whether the modality is present
+        exchanges=exchanges_of(config),
+        slots=exchanged_numbers(config),
         shares={world: held_parameters(model, world)},
     )
 

@@ -24,8 +24,8 @@ def sum_gradients(model: ModalityParallelMBT) -> None:
         model: The part, not what data parallelism wraps around it.
     """
     _sum(list(model.shared_parameters()), model.group.ranks)
-    if model.group.twins is not None:
-        _sum(list(model.own_parameters()), model.group.twins)
+    if model.group.replicas is not None:
+        _sum(list(model.own_parameters()), model.group.replicas)
 
 
 def average_gradients(model: MBT, ranks: dist.ProcessGroup) -> None:

@@ -33,7 +33,7 @@ class ModalityGroup:
         part: Which part of the batch it has, from 0.
         parts: Ranks of its modality.
         ranks: The process group of all.
-        twins: That of the ranks with its modality; ``None`` where the plan has one for each.
+        replicas: That of the ranks with its modality; ``None`` where the plan has one for each.
 
     Raises:
         ValueError: Mesh and plan do not fit.
@@ -51,10 +51,10 @@ class ModalityGroup:
         self.part = index - start
         self.ranks = own.get_group()
         self._has_looked = False
-        self.twins = None
+        self.replicas = None
         if max(plan.values()) > 1:
-            twins = dist.get_process_group_ranks(self.ranks)[start : ends[which]]
-            self.twins = _group_of(twins)
+            replicas = dist.get_process_group_ranks(self.ranks)[start : ends[which]]
+            self.replicas = _group_of(replicas)
 
     def mean_for_each(self, values: Tensor, length: Tensor | None) -> Tensor:
         """Mean over the modalities that an example has, for this rank's clips (Eq. 9).
@@ -88,12 +88,12 @@ class ModalityGroup:
 
     @torch.no_grad()
     def equalise(self, shared: Iterable[nn.Parameter], own: Iterable[nn.Parameter]) -> None:
-        """Give all ranks the parameters of the first: ``shared`` of all, ``own`` of its twins."""
+        """Give ranks the parameters of the first: ``shared`` of all, ``own`` of its replicas."""
         for parameter in shared:
             dist.broadcast(local(parameter), group=self.ranks, group_src=0)
-        if self.twins is not None:
+        if self.replicas is not None:
             for parameter in own:
-                dist.broadcast(local(parameter), group=self.twins, group_src=0)
+                dist.broadcast(local(parameter), group=self.replicas, group_src=0)
 
     def check_clips(self, clips: int) -> None:
         """Refuse different batches, which collectives would wait for or mix up; looks once.

@@ -137,12 +137,12 @@ class Predictor:
         return max(steps, key=lambda step: step.seconds)
 
     def _stream(
-        self, stream: Stream, twins: int, plan: tuple[int, ...], groups: Hosts, batch_size: int
+        self, stream: Stream, replicas: int, plan: tuple[int, ...], groups: Hosts, batch_size: int
     ) -> Step:
-        """A rank of a modality that has ``twins`` ranks in each group."""
+        """A rank of a modality that has ``replicas`` ranks in each group."""
         machine, inside = self.machine, Hosts(1, sum(plan))
         in_group = batch_size // groups.size
-        clips = in_group // twins
+        clips = in_group // replicas
         forward, backward = self._passes(stream, clips)
         held = stream.parameters + self.work.shared
         calls = 2 * self._times(clips) * self.work.exchanges  # in both passes, which wait for them
@@ -150,7 +150,7 @@ class Predictor:
         hidden = self._summed(held, groups)
         waited = (
             all_reduce(size, inside, machine, calls)
-            + all_reduce(WIDE * stream.parameters, Hosts(1, twins), machine)
+            + all_reduce(WIDE * stream.parameters, Hosts(1, replicas), machine)
             + all_reduce(WIDE * self.work.shared, inside, machine)
         )
         fixed = round(self.work.fixed * stream.parameters / self.work.parameters)

@@ -97,6 +97,16 @@ def rows_of(config: MBTConfig) -> Iterable[int]:
         yield from (config.n_tokens(modality) + slots for modality in config.modalities)
 
 
+def exchanges_of(config: MBTConfig) -> int:
+    """After how many layers modality parallelism exchanges slots: nobody reads the last ones."""
+    return max(0, config.num_layers - config.fusion_layer - 1)
+
+
+def exchanged_numbers(config: MBTConfig) -> int:
+    """What an exchange sums for each clip: its slots, and whether it has the modality."""
+    return config.n_slots * config.hidden_size + 1
+
+
 def _sum_of(what: str, numbers: Iterable[int], ranks: int) -> Collective:
     return Collective("all_reduce", what, WIDE * sum(numbers), ranks)
 
@@ -137,9 +147,9 @@ def _modality(model: MBT, plan: Mapping[str, int], clips: int) -> list[Collectiv
     if plan[most] > 1:
         numbers = [*own[most], len(own[most])]
         found.append(_sum_of("gradients of the modality", numbers, plan[most]))
-    exchanges = max(0, config.num_layers - config.fusion_layer - 1)  # nobody reads the last slots
+    exchanges = exchanges_of(config)
     if config.n_slots and exchanges:
-        size = WIDE * clips * (config.n_slots * config.hidden_size + 1)  # and presence
+        size = WIDE * clips * exchanged_numbers(config)
         found.append(Collective("all_reduce", "slots", size, ranks, 2 * exchanges))
     return found
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import faults
 import pytest
-import torch
 from faults import at, fail, fill_the_disk, kill, terminate, train, wait_impatiently
-from safetensors.torch import load_file
+from same_run import assert_same_run
 
 from mbt_fast.checkpoint.checksums import check_checksums
 from mbt_fast.checkpoint.runs import find_checkpoint
@@ -24,7 +23,7 @@ from mbt_fast.train import checkpoints
 from mbt_fast.train.log import read
 
 pytestmark = pytest.mark.distributed
-STOPPED, MEASURED = 75, ("clips_per_second", "data_wait")
+STOPPED = 75
 SHORT = ("train.steps=3", "data.val=")
 
 
@@ -59,17 +58,9 @@ def assert_whole_folder(run):
     assert last is None or check_checksums(last) is None
 
 
-def assert_same_run(run, whole):
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        actual, expected = (load_file(find_checkpoint(folder) / name) for folder in (run, whole))
-        assert actual.keys() == expected.keys()
-        for key, tensor in expected.items():
-            assert torch.equal(actual[key], tensor), key
-    for name in ("log.jsonl", "broken.jsonl"):
-        actual, expected = (list(map(timeless, read(folder / name))) for folder in (run, whole))
-        assert actual == expected
-    for pointer in ("latest", "best"):
-        assert (run / pointer).read_text() == (whole / pointer).read_text()
+def assert_same(run, whole):
+    """The same run, and the same checkpoints."""
+    assert_same_run(run, whole)
     assert steps_of(run) == steps_of(whole)
     assert not list(run.glob("checkpoints/.*"))
 
@@ -78,10 +69,6 @@ def flip_a_bit(path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-
-
-def timeless(record):
-    return {key: value for key, value in record.items() if key not in MEASURED}
 
 
 def assert_one_line(rank, *words):
@@ -110,7 +97,7 @@ def test_a_rank_that_is_killed_ends_the_group_and_the_run_goes_on(recipe, how, w
         assert_one_line(ranks[1 - killed], f"rank {1 - killed} ends", f"rank {killed} is gone")
         assert_whole_folder(run)
     assert [rank.code for rank in train(recipe, run, *how)] == [0, 0]
-    assert_same_run(run, whole)
+    assert_same(run, whole)
 
 
 def test_a_rank_that_held_the_store_is_missed_too(recipe, run):
@@ -126,7 +113,7 @@ def test_a_signal_to_one_rank_saves_the_same_step_of_all(recipe, how, whole, run
     assert steps_of(run) == [2, 3]
     # The score of step 3 is made before any step: a sharded model is then scored first.
     assert [rank.code for rank in train(recipe, run, *how)] == [0, 0]
-    assert_same_run(run, whole)
+    assert_same(run, whole)
 
 
 def test_a_slow_rank_is_named_and_nothing_ends(recipe, how, run):
@@ -155,7 +142,7 @@ def test_all_ranks_fall_back_to_the_checkpoint_before_a_corrupt_one(recipe, how,
     assert "warning" not in ranks[1].text
     (kept,) = run.glob("checkpoints/corrupt-*")
     assert kept.name == "corrupt-step-00000006"
-    assert_same_run(run, whole)
+    assert_same(run, whole)
 
 
 def test_without_a_whole_checkpoint_all_ranks_end_with_one_line(recipe, how, whole, run):
@@ -175,7 +162,7 @@ def test_a_full_disk_of_rank_0_ends_all_and_the_last_checkpoint_is_whole(recipe,
     assert steps_of(run) == [2]
     assert_whole_folder(run)
     assert [rank.code for rank in train(recipe, run, *how)] == [0, 0]
-    assert_same_run(run, whole)
+    assert_same(run, whole)
 
 
 @pytest.mark.slow
@@ -185,7 +172,7 @@ def test_torchrun_restarts_a_group_of_which_a_rank_was_killed(recipe, how, whole
     code, output, children = watched([*command, "data.workers=1", "--out", run])
     assert code == 0, output
     assert output.count("step 6 of 6") >= 1
-    assert_same_run(run, whole)
+    assert_same(run, whole)
     assert len(children) >= 2 * (2 + 2), "two ranks, twice, and what reads their clips"
     assert not alive(children, seconds=10)
 
@@ -207,7 +194,7 @@ def test_a_signal_to_torchrun_saves_and_the_run_goes_on(recipe, how, whole, run)
     assert 0 < max(steps_of(run)) < 6
     assert not alive(children, seconds=10)
     assert [rank.code for rank in train(recipe, run, *how)] == [0, 0]
-    assert_same_run(run, whole)
+    assert_same(run, whole)
 
 
 def torchrun(*options):

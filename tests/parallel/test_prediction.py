@@ -157,8 +157,8 @@ def test_several_ranks_of_a_modality_sum_their_gradients():
     work = replace(WORK, streams={"rgb": rgb, "spectrogram": SOUND})
     step = predictor(FAST, work).modality(Hosts(1, 5), 16)
     assert (step.plan, step.clips) == ((4, 1), 4)
-    twins = all_reduce(4 * 400, Hosts(1, 4), FAST)
-    assert step.wire.sent > twins.sent
+    replicas = all_reduce(4 * 400, Hosts(1, 4), FAST)
+    assert step.wire.sent > replicas.sent
     assert step.forward + step.backward == 4 * 1300 / 50
 
 

@@ -8,14 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from same_run import assert_same_run
 
-from mbt_fast.checkpoint.runs import find_checkpoint
 from mbt_fast.train.log import read
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
-MEASURED = ("clips_per_second", "data_wait")
 
 
 @pytest.fixture
@@ -38,23 +35,6 @@ def start(clips, tmp_path):
 def finish(process, *, killed=False):
     _, error = process.communicate(timeout=120)
     assert process.returncode == (-9 if killed else 0), f"{process.args}: {error}"
-
-
-def assert_same_run(run, whole):
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        actual, expected = (load_file(find_checkpoint(folder) / name) for folder in (run, whole))
-        assert actual.keys() == expected.keys()
-        for key, tensor in expected.items():
-            assert torch.equal(actual[key], tensor), key
-    for name in ("log.jsonl", "broken.jsonl"):
-        actual, expected = (list(map(timeless, read(folder / name))) for folder in (run, whole))
-        assert actual == expected
-    for pointer in ("latest", "best"):
-        assert (run / pointer).read_text() == (whole / pointer).read_text()
-
-
-def timeless(record):
-    return {key: value for key, value in record.items() if key not in MEASURED}
 
 
 def test_killed_in_a_step_and_in_a_save(start, tmp_path):
