@@ -114,8 +114,8 @@ class Sharded(Alone):
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
         except ValueError as error:
             raise InputError(
-                'train.parallel must be "ddp" with a torch before 2.12, in which FSDP2 shards no '
-                f"fusion layer, got torch {torch.__version__}"
+                'train.parallel must be "ddp" with this torch, whose FSDP2 shards no fusion layer '
+                f"(2.11 does not, 2.13 does), got torch {torch.__version__}"
             ) from error
         self._sharded = fully_shard(model, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(model, "forward_modalities")

@@ -25,7 +25,7 @@ from mbt_fast.parallel.work import Settings, Work
 
 NEEDS_SHARDED_LAYERS = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12),
-    reason="FSDP2 shards a FusionLayer from torch 2.12 on",
+    reason="FSDP2 of torch 2.11 shards no FusionLayer",
 )
 TINY = mbt_fast.create_model("mbt_tiny").config
 

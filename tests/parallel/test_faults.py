@@ -10,11 +10,11 @@ import sys
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
 import faults
 import pytest
 from faults import at, fail, fill_the_disk, kill, terminate, train, wait_impatiently
+from processes import alive, descendants
 from same_run import assert_same_run
 
 from mbt_fast.checkpoint.checksums import check_checksums
@@ -217,27 +217,3 @@ def watched(command, act=lambda process: None):
         process.wait()
         output.seek(0)
         return process.returncode, output.read(), children
-
-
-def alive(pids, seconds):
-    """Which of the processes are there still after some seconds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-        if not left:
-            break
-        time.sleep(0.1)
-    return left
-
-
-def descendants(pid):
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if parent == pid:
-            child = int(stat.parent.name)
-            found |= {child} | descendants(child)
-    return found

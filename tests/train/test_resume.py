@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import alive, descendants
 from same_run import assert_same_run
 
 from mbt_fast.train.log import read
@@ -85,20 +86,4 @@ def test_a_killed_run_leaves_no_process(start, tmp_path):
         time.sleep(0.02)
     process.communicate()
     assert len(children) >= 3, "a fork server and two workers"
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-
-
-def descendants(pid):
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if parent == pid:
-            child = int(stat.parent.name)
-            found |= {child} | descendants(child)
-    return found
+    assert not alive(children, seconds=10)
