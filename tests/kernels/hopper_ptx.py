@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from hopper import import_module
-from nvcc_build import NVCC, build
+from nvcc_build import NVCC
 
 from mbt_fast.testing.ptx import tensor_map
 
