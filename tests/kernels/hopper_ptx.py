@@ -2,13 +2,16 @@
 
 import ctypes
 import re
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from hopper import import_module
 from nvcc_build import NVCC
 
 from mbt_fast.testing.ptx import tensor_map
+from mbt_fast.testing.ptx.launch import launch as run
+from mbt_fast.testing.ptx.memory import Memory
+from mbt_fast.testing.ptx.parse import Module
 
 WHY_NOT = "nvcc is not installed" if NVCC is None else ""
 LAUNCH = ctypes.CFUNCTYPE(
@@ -51,6 +54,12 @@ def span(sizes, strides):
         return 0
     last = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=False))
     return 2 * (last + sizes[-1])
+
+
+@cache
+def kernel_of(text):
+    """The kernel of a PTX text, parsed."""
+    return Module(text).only()
 
 
 class Device:
@@ -140,6 +149,18 @@ class Device:
             self.error = error
             return 1
         return 0
+
+    def execute(self, launch):
+        """Run the kernel's PTX, or what a test makes of it."""
+        text = self.texts[launch.kernel]
+        for name, edit in self.changes.items():
+            text = edit(text) if name in launch.kernel else text
+        run(
+            kernel_of(text),
+            *(launch.grid, launch.block, launch.parameters, Memory(self.windows)),
+            shared_bytes=launch.shared_bytes,
+            seed=self.seed,
+        )
 
     def _encode(self, to, kind, rank, base, sizes, strides, box, steps, *modes):
         """Likewise, of cuTensorMapEncodeTiled."""
