@@ -62,7 +62,7 @@ def kernel_of(text):
     return Module(text).only()
 
 
-class Device:
+class Extension:
     """Stands for ``mbt_fast._cuda``: its module, where a launch runs on the executor.
 
     Memory that a call is given is filled with NaN where the kernels are to write, and a kernel may
@@ -75,9 +75,9 @@ class Device:
         self._callbacks = LAUNCH(self._launch), ENCODE(self._encode)
         self.library.set_callbacks(*self._callbacks)
         self.backward_workspace = lambda call, *rest: self.module.backward_workspace(call.of, *rest)
-        self.reset(seed=0, multiprocessors=2)
+        self.emulate(0, 2)
 
-    def reset(self, seed, multiprocessors):
+    def emulate(self, seed, multiprocessors):
         """Choose the order of warps and how many blocks share the items; forget the rest."""
         self.seed, self.launched, self.changes, self.error = seed, [], {}, None
         self.library.set_multiprocessors(multiprocessors)
