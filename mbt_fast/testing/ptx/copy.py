@@ -47,9 +47,9 @@ class Copies:
     @classmethod
     def of(cls, blocks: Blocks) -> "Copies":
         """Those of some blocks."""
-        return blocks.state.setdefault("cp.async", None) or blocks.state.setdefault(
-            "cp.async", cls(blocks)
-        )
+        if "cp.async" not in blocks.state:
+            blocks.state["cp.async"] = cls(blocks)
+        return blocks.state["cp.async"]
 
     def wait(self, step: Step, newest: Any) -> None:
         """End the copies of a group's threads but those of their ``newest`` last groups."""
