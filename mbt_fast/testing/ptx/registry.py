@@ -28,7 +28,10 @@ Run = Callable[[Step], "bool | None"]
 Make = Callable[[Instruction], Run]
 
 OPS: dict[str, Make] = {}
-FAMILIES = ("arithmetic", "bits", "convert", "control", "move", "warp", "tensor", "copy")
+FAMILIES = (
+    *("arithmetic", "bits", "convert", "control", "move", "warp", "tensor", "copy"),
+    *("wgmma", "mbarrier", "bulk", "fences"),  # of sm_90
+)
 
 
 def op(*opcodes: str) -> Callable[[Make], Make]:
@@ -61,11 +64,19 @@ def _make(instruction: Instruction, labels: dict[str, int]) -> Run:
     try:
         if instruction.opcode == "bra":
             return branch(instruction, labels)
-        if instruction.opcode not in OPS:
-            raise PtxError(f"the instruction {instruction.opcode} is not implemented")
-        return OPS[instruction.opcode](instruction)
+        return _maker(instruction)(instruction)
     except (KeyError, IndexError, PtxError) as error:
         raise PtxError(f"cannot run: {error}", instruction.line, instruction.text) from error
+
+
+def _maker(instruction: Instruction) -> Make:
+    """Of the longest name that is registered: ``cp.async.bulk`` before ``cp.async``."""
+    words = (instruction.opcode, *instruction.modifiers)
+    for count in range(len(words), 0, -1):
+        make = OPS.get(".".join(words[:count]))
+        if make is not None:
+            return make
+    raise PtxError(f"the instruction {instruction.opcode} is not implemented")
 
 
 def _guarded(instruction: Instruction, run: Run) -> Run:
