@@ -159,7 +159,7 @@ class Extension:
             kernel_of(text),
             *(launch.grid, launch.block, launch.parameters, Memory(self.windows)),
             shared_bytes=launch.shared_bytes,
-            seed=self.seed,
+            seed=self.seed or None,
         )
 
     def _encode(self, to, kind, rank, base, sizes, strides, box, steps, *modes):
