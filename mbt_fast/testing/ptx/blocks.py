@@ -124,6 +124,13 @@ class Blocks:
         self.parked[step.at] |= lanes
         self.waits.append(Wait(step, lanes.copy(), ready, reason, step.pc))
 
+    def unpark(self, warps: Array) -> None:
+        """Let warps go on, whatever they wait for."""
+        self.parked[warps] = False
+        for wait in self.waits:
+            wait.lanes[np.isin(wait.step.warps, warps)] = False
+        self.waits = [wait for wait in self.waits if wait.lanes.any()]
+
     def wake(self) -> bool:
         """Let those go on whose wait is over; whether there are any."""
         kept, woken = [], False

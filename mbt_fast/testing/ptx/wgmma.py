@@ -48,56 +48,57 @@ def wgmma(code: Instruction) -> Run:
     return forms[code.modifiers[0]](code)
 
 
-def assemble(step: Step) -> tuple[Array, Array] | None:
-    """The warp groups of which all four warps are here; the others wait for their warps.
+def assemble(step: Step) -> Step | None:
+    """All warps of the warp groups that are complete with the warps of ``step``.
+
+    The last warp of a group to come brings along those that wait here; the others wait.
 
     Returns:
-        Positions in ``step`` of each group's warps, ``[groups, 4]``, and numbers of the groups; or
-        ``None`` if there is no whole group. Warps that wait are parked.
+        A step of whole groups in order, or ``None`` if none is complete.
 
     Raises:
         PtxError: A thread of a warp is elsewhere, or the block has no whole warp groups.
     """
     step.whole_warps()
-    per_block = step.blocks.warps_each
-    if per_block % WARPS:
-        step.fail(f"blocks must have whole groups of {WARPS} warps, got {per_block} warps")
-    order = np.argsort(step.warps, kind="stable")
-    groups, first, count = np.unique(
-        step.warps[order] // WARPS, return_index=True, return_counts=True
-    )
-    whole = count == WARPS
-    if not whole.all():
-        _wait_for_the_others(step, np.isin(step.warps // WARPS, groups[~whole]))
-    if not whole.any():
+    blocks = step.blocks
+    if blocks.warps_each % WARPS:
+        step.fail(f"blocks must have whole groups of {WARPS} warps, got {blocks.warps_each} warps")
+    numbers = np.unique(step.warps // WARPS)[:, None] * WARPS + np.arange(WARPS)
+    if step.n == numbers.size and not isinstance(step.at, np.ndarray):
+        return step
+    here = (blocks.parked[numbers] & (blocks.pc[numbers] == step.pc)).all(axis=-1)
+    complete = (here | np.isin(numbers, step.warps)).all(axis=1)
+    if not complete.any():
         return None
-    return order[first[whole][:, None] + np.arange(WARPS)], groups[whole]
+    members = numbers[complete].ravel()
+    blocks.unpark(members)
+    whole = Step(blocks, members, len(members), None)
+    whole.pc = step.pc
+    return whole
 
 
-def _wait_for_the_others(step: Step, rows: Array) -> None:
-    """Park warps until the three others of their group have come to this instruction."""
-    blocks, pc = step.blocks, step.pc
-    others = (step.warps // WARPS * WARPS)[:, None] + np.arange(WARPS)
-
-    def ready() -> Array:
-        here = (blocks.pc[others] == pc).all(axis=(1, 2))
-        return np.repeat(here[:, None], 32, axis=1)
-
-    lanes = np.repeat(rows[:, None], 32, axis=1)
-    step.park(lanes, ready, "the other warps of the warp group")
+Act = Callable[[Step, Asynchronous, Array, list[Group]], None]
 
 
-def _collective(act: Callable[[Step, Asynchronous, Array, list[Group]], None]) -> Run:
+def _collective(act: Act) -> Run:
     """An instruction of whole warp groups: ``act(step, state, warps, groups)``."""
 
     def run(step: Step) -> bool | None:
-        found = assemble(step)
-        if found is None:
-            return True
-        positions, numbers = found
-        state = asynchronous(step.blocks)
-        act(step, state, step.warps[positions], [state.groups[int(g)] for g in numbers])
-        return positions.size < step.n
+        whole = assemble(step)
+        if whole is not None:
+            warps = whole.warps.reshape(-1, WARPS)
+            state = asynchronous(whole.blocks)
+            act(whole, state, warps, [state.groups[int(first) // WARPS] for first in warps[:, 0]])
+        if whole is step:
+            return None
+        went = np.zeros(step.n, bool)
+        if whole is not None:
+            whole.advance(whole.lanes)
+            went = np.isin(step.warps, whole.warps)
+        waits = np.repeat(~went[:, None], 32, axis=1)
+        if waits.any():
+            step.park(waits, lambda: ~step.lanes, "the other warps of the warp group")
+        return True
 
     return run
 
@@ -143,7 +144,7 @@ def _mma_async(code: Instruction) -> Run:
         if signs[0] != signs[1]:
             np.negative(added, out=added)
         sums = start_sums(groups, accumulators, file, warps)
-        keeps = _of_groups(step, warps, scale_d(step))
+        keeps = _of_groups(step, scale_d(step))
         sums *= keeps[:, None, None]
         if not keeps.all():
             sums[~keeps] = 0  # NaN times zero is NaN
@@ -241,7 +242,7 @@ def _shared_reader(operand: Any, rows: int, major: int) -> Reading:
     bits = reader(operand, "u64")
 
     def read(step: Step, state: Asynchronous, warps: Array) -> tuple[SharedOperand, Array]:
-        values = _of_groups(step, warps, bits(step))
+        values = _of_groups(step, bits(step))
         try:
             unique = [descriptor.chunk_addresses(int(v), rows, major) for v in values]
         except ValueError as error:
@@ -259,15 +260,13 @@ def _shared_reader(operand: Any, rows: int, major: int) -> Reading:
     return read
 
 
-def _of_groups(step: Step, warps: Array, value: Any) -> Array:
+def _of_groups(step: Step, value: Any) -> Array:
     """A value that all threads of a group share, ``[groups]``.
 
     Raises:
         PtxError: They do not.
     """
-    position = np.empty(int(step.warps.max()) + 1, np.int64)
-    position[step.warps] = np.arange(step.n)
-    rows: Array = step.full(value)[position[warps]].reshape(len(warps), -1)
+    rows = np.reshape(step.full(value), (-1, WARPS * 32))
     if (rows != rows[:, :1]).any():
         step.fail("an operand must be the same in all threads of a warp group")
     return np.ascontiguousarray(rows[:, 0])
