@@ -102,10 +102,15 @@ def from_registers(columns):
     lines = ["    mul.wide.u32 %rd4, %r1, 4;", "    add.s64 %rd4, %rd2, %rd4;"]
     lines += [f"    ld.global.b32 %r{10 + i}, [%rd4+{512 * i}];" for i in range(4)]
     d = ", ".join(accumulators(columns))
-    return "\n".join(lines) + "\n" + ORDER + (
-        f"    mov.b64 %rd6, {operand(B_AT, columns, 0, 0)};\n"
-        f"    wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{{d}}}, "
-        "{%r10, %r11, %r12, %r13}, %rd6, 0, 1, 1, 0;\n"
+    return (
+        "\n".join(lines)
+        + "\n"
+        + ORDER
+        + (
+            f"    mov.b64 %rd6, {operand(B_AT, columns, 0, 0)};\n"
+            f"    wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{{d}}}, "
+            "{%r10, %r11, %r12, %r13}, %rd6, 0, 1, 1, 0;\n"
+        )
     )
 
 
