@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from mbt_fast.testing.ptx.driver import LAUNCH_FAILED, SUCCESS, Shape, connect, 
 _WIDTHS = {"8": 1, "16": 2, "32": 4, "64": 8}
 
 
-class Kernel(NamedTuple):
-    """What Triton has loaded: the name of the entry, and its module's text."""
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """What Triton has compiled and loaded: the name of the entry, and its module's text."""
 
     name: str
     ptx: str
