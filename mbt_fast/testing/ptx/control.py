@@ -7,7 +7,7 @@ from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.operands import reader
 from mbt_fast.testing.ptx.registry import Run, op
 from mbt_fast.testing.ptx.step import Step
-from mbt_fast.testing.ptx.syntax import Immediate, Instruction, Symbol
+from mbt_fast.testing.ptx.syntax import Instruction, Symbol
 
 
 def branch(code: Instruction, labels: dict[str, int]) -> Run:
@@ -48,9 +48,7 @@ def trap(code: Instruction) -> Run:
 
 @op("bar", "barrier")
 def bar(code: Instruction) -> Run:
-    """``bar.sync``, ``bar.arrive`` and ``bar.warp.sync``."""
-    if code.has("warp"):
-        return _warp_barrier(code)
+    """``bar.sync`` and ``bar.arrive``."""
     waits = code.has("sync")
     if not waits and not code.has("arrive"):
         raise PtxError("of barriers only sync and arrive are implemented")
@@ -90,34 +88,15 @@ def release(blocks: Blocks) -> None:
     blocks.parked[opened] = False
 
 
-def _warp_barrier(code: Instruction) -> Run:
-    """All threads of the mask meet here."""
-    mask = reader(code.operands[0], "u32")
-    if isinstance(code.operands[0], Immediate) and code.operands[0].value % 2**32 == 0:
-        raise PtxError("the mask of a warp barrier must not be empty")
-
-    def run(step: Step) -> bool | None:
-        return meet(step, members(step.full(mask(step))))
-
-    return run
+@op("fence", "membar")
+def fence(code: Instruction) -> Run:
+    """Order of memory operations; here each is seen at once. Proxies are another matter."""
+    if code.has("proxy") or any(m.startswith("proxy") for m in code.modifiers):
+        raise PtxError("fences between proxies are not implemented")
+    return lambda step: None
 
 
-def members(mask: np.ndarray) -> np.ndarray:
-    """Bits of a mask of lanes, uint32 ``[n, 32]``, as bool: is this lane in the mask of lane 0."""
-    return (mask[:, :1] >> np.arange(32, dtype=np.uint32)) & np.uint32(1) == 1
-
-
-def meet(step: Step, who: np.ndarray) -> bool | None:
-    """Let threads wait until all of ``who`` [n, 32] of their warp are here; None if they are."""
-    complete = step.converged(who)
-    if complete.all():
-        return None
-    pc, at = step.pc, step.at
-    blocks = step.blocks
-    waits = step.lanes & ~complete[:, None]
-
-    def ready() -> np.ndarray:
-        here = blocks.pc[at] == pc
-        return np.broadcast_to((here | ~who | ~blocks.live[at]).all(1)[:, None], step.shape)
-
-    return step.park(waits, ready, "the other threads of a warp")
+@op("prefetch", "prefetchu", "applypriority", "discard", "nanosleep", "griddepcontrol")
+def hint(code: Instruction) -> Run:
+    """What changes speed only."""
+    return lambda step: None

@@ -32,7 +32,7 @@ FAMILIES = ("arithmetic", "bits", "convert", "control", "move", "warp", "tensor"
 
 
 def op(*opcodes: str) -> Callable[[Make], Make]:
-    """Register a function for base opcodes."""
+    """Register a function for opcodes, with as many modifiers as tell it from others."""
 
     def register(make: Make) -> Make:
         for opcode in opcodes:
@@ -61,11 +61,19 @@ def _make(instruction: Instruction, labels: dict[str, int]) -> Run:
     try:
         if instruction.opcode == "bra":
             return branch(instruction, labels)
-        if instruction.opcode not in OPS:
-            raise PtxError(f"the instruction {instruction.opcode} is not implemented")
-        return OPS[instruction.opcode](instruction)
+        return _registered(instruction)(instruction)
     except (KeyError, IndexError, PtxError) as error:
         raise PtxError(f"cannot run: {error}", instruction.line, instruction.text) from error
+
+
+def _registered(instruction: Instruction) -> Make:
+    """The function of the longest registered name that the opcode starts with."""
+    parts = [instruction.opcode, *instruction.modifiers]
+    for length in range(len(parts), 0, -1):
+        make = OPS.get(".".join(parts[:length]))
+        if make is not None:
+            return make
+    raise PtxError(f"the instruction {instruction.opcode} is not implemented")
 
 
 def _guarded(instruction: Instruction, run: Run) -> Run:
