@@ -1,15 +1,14 @@
-"""A GPU that is not there: Triton compiles and launches for it, and the executor computes.
+"""A GPU that is not there, for Triton: its own binder, compiler and C launcher run as they are.
 
-Triton's own binder, compiler and C launcher run as they are. What is ours lies below them, in
-``driver.c``, and around the launcher, where Python's arguments are still tensors.
+What is ours lies below them, in ``driver.c``, and around the launcher, where arguments are still
+tensors. ``mbt_fast.testing.ptx.device`` is the way in.
 """
 
 import ctypes
-import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,47 +17,69 @@ from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
-from triton.runtime import driver as active_driver
+from triton.runtime import driver as drivers
 
 from mbt_fast.testing.ptx.driver import LAUNCH_FAILED, SUCCESS, Shape, connect, load
+from mbt_fast.testing.ptx.launch import launch, pack
+from mbt_fast.testing.ptx.memory import Memory
+from mbt_fast.testing.ptx.parse import Module
+from mbt_fast.testing.ptx.syntax import Kernel
 
-_WIDTHS = {"8": 1, "16": 2, "32": 4, "64": 8}
 
+class Launch(NamedTuple):
+    """One launch of a Triton kernel, as the driver of a GPU would see it.
 
-class Kernel(NamedTuple):
-    """What Triton has loaded: the name of the entry, and its module's text."""
+    Args:
+        name: The kernel's.
+        ptx: What Triton compiled; a launch with another text, made by ``_replace``, runs that.
+        function: The driver's handle, one for each specialisation that a process has compiled.
+        shape: Grid, block, cluster and dynamic shared memory.
+        types: Triton's types of the arguments, by name, such as ``"*fp32"`` or ``"constexpr"``.
+        arguments: The arguments, by name; they keep their tensors alive.
+        parameters: The bytes of each parameter of the PTX, in its order.
+    """
 
     name: str
     ptx: str
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One call of ``cuLaunchKernelEx``.
-
-    Args:
-        kernel: What is launched.
-        shape: Grid, block, cluster and dynamic shared memory.
-        arguments: Of the Triton function, by name; keeps its tensors alive.
-        types: Triton's types of the arguments, by name, such as ``"*fp32"`` or ``"constexpr"``.
-        parameters: The bytes of each parameter, in the order of the entry's list.
-    """
-
-    kernel: Kernel
+    function: int
     shape: Shape
-    arguments: Mapping[str, Any]
     types: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     parameters: tuple[bytes, ...]
 
     def windows(self) -> list[tuple[int, int]]:
-        """Address and size of all memory that the kernel may touch: its tensors' storages."""
-        return sorted(
-            {(s.data_ptr(), s.nbytes()) for s in _storages(self.arguments.values()) if s.nbytes()}
+        """Address and size of what the kernel may touch: its tensors' storages."""
+        storages = _storages(self.arguments.values())
+        return sorted({(s.data_ptr(), s.nbytes()) for s in storages if s.nbytes()})
+
+    def run(self, seed: int | None = None) -> None:
+        """Run the kernel on the CPU.
+
+        Args:
+            seed: Draws an order of the warps; ``None`` runs them in step.
+
+        Raises:
+            PtxError: The kernel does what PTX does not define, or what is not implemented.
+        """
+        if self.shape.cluster != (1, 1, 1):
+            raise ValueError(f"cluster must be (1, 1, 1), got {self.shape.cluster}")
+        kernel = _entry(self.ptx, self.name)
+        parameters = pack(kernel, self.parameters)
+        memory = Memory(self.windows())
+        shape = self.shape
+        launch(
+            kernel,
+            shape.grid,
+            shape.block,
+            parameters,
+            memory,
+            shared_bytes=shape.shared_bytes,
+            seed=seed,
         )
 
 
-_KERNELS: dict[int, Kernel] = {}  # by the driver's handle, which a process gives once
-_CALL = threading.local()  # arguments and types of the launcher that a thread is in; its error
+_LOADED: dict[int, tuple[str, str]] = {}  # name and PTX, by handle, which a process gives once
+_CALL = threading.local()  # of the launcher that a thread is in: types, arguments, error
 
 
 class Launcher(nvidia.CudaLauncher):
@@ -73,8 +94,9 @@ class Launcher(nvidia.CudaLauncher):
         self, grid_x, grid_y, grid_z, stream, function, metadata, launch_metadata, enter, leave,
         *arguments,
     ) -> None:  # fmt: skip
-        """Launch; an error of the executor is the caller's."""
-        _CALL.types, _CALL.arguments, _CALL.error = self._types, arguments, None
+        """Launch; an error of the executor is raised in place of the driver's."""
+        _CALL.types, _CALL.error = self._types, None
+        _CALL.arguments = dict(zip(self._types, arguments, strict=True))
         try:
             super().__call__(
                 grid_x, grid_y, grid_z, stream, function, metadata, launch_metadata, enter, leave,
@@ -86,17 +108,17 @@ class Launcher(nvidia.CudaLauncher):
             del _CALL.types, _CALL.arguments, _CALL.error
 
 
-class Device(nvidia.CudaDriver):
+class Driver(nvidia.CudaDriver):
     """Triton's driver of NVIDIA GPUs, for CPU tensors.
 
     Its device has the number of its architecture, so that kernels of one are not taken for another.
     """
 
-    def __init__(self, arch: int, execute: bool) -> None:
-        """Record launches, and execute them if asked to."""
+    def __init__(self, arch: int, run: Callable[[Launch], None] | None) -> None:
+        """Record launches, and hand them to a function if there is one."""
         super().__init__()
-        self.arch, self.execute = arch, execute
         self.launches: list[Launch] = []
+        self._arch, self._run = arch, run
         self.launcher_cls = Launcher
         self.get_current_device = lambda: arch
         self.set_current_device = lambda device: None
@@ -105,60 +127,61 @@ class Device(nvidia.CudaDriver):
 
     def get_current_target(self) -> GPUTarget:
         """What Triton compiles for."""
-        return GPUTarget("cuda", self.arch, 32)
+        return GPUTarget("cuda", self._arch, 32)
 
     def get_active_torch_device(self) -> torch.device:
         """Where tensors are."""
         return torch.device("cpu")
 
+    def take(self, launched: Launch) -> None:
+        """Record a launch, and run it."""
+        self.launches.append(launched)
+        if self._run is not None:
+            self._run(launched)
+
 
 @contextmanager
-def device(arch: int = 80, *, execute: bool = True) -> Iterator[list[Launch]]:
+def device(arch: int, run: Callable[[Launch], None] | None) -> Iterator[list[Launch]]:
     """See ``mbt_fast.testing.ptx.device``."""
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must be unset: the interpreter compiles no PTX")
     library = load(str(nvidia.include_dirs[0]), Path(knobs.cache.dir, "mbt_fast"))
     connect(library, _on_launch)
-    before = active_driver._active
+    before = drivers._active
     with knobs.nvidia.scope():
         knobs.nvidia.libcuda_path = str(library.folder)
-        here = Device(arch, execute)
+        here = Driver(arch, run)
         knobs.runtime.kernel_load_end_hook.add(_on_load)
-        active_driver.set_active(here)
+        drivers.set_active(here)
         try:
             yield here.launches
         finally:
-            active_driver.set_active(before)
+            drivers.set_active(before)
             knobs.runtime.kernel_load_end_hook.remove(_on_load)
 
 
 def _on_load(module: int, function: int, name: str, files: Mapping[str, str], hash: str) -> None:
     (path,) = (path for file, path in files.items() if file.endswith(".ptx"))
-    _KERNELS[function] = Kernel(name, Path(path).read_text())
+    _LOADED[function] = name, Path(path).read_text()
 
 
 def _on_launch(function: int, shape: Shape, pointers: Any) -> int:
     """Called by the driver. An exception waits for ``Launcher``: C has no way for it."""
     try:
-        kernel = _KERNELS[function]
-        parameters = tuple(
-            ctypes.string_at(pointers[i], size) for i, size in enumerate(parameter_sizes(kernel))
-        )
-        arguments = dict(zip(_CALL.types, _CALL.arguments, strict=True))
-        launch = Launch(kernel, shape, arguments, _CALL.types, parameters)
-        here = active_driver.active
-        here.launches.append(launch)
+        name, ptx = _LOADED[function]
+        sizes = [parameter.size for parameter in _entry(ptx, name).parameters.values()]
+        parameters = tuple(ctypes.string_at(pointers[i], size) for i, size in enumerate(sizes))
+        launched = Launch(name, ptx, function, shape, _CALL.types, _CALL.arguments, parameters)
+        drivers.active.take(launched)
     except BaseException as error:  # KeyboardInterrupt, too
         _CALL.error = error
         return LAUNCH_FAILED
     return SUCCESS
 
 
-def parameter_sizes(kernel: Kernel) -> list[int]:
-    """Bytes of each parameter of the entry."""
-    entry = kernel.ptx[kernel.ptx.index(f".entry {kernel.name}(") :]
-    found = re.findall(r"\.param\s+\.[bsuf](\d+)", entry[: entry.index(")")])
-    return [_WIDTHS[bits] for bits in found]
+@lru_cache(maxsize=64)
+def _entry(ptx: str, name: str) -> Kernel:
+    return Module(ptx)[name]
 
 
 def _storages(arguments: Any) -> Iterator[torch.UntypedStorage]:
