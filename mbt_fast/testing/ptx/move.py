@@ -80,7 +80,7 @@ def _count(code: Instruction) -> int:
 def ld(code: Instruction) -> Run:
     """Load from global, shared or constant memory, or a parameter."""
     space, count, kind = _space(code), _count(code), code.type
-    if space == "param":
+    if space == "param" and isinstance(getattr(code.operands[1], "base", None), Symbol):
         return _load_parameter(code, kind, count)
     put = writers(code.operands[0], kind)
     take = address_reader(code.operands[1], space)
