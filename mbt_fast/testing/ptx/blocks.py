@@ -11,6 +11,7 @@ import numpy as np
 from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.memory import SHARED_BASE, Memory, Shared
 from mbt_fast.testing.ptx.operands import FILES, NUMPY, WIDTHS
+from mbt_fast.testing.ptx.proxies import Proxies
 from mbt_fast.testing.ptx.step import Array, Step
 from mbt_fast.testing.ptx.syntax import Kernel
 
@@ -50,9 +51,12 @@ class Blocks:
         numbers: 0 to the number of warps; a warp's block is ``block_of_warp``.
         pc: Place of each thread in the program, int64 ``[warps, 32]``; ``GONE`` after its end.
         parked: Which threads wait, bool ``[warps, 32]``.
+        registers: By class, ``[registers, warps, 32]``; ``files`` shows the same.
         shared: Shared memory.
+        proxies: What the async proxy has not seen of it; ``None`` where none uses it.
         state: What families of instructions keep, by a name of their own.
         deferred: Asynchronous work that is done when no thread can run, oldest first.
+        at_end: What is done when all threads have left the program.
     """
 
     def __init__(self, launch: Launch, indices: Array) -> None:
@@ -70,11 +74,16 @@ class Blocks:
         self.pc = np.where(thread < self.threads, 0, GONE)
         self.parked = np.zeros((warps, 32), bool)
         self.waits: list[Wait] = []
-        self.files = _register_files(launch.kernel.registers, warps)
+        self.registers = _registers(launch.kernel.registers, warps)
+        self.files = _register_files(self.registers)
         self.shared = Shared(self.count, launch.kernel.shared_bytes + launch.shared_bytes)
+        self.proxies: Proxies | None = None
+        if launch.kernel.uses_async_proxy:
+            self.proxies = Proxies(len(self.shared.flat), warps * 32)
         self.specials = _specials(launch, indices[self.block_of_warp], thread)
         self.state: dict[str, Any] = {}
         self.deferred: deque[Callable[[], None]] = deque()
+        self.at_end: list[Callable[[], None]] = []
         self.arrived = np.zeros((self.count, BARRIERS), np.int64)
         self.expected = np.zeros((self.count, BARRIERS), np.int64)
         self.barrier = np.full(warps, -1)  # that each warp waits at
@@ -115,6 +124,13 @@ class Blocks:
         self.parked[step.at] |= lanes
         self.waits.append(Wait(step, lanes.copy(), ready, reason, step.pc))
 
+    def unpark(self, warps: Array) -> None:
+        """Let warps go on, whatever they wait for."""
+        self.parked[warps] = False
+        for wait in self.waits:
+            wait.lanes[np.isin(wait.step.warps, warps)] = False
+        self.waits = [wait for wait in self.waits if wait.lanes.any()]
+
     def wake(self) -> bool:
         """Let those go on whose wait is over; whether there are any."""
         kept, woken = [], False
@@ -147,19 +163,21 @@ class Blocks:
         )
 
 
-def _register_files(counts: dict[str, int], warps: int) -> dict[str, list[Array]]:
+def _registers(counts: dict[str, int], warps: int) -> dict[str, Array]:
     """Registers start as 0xFF, so that one that nobody wrote is NaN; predicates as false."""
-    files: dict[str, list[Array]] = {}
-    bits = {
+    bits: dict[str, Array] = {
         kind: np.full((counts.get(kind, 0), warps, 32), -1, f"i{width}").view(f"u{width}")
         for kind, width in WIDTHS.items()
     }
-    for name in FILES:
-        if name == "pred":
-            files[name] = list(np.zeros((counts.get("pred", 0), warps, 32), bool))
-        else:
-            files[name] = list(bits[f"b{name[1:]}"].view(NUMPY[name]))
-    return files
+    return bits | {"pred": np.zeros((counts.get("pred", 0), warps, 32), bool)}
+
+
+def _register_files(registers: dict[str, Array]) -> dict[str, list[Array]]:
+    """The same registers by the types that numpy sees in them."""
+    return {
+        name: list(registers["pred" if name == "pred" else f"b{name[1:]}"].view(NUMPY[name]))
+        for name in FILES
+    }
 
 
 def _specials(launch: Launch, block: Array, thread: Array) -> dict[str, Array]:

@@ -88,15 +88,7 @@ def release(blocks: Blocks) -> None:
     blocks.parked[opened] = False
 
 
-@op("fence", "membar")
-def fence(code: Instruction) -> Run:
-    """Order of memory operations; here each is seen at once. Proxies are another matter."""
-    if code.has("proxy") or any(m.startswith("proxy") for m in code.modifiers):
-        raise PtxError("fences between proxies are not implemented")
-    return lambda step: None
-
-
-@op("prefetch", "prefetchu", "applypriority", "discard", "nanosleep", "griddepcontrol")
+@op("prefetchu", "applypriority", "discard", "nanosleep", "griddepcontrol")
 def hint(code: Instruction) -> Run:
     """What changes speed only."""
     return lambda step: None

@@ -149,6 +149,9 @@ def st(code: Instruction) -> Run:
             place, values = place[step.mask], values[step.mask]
         if space == "shared":
             step.blocks.shared.write(place, values)
+            if step.blocks.proxies is not None:
+                threads = step.threads if step.mask is None else step.threads[step.mask]
+                step.blocks.proxies.store(place, size, threads, code.line)
         else:
             scatter(PROCESS, place, values)
 

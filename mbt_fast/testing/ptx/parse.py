@@ -43,6 +43,8 @@ INTEGER = re.compile(r"-?\s*(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
 HEX_FLOAT = re.compile(r"0([fFdD])([0-9a-fA-F]{8,16})$")
 DECIMAL_FLOAT = re.compile(r"-?\d*\.\d+(?:[eE][-+]?\d+)?$")
 
+BOUNDS = {"minnctapersm": "blocks_at_once", "maxnreg": "most_registers"}  # fields of a kernel
+
 
 class Module(dict[str, Kernel]):
     """The kernels of a PTX text by name; each is parsed when it is first asked for.
@@ -89,6 +91,8 @@ class Module(dict[str, Kernel]):
             sizes = [int(size) for size in threads[1].split(",")]
             x, y, z = (*sizes, 1, 1)[:3]
             kernel.threads = x, y, z
+        for word, number in re.findall(r"\.(minnctapersm|maxnreg)\s+(\d+)", match[3]):
+            setattr(kernel, BOUNDS[word], int(number))
         for space, rest in MODULE_VARIABLE.findall(self._outside):
             _declare(kernel, space, rest)
         line = 1 + match.string.count("\n", 0, match.end())

@@ -28,7 +28,10 @@ Run = Callable[[Step], "bool | None"]
 Make = Callable[[Instruction], Run]
 
 OPS: dict[str, Make] = {}
-FAMILIES = ("arithmetic", "bits", "convert", "control", "move", "warp", "tensor", "copy")
+FAMILIES = (
+    *("arithmetic", "bits", "convert", "control", "move", "warp", "tensor", "copy"),
+    *("wgmma", "mbarrier", "bulk", "fences"),  # of sm_90
+)
 
 
 def op(*opcodes: str) -> Callable[[Make], Make]:

@@ -27,9 +27,11 @@ def run(blocks: Blocks, code: list[Run], seed: int | None) -> None:
             if group is not None:
                 _run_straight(blocks, code, *group)
             elif not blocks.live.any():
-                return
+                break
             elif not blocks.wake() and not _finish_something(blocks):
                 _deadlock(blocks)
+        for finish in blocks.at_end:
+            finish()
 
 
 def _next_group(blocks: Blocks, order: Array | None) -> tuple[Step, int, int] | None:

@@ -53,6 +53,11 @@ class Step:
         return self.blocks.numbers[self.at]
 
     @property
+    def threads(self) -> Array:
+        """Numbers of the threads through all blocks that run together, ``[n, 32]``."""
+        return self.warps[:, None] * 32 + np.arange(32)
+
+    @property
     def block(self) -> Array:
         """Row of each warp's block in what ``blocks`` has per block, ``[n]``."""
         return self.blocks.block_of_warp[self.at]

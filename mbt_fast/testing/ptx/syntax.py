@@ -11,6 +11,7 @@ SIZES = {
     **dict.fromkeys(("b32", "u32", "s32", "f32", "f16x2", "bf16x2", "tf32"), 4),
     **dict.fromkeys(("b64", "u64", "s64", "f64"), 8),
 }
+REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor, of a thread at its start
 CLASSES = {1: "b16", 2: "b16", 4: "b32", 8: "b64"}  # no class for bytes: 16 bits hold them
 
 
@@ -120,6 +121,28 @@ class Kernel:
     labels: dict[str, int] = field(default_factory=dict)  # index of the next instruction
     code: list[Instruction] = field(default_factory=list)
     threads: tuple[int, int, int] | None = None  # .reqntid
+    blocks_at_once: int = 1  # .minnctapersm
+    most_registers: int | None = None  # .maxnreg
+
+    @cached_property
+    def jumps_to(self) -> dict[int, list[int]]:
+        """Branches by the index that they lead to."""
+        found: dict[int, list[int]] = {}
+        for place, code in enumerate(self.code):
+            target = code.operands[0] if code.opcode == "bra" else None
+            if isinstance(target, Symbol):
+                found.setdefault(self.labels[target.name], []).append(place)
+        return found
+
+    @cached_property
+    def uses_async_proxy(self) -> bool:
+        """Whether wgmma or bulk copies read or write shared memory."""
+        return any(code.opcode == "wgmma" or code.has("bulk") for code in self.code)
+
+    def registers_at_launch(self, threads: int) -> int:
+        """Registers that each thread has, as the directives bound them: a multiple of 8."""
+        fit = REGISTERS // (threads * self.blocks_at_once)
+        return min(fit, self.most_registers or fit, MOST_REGISTERS) // 8 * 8
 
     @property
     def parameter_bytes(self) -> int:
