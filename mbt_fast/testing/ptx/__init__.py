@@ -34,8 +34,8 @@ def device(
     """A GPU that is not there, for Triton: its kernels run on CPU tensors, as compiled PTX.
 
     Inside the ``with`` block any ``kernel[grid](...)`` goes through Triton's own binder, compiler
-    and launcher, and then to ``run`` instead of a GPU. A kernel may touch the storages of the
-    tensors that it is given, and nothing else.
+    and launcher, and then to ``run`` instead of a GPU. A kernel may touch what lies between the
+    first and the last element of each tensor that it is given, and nothing else.
 
     Args:
         arch: What Triton compiles for: 80, or 90, which means ``sm_90a``.
@@ -55,8 +55,10 @@ def device(
             implemented.
 
     Example:
-        >>> with device(90) as launches:
-        ...     kernel[(4,)](x, out, 100, TILE=128)
+        ::
+
+            with ptx.device(90) as launches:
+                kernel[(4,)](x, out, 100, TILE=128)
     """
     from mbt_fast.testing.ptx import triton_driver
 

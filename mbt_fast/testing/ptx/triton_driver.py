@@ -5,6 +5,7 @@ tensors. ``mbt_fast.testing.ptx.device`` is the way in.
 """
 
 import ctypes
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver as drivers
 
 from mbt_fast.testing.ptx.driver import LAUNCH_FAILED, SUCCESS, Shape, connect, load
+from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.launch import launch, pack
 from mbt_fast.testing.ptx.memory import Memory
 from mbt_fast.testing.ptx.parse import Module
@@ -47,13 +49,8 @@ class Launch(NamedTuple):
     arguments: Mapping[str, Any]
     parameters: tuple[bytes, ...]
 
-    def windows(self) -> list[tuple[int, int]]:
-        """Address and size of what the kernel may touch: its tensors' storages."""
-        storages = _storages(self.arguments.values())
-        return sorted({(s.data_ptr(), s.nbytes()) for s in storages if s.nbytes()})
-
     def run(self, seed: int | None = None) -> None:
-        """Run the kernel on the CPU.
+        """Run the kernel on the CPU; it may touch the tensors among its arguments, no more.
 
         Args:
             seed: Draws an order of the warps; ``None`` runs them in step.
@@ -64,18 +61,14 @@ class Launch(NamedTuple):
         if self.shape.cluster != (1, 1, 1):
             raise ValueError(f"cluster must be (1, 1, 1), got {self.shape.cluster}")
         kernel = _entry(self.ptx, self.name)
+        memory = Memory.of(*_tensors(self.arguments.values()))
+        grid, block, _, shared_bytes = self.shape
         parameters = pack(kernel, self.parameters)
-        memory = Memory(self.windows())
-        shape = self.shape
-        launch(
-            kernel,
-            shape.grid,
-            shape.block,
-            parameters,
-            memory,
-            shared_bytes=shape.shared_bytes,
-            seed=seed,
-        )
+        try:
+            launch(kernel, grid, block, parameters, memory, shared_bytes=shared_bytes, seed=seed)
+        except PtxError as error:
+            error.args = (f"{error}{_source_line(self.ptx, error.line)}",)
+            raise
 
 
 _LOADED: dict[int, tuple[str, str]] = {}  # name and PTX, by handle, which a process gives once
@@ -184,12 +177,23 @@ def _entry(ptx: str, name: str) -> Kernel:
     return Module(ptx)[name]
 
 
-def _storages(arguments: Any) -> Iterator[torch.UntypedStorage]:
-    """Of all tensors among arguments and in their tuples."""
+def _source_line(ptx: str, line: int) -> str:
+    """Where in the Triton source a line of PTX comes from, if the text says so."""
+    before = "\n".join(ptx.splitlines()[:line])
+    places = re.findall(r"^\s*\.loc\s+(\d+)\s+(\d+)", before, re.MULTILINE)
+    files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', ptx, re.MULTILINE))
+    if not places or places[-1][0] not in files:
+        return ""
+    file, number = places[-1]
+    return f"\nfrom {files[file]}:{number}"
+
+
+def _tensors(arguments: Any) -> Iterator[Tensor]:
+    """All tensors among arguments and in their tuples."""
     for argument in arguments:
         if isinstance(argument, Tensor):
-            yield argument.untyped_storage()
+            yield argument
         elif isinstance(argument, (tuple, list)):
-            yield from _storages(argument)
+            yield from _tensors(argument)
         elif isinstance(getattr(argument, "base", None), Tensor):  # a view or descriptor of Triton
-            yield argument.base.untyped_storage()
+            yield argument.base
