@@ -12,7 +12,7 @@ from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.memory import SHARED_BASE, Memory, Shared
 from mbt_fast.testing.ptx.operands import FILES, NUMPY, WIDTHS
 from mbt_fast.testing.ptx.proxies import Proxies
-from mbt_fast.testing.ptx.step import Array, Step
+from mbt_fast.testing.ptx.step import Array, Reason, Step
 from mbt_fast.testing.ptx.syntax import Kernel
 
 GONE = np.iinfo(np.int64).max  # the place of a thread that has left the program
@@ -38,7 +38,7 @@ class Wait(NamedTuple):
     step: Step
     lanes: Array
     ready: Callable[[], Array]
-    reason: str
+    reason: Reason
     pc: int
 
 
@@ -119,7 +119,7 @@ class Blocks:
             return self.launch.constants[name]
         raise PtxError(f"the program has no variable {name}")
 
-    def park(self, step: Step, lanes: Array, ready: Callable[[], Array], reason: str) -> None:
+    def park(self, step: Step, lanes: Array, ready: Callable[[], Array], reason: Reason) -> None:
         """See ``Step.park``."""
         self.parked[step.at] |= lanes
         self.waits.append(Wait(step, lanes.copy(), ready, reason, step.pc))

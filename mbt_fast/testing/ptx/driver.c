@@ -72,14 +72,17 @@ CUresult cuGetErrorString(CUresult error, const char **text) {
   return CUDA_SUCCESS;
 }
 
-/* A context is as good as its device's number; not null, as there is no device 0. */
+/* A context stands for nothing but its device: its address is one more than the number. */
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
-  *context = (CUcontext)(size_t)device;
+  *context = (CUcontext)((size_t)device + 1);
   return CUDA_SUCCESS;
 }
 CUresult cuCtxGetCurrent(CUcontext *context) { *context = current; return CUDA_SUCCESS; }
 CUresult cuCtxSetCurrent(CUcontext context) { current = context; return CUDA_SUCCESS; }
-CUresult cuCtxGetDevice(CUdevice *device) { *device = (int)(size_t)current; return CUDA_SUCCESS; }
+CUresult cuCtxGetDevice(CUdevice *device) {
+  *device = (int)(size_t)current - 1;
+  return current ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+}
 CUresult cuCtxGetLimit(size_t *value, CUlimit limit) { *value = 0; return CUDA_SUCCESS; }
 CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
@@ -109,10 +112,8 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
   return CUDA_SUCCESS;
 }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
-  int device = (int)(size_t)current;
   switch ((int)attribute) {
-    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
-      if (value > most_shared_memory(device)) return CUDA_ERROR_INVALID_VALUE;
+    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: /* Triton has compared it */
       function->most_shared = value;
       return CUDA_SUCCESS;
     case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED: return CUDA_SUCCESS;
@@ -131,6 +132,7 @@ CUresult cuTensorMapEncodeTiled(
     const cuuint32_t *element_strides, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
     CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
   if (!current) return CUDA_ERROR_INVALID_CONTEXT;
+  if (!on_tensor_map) return CUDA_ERROR_NOT_SUPPORTED;
   return on_tensor_map(map, type, rank, address, dims, strides, box, element_strides, interleave,
                        swizzle, promotion, fill);
 }

@@ -123,13 +123,12 @@ def _try_wait(code: Instruction) -> Run:
             return None
 
         def ready() -> Array:
-            wanted = step.lanes & ~goes
-            _land(state, step, np.unique(places[wanted]))
+            _land(state, step, np.unique(places[waits]))
             return _done(state, step, places, parities, observe=False)
 
-        waited = places[step.lanes & ~goes]
-        objects = [state.barriers[int(place)] for place in np.unique(waited)]
-        return step.park(step.lanes & ~goes, ready, f"an mbarrier in {objects[0]}")
+        waits = step.lanes & ~goes
+        first = state.barriers[int(places[waits][0])]
+        return step.park(waits, ready, lambda: f"an mbarrier in {first}")
 
     return run
 

@@ -77,7 +77,9 @@ def _finish_something(blocks: Blocks) -> bool:
 def _deadlock(blocks: Blocks) -> None:
     stuck = blocks.live & blocks.parked
     warp, lane = (int(i) for i in np.argwhere(stuck)[0])
-    reasons = {wait.reason for wait in blocks.waits}
+    reasons = {
+        wait.reason if isinstance(wait.reason, str) else wait.reason() for wait in blocks.waits
+    }
     reasons |= {f"barrier {int(b)}" for b in np.unique(blocks.barrier[blocks.barrier >= 0])}
     pc = int(blocks.pc[warp, lane])
     if blocks.barrier[warp] >= 0:

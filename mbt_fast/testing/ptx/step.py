@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+Reason = str | Callable[[], str]
+
+
 class Step:
     """Some warps of the blocks that run together, all at one instruction.
 
@@ -81,7 +84,7 @@ class Step:
         """Send some of the group's threads to the next instruction."""
         self.go_to(lanes, self.pc + 1)
 
-    def park(self, lanes: Array, ready: Callable[[], Array], reason: str) -> bool:
+    def park(self, lanes: Array, ready: Callable[[], Array], reason: Reason) -> bool:
         """Let some active threads wait here; the other active ones go on.
 
         When nothing else can run ``ready()`` is asked, bool ``[n, 32]``, and the threads for which

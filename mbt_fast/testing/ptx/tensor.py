@@ -62,6 +62,8 @@ def stmatrix(code: Instruction) -> Run:
         shared = step.blocks.shared
         places = shared.places(step, address, ROW)[:, : 8 * count]
         shared.write(places, matrices.reshape(step.n, 8 * count, 8))
+        if step.blocks.proxies is not None:  # a row counts as stored by the thread that says where
+            step.blocks.proxies.store(places, ROW, step.threads[:, : 8 * count], code.line)
 
     return run
 

@@ -5,6 +5,7 @@ import torch
 from mbt_fast.testing import ptx
 
 THREADS = 128
+SHARED_BYTES = 65536
 FRAME = """
 .version 8.0
 .target sm_90a
@@ -45,17 +46,14 @@ def fill(size):
 def store(registers, kind="f32"):
     """Register i of thread t goes to element i * 128 + t of the result."""
     lines = ["    mul.wide.u32 %rd4, %r1, 4;", "    add.s64 %rd4, %rd2, %rd4;"]
-    lines += [
-        f"    st.global.{kind} [%rd4+{4 * THREADS * i}], {r};" for i, r in enumerate(registers)
-    ]
+    for i, register in enumerate(registers):
+        lines.append(f"    st.global.{kind} [%rd4+{4 * THREADS * i}], {register};")
     return "\n".join(lines) + "\n"
 
 
-def execute(
-    body, source, result, tensor_map=bytes(128), *, shared=65536, threads=THREADS, seed=None
-):
+def execute(body, source, result, tensor_map=bytes(128), *, threads=THREADS, seed=None):
     """Run a body on tensors, in one block; returns the result."""
-    text = FRAME.format(body=body, shared=shared, threads=threads)
+    text = FRAME.format(body=body, shared=SHARED_BYTES, threads=threads)
     values = [source.data_ptr(), result.data_ptr(), tensor_map]
     ptx.launch(text, (1,), (threads,), values, ptx.Memory.of(source, result), seed=seed)
     return result

@@ -1,25 +1,15 @@
 """Operands of wgmma in shared memory, against a layout that is filled element by element."""
 
-import numpy as np
 import pytest
+
+pytest.importorskip("numpy", reason="the executor needs numpy")
+
+import numpy as np
+from layouts import bits, permuted
 
 from mbt_fast.testing.ptx import descriptor
 
-# Strides of the examples in the PTX ISA ("Canonical Layouts", figures 168 to 170), in elements of
-# two bytes: ((8, wide, m), (8, 2)) : ((1, 8, leading), (k, stride)).
 BYTES = 2
-
-
-def bits(start, leading, stride, swizzle, base_offset=0):
-    mode = {16: 0, 128: 1, 64: 2, 32: 3}[swizzle]
-    return start >> 4 | leading >> 4 << 16 | stride >> 4 << 32 | base_offset << 49 | mode << 62
-
-
-def permuted(address, swizzle):
-    """The tables of "Swizzling Modes", one address at a time."""
-    line, chunk, rest = address // 128, address % 128 // 16, address % 16
-    period = swizzle // 16
-    return line * 128 + (chunk ^ line % period) * 16 + rest
 
 
 def filled(matrix, place, swizzle, size=32768):

@@ -1,5 +1,9 @@
 """Fragments of wgmma, lane by lane from the figures of the PTX ISA."""
 
+import pytest
+
+pytest.importorskip("numpy", reason="the executor needs numpy")
+
 import numpy as np
 
 from mbt_fast.testing.ptx import fragments

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-np = pytest.importorskip("numpy", reason="the executor needs numpy")
+pytest.importorskip("numpy", reason="the executor needs numpy")
+
+import numpy as np
+from layouts import bits, permuted
+from programs import BARRIER, FENCE, execute, fill, nans, store
 
 from mbt_fast.testing import ptx
-from tests.testing.ptx.programs import BARRIER, FENCE, execute, fill, nans, store
-from tests.testing.ptx.test_descriptor import bits, permuted
 
 A_AT, B_AT = 1024, 1024 + 16384  # addresses of the operands; shared memory begins at 1024
 SIZE = 49152
@@ -118,7 +120,7 @@ def fragments_of(a):
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(16), indexing="ij")
     words = torch.zeros(4, 4, 32, 2, dtype=torch.int16)
     where = columns // 8 * 2 + rows % 16 // 8, rows // 16, rows % 8 * 4 + columns % 8 // 2
-    words[*where, columns % 2] = a.view(torch.int16)
+    words[(*where, columns % 2)] = a.view(torch.int16)
     return words.view(torch.float32).reshape(4, 128)
 
 
