@@ -119,10 +119,11 @@ def _file(register: Register, kind: str) -> str:
         raise PtxError(f"{register.name} has {have} bytes, and {kind} needs {need}")
     if need < have:
         return ("s" if kind.startswith("s") else "u") + str(8 * have)
-    return {np.dtype(NUMPY[k]): k for k in FILES}[np.dtype(NUMPY[kind])]
+    return _FILE_OF[NUMPY[kind]]
 
 
 FILES = ("pred", "u16", "s16", "f16", "u32", "s32", "f32", "u64", "s64", "f64")
+_FILE_OF = {NUMPY[kind]: kind for kind in FILES}
 
 
 def _register_reader(register: Register, kind: str) -> Read:

@@ -209,7 +209,7 @@ def _registers(operand: Any) -> Registers:
     found = [part for part in parts if isinstance(part, Register)]
     if len(found) != len(parts) or len(set(found)) != len(parts):
         raise PtxError("the parts of a fragment must be registers, each once")
-    return tuple(index for _, _, index, _ in found)
+    return tuple(register.number for register in found)
 
 
 def _constant(operand: Any, allowed: tuple[int, int]) -> int:
