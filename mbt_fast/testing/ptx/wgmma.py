@@ -63,11 +63,14 @@ def assemble(step: Step) -> Step | None:
     blocks = step.blocks
     if blocks.warps_each % WARPS:
         step.fail(f"blocks must have whole groups of {WARPS} warps, got {blocks.warps_each} warps")
-    numbers = np.unique(step.warps // WARPS)[:, None] * WARPS + np.arange(WARPS)
-    if step.n == numbers.size and not isinstance(step.at, np.ndarray):
+    if isinstance(step.at, slice) and step.at.start % WARPS == step.n % WARPS == 0:
         return step
-    here = (blocks.parked[numbers] & (blocks.pc[numbers] == step.pc)).all(axis=-1)
-    complete = (here | np.isin(numbers, step.warps)).all(axis=1)
+    comes = np.zeros((len(blocks.numbers) // WARPS, WARPS), bool)
+    comes.ravel()[step.at] = True
+    touched = np.flatnonzero(comes.any(axis=1))
+    numbers = touched[:, None] * WARPS + np.arange(WARPS)
+    waits = (blocks.parked[numbers] & (blocks.pc[numbers] == step.pc)).all(axis=-1)
+    complete = (waits | comes[touched]).all(axis=1)
     if not complete.any():
         return None
     members = numbers[complete].ravel()
@@ -94,7 +97,9 @@ def _collective(act: Act) -> Run:
         went = np.zeros(step.n, bool)
         if whole is not None:
             whole.advance(whole.lanes)
-            went = np.isin(step.warps, whole.warps)
+            together = np.zeros(len(step.blocks.numbers), bool)
+            together[whole.at] = True
+            went = together[step.at]
         waits = np.repeat(~went[:, None], 32, axis=1)
         if waits.any():
             step.park(waits, lambda: ~step.lanes, "the other warps of the warp group")
