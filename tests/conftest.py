@@ -14,7 +14,7 @@ MARKERS = {  # by file; a test may have others of its own
     "models/test_training_curves.py": "slow",
     "project/test_build.py": "slow",
 }
-SLOW = {"aot", "distributed", "native"}
+SLOW = {"aot", "distributed", "exhaustive", "native"}
 # Fixtures that take long: all tests of one of these stay in one worker of pytest-xdist.
 BUILT_ONCE = ("wheel",)
 

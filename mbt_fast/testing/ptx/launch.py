@@ -17,8 +17,6 @@ from mbt_fast.testing.ptx.syntax import Kernel
 THREADS_AT_ONCE = 4096
 SHARED_AT_ONCE = 64 << 20
 
-_RUNNABLE: dict[int, tuple[Kernel, list[Run]]] = {}
-
 
 def launch(
     kernel: Kernel | str,
@@ -97,10 +95,9 @@ def _only_kernel(text: str) -> Kernel:
 
 
 def _compiled(kernel: Kernel) -> list[Run]:
-    kept = _RUNNABLE.get(id(kernel))
-    if kept is None or kept[0] is not kernel:
-        kept = _RUNNABLE[id(kernel)] = (kernel, runnable(kernel.code, kernel.labels))
-    return kept[1]
+    if kernel.runnable is None:
+        kernel.runnable = runnable(kernel.code, kernel.labels)
+    return kernel.runnable
 
 
 def _three(sizes: Sequence[int], name: str) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 # Bytes of each fundamental type. Registers of b16, u16, s16 and f16 are one class, and so on.
 SIZES = {
@@ -123,6 +123,7 @@ class Kernel:
     threads: tuple[int, int, int] | None = None  # .reqntid
     blocks_at_once: int = 1  # .minnctapersm
     most_registers: int | None = None  # .maxnreg
+    runnable: list[Any] | None = field(default=None, repr=False)  # what launches make of the code
 
     @cached_property
     def jumps_to(self) -> dict[int, list[int]]:

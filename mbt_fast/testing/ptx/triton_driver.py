@@ -49,8 +49,12 @@ class Launch(NamedTuple):
     arguments: Mapping[str, Any]
     parameters: tuple[bytes, ...]
 
+    def memory(self) -> Memory:
+        """What the kernel may touch: the tensors among its arguments."""
+        return Memory.of(*_tensors(self.arguments.values()))
+
     def run(self, seed: int | None = None) -> None:
-        """Run the kernel on the CPU; it may touch the tensors among its arguments, no more.
+        """Run the kernel on the CPU; it may touch ``memory()``, no more.
 
         Args:
             seed: Draws an order of the warps; ``None`` runs them in step.
@@ -61,11 +65,12 @@ class Launch(NamedTuple):
         if self.shape.cluster != (1, 1, 1):
             raise ValueError(f"cluster must be (1, 1, 1), got {self.shape.cluster}")
         kernel = _entry(self.ptx, self.name)
-        memory = Memory.of(*_tensors(self.arguments.values()))
         grid, block, _, shared_bytes = self.shape
         parameters = pack(kernel, self.parameters)
         try:
-            launch(kernel, grid, block, parameters, memory, shared_bytes=shared_bytes, seed=seed)
+            launch(
+                kernel, grid, block, parameters, self.memory(), shared_bytes=shared_bytes, seed=seed
+            )
         except PtxError as error:
             error.args = (f"{error}{_source_line(self.ptx, error.line)}",)
             raise
@@ -140,6 +145,7 @@ def device(arch: int, run: Callable[[Launch], None] | None) -> Iterator[list[Lau
         raise RuntimeError("TRITON_INTERPRET must be unset: the interpreter compiles no PTX")
     library = load(str(nvidia.include_dirs[0]), Path(knobs.cache.dir, "mbt_fast"))
     connect(library, _on_launch)
+    library.handle.cuCtxSetCurrent(ctypes.c_void_p(arch))  # not that of an earlier block
     before = drivers._active
     with knobs.nvidia.scope():
         knobs.nvidia.libcuda_path = str(library.folder)
