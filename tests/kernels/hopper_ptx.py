@@ -76,11 +76,16 @@ class Extension:
         self.library.set_callbacks(*self._callbacks)
         self.backward_workspace = lambda call, *rest: self.module.backward_workspace(call.of, *rest)
         self.emulate(0, 2)
+        self.forget()
 
     def emulate(self, seed, multiprocessors):
-        """Choose the order of warps and how many blocks share the items; forget the rest."""
-        self.seed, self.launched, self.changes, self.error = seed, [], {}, None
+        """Choose the order of warps, 0 for all in step, and how many blocks share the items."""
+        self.seed = seed
         self.library.set_multiprocessors(multiprocessors)
+
+    def forget(self):
+        """As fresh: nothing was launched, and no PTX is changed."""
+        self.launched, self.changes, self.error = [], {}, None
 
     def change(self, kernel, edit):
         """Run ``edit(text)`` of the PTX of kernels whose name holds ``kernel``."""

@@ -26,5 +26,6 @@ def ptx_extension():
 def kernels(ptx_extension, monkeypatch):
     """The same in place of the built one; ``kernels.execute`` may be replaced."""
     hopper.install(ptx_extension, monkeypatch)
+    ptx_extension.forget()
     monkeypatch.setattr(ptx_extension, "execute", ptx_extension.execute)  # to be restored
     return ptx_extension

@@ -6,7 +6,6 @@ written from the PTX ISA, and runs what the compiler made of the inline PTX.
 
 import pytest
 import torch
-from attention_cases import Case
 from hopper import CASES
 from hopper_calls import assert_gradients_within_tolerance, assert_outputs_within_tolerance
 
