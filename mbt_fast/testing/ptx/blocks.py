@@ -127,8 +127,10 @@ class Blocks:
     def unpark(self, warps: Array) -> None:
         """Let warps go on, whatever they wait for."""
         self.parked[warps] = False
+        chosen = np.zeros(len(self.numbers), bool)
+        chosen[warps] = True
         for wait in self.waits:
-            wait.lanes[np.isin(wait.step.warps, warps)] = False
+            wait.lanes[chosen[wait.step.at]] = False
         self.waits = [wait for wait in self.waits if wait.lanes.any()]
 
     def wake(self) -> bool:
