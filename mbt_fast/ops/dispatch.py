@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast.ops import cpu, cuda, extension, triton
+from mbt_fast.ops.min_sizes import CPU_MIN_SIZE
 
 ATTENTION = frozenset({"bottleneck_attention"})
 LAYER = frozenset({"bias_gelu", "add_layer_norm", "residual_add"})
@@ -70,7 +71,7 @@ class Backend:
         max_width: By op, the largest.
         forms: By op, the forms that it has.
         min_size: By op and dtype, the size from which on it is measured to win; ``auto`` takes
-            kernels for no other.
+            kernels for no other. Of the C++ kernels by instruction set first.
         unmeasured: ``auto`` does not take it at all.
     """
 
@@ -85,7 +86,7 @@ class Backend:
     widths: Mapping[str, Collection[int]] = field(default_factory=dict)
     max_width: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, Collection[str]] = field(default_factory=dict)
-    min_size: Mapping[str, Mapping[torch.dtype, int]] = field(default_factory=dict)
+    min_size: Mapping[str, Any] = field(default_factory=dict)
     unmeasured: bool = False
 
     def unavailable(self) -> list[str]:
@@ -104,21 +105,28 @@ class Backend:
             reasons.append(f"dtype is {call.dtype}, needs {_names(self.dtypes)}")
         return reasons if call.width is None else reasons + self._unsupported_width(call)
 
+    def min_size_of(self, op: str) -> Mapping[torch.dtype, int] | None:
+        """By dtype, the size from which on it is measured to win here; ``None`` if it was not."""
+        if self.launchers is cpu:
+            return self.min_size.get(_instruction_set(), {}).get(op)
+        return self.min_size.get(op)
+
     def opt_in_reason(self, call: Call | None) -> str | None:
         """Why ``auto`` passes this backend over though it can run the call, if it does."""
         slow = _slow_cuda_build() if self.launchers is cuda else None
         if slow:
             return slow
-        measured = call is None or self.launchers is None or call.op in self.min_size
+        sizes = None if call is None else self.min_size_of(call.op)
+        measured = call is None or self.launchers is None or sizes is not None
         if self.unmeasured or not measured:
             return "no recorded measurement shows that it is not slower than torch's own"
-        if call is None or call.op not in self.min_size:
+        if call is None or sizes is None:
             return None
         if call.op in ATTENTION and call.dtype == torch.bfloat16 and self.launchers is cpu:
             untried = _untried_in_bfloat16()
             if untried:
                 return untried
-        return self._too_small(call)
+        return _too_small(call, sizes.get(call.dtype))
 
     def reasons(self, call: Call | None) -> list[str]:
         """Everything that speaks against this backend, for ``call`` or, with ``None``, for any."""
@@ -146,28 +154,7 @@ class Backend:
             return [f"rows have {call.width} channels, and it takes at most {most}"]
         return []
 
-    def _too_small(self, call: Call) -> str | None:
-        if call.op in LAYER and torch.compiler.is_compiling():
-            return "a compiler fuses torch's own with what surrounds it"
-        least = self.min_size[call.op].get(call.dtype)
-        if least is None:
-            return f"{call.op} in {call.dtype} is not always faster than torch's own"
-        if call.size is None or call.size >= least:
-            return None
-        if call.op in ATTENTION:
-            return f"streams have at most {call.size} rows, and it wins from {least} on"
-        return f"{call.size} elements gain from a kernel, and it wins from {least} on"
 
-
-# Where the C++ kernels win in spite of a launcher in Python; tests compare this with the records
-# under benchmarks/results. LayerNorm in float32 waits for memory, whoever computes it. float16,
-# which is not in the records of attention, is computed as float32.
-CPU_MIN_SIZE = {
-    "bottleneck_attention": {torch.bfloat16: 48, torch.float32: 128, torch.float16: 128},
-    "bias_gelu": dict.fromkeys(KERNEL_DTYPES, 2**16),
-    "add_layer_norm": {torch.bfloat16: 2**20},
-    "residual_add": {torch.bfloat16: 2**20},
-}
 TRITON_ON = "cpu" if INTERPRET else "cuda"
 TRITON_DTYPES = frozenset({torch.float16, torch.float32}) if INTERPRET else KERNEL_DTYPES
 TRITON_MAX = dict.fromkeys(("add_layer_norm", "residual_add"), 8192)  # a program holds whole rows
@@ -285,6 +272,19 @@ def explain(
     return format_table(describe(qkv))
 
 
+def _too_small(call: Call, least: int | None) -> str | None:
+    """Why a call is none of those of at least a size, in which kernels win; ``None`` if it is."""
+    if call.op in LAYER and torch.compiler.is_compiling():
+        return "a compiler fuses torch's own with what surrounds it"
+    if least is None:
+        return f"{call.op} in {call.dtype} is not always faster than torch's own"
+    if call.size is None or call.size >= least:
+        return None
+    if call.op in ATTENTION:
+        return f"streams have at most {call.size} rows, and it wins from {least} on"
+    return f"{call.size} elements gain from a kernel, and it wins from {least} on"
+
+
 # Not functools.cache: Dynamo looks through it and warns.
 _MISSING: dict[str, list[str]] = {}
 _CANDIDATES: dict[tuple[Any, ...], list[Backend]] = {}
@@ -309,6 +309,11 @@ def _missing(requirement: str) -> list[str]:
     return _MISSING[requirement]
 
 
+def _instruction_set() -> str:
+    """``extension.instruction_set``; empty where our kernels do not run."""
+    return "" if _missing(extension.MODULE) else extension.instruction_set()
+
+
 def _untried_in_bfloat16() -> str | None:
     """``extension.why_not_in_bfloat16``, of a machine that has our kernels."""
     return None if _missing(extension.MODULE) else extension.why_not_in_bfloat16()
@@ -321,6 +326,7 @@ def _slow_cuda_build() -> str | None:
 
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo: one second.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_instruction_set._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _untried_in_bfloat16._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _slow_cuda_build._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
