@@ -12,12 +12,13 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mbt_fast.ops import cpu, cuda, extension, triton
+from mbt_fast.ops.autocast import autocast
 from mbt_fast.ops.min_sizes import CPU_MIN_SIZE
 
 ATTENTION = frozenset({"bottleneck_attention"})
@@ -30,8 +31,7 @@ KERNEL_DTYPES = HALF | {torch.float32}
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What dispatch may look at: metadata, never values, so that ``torch.compile`` can trace it.
 
     Args:
@@ -108,8 +108,13 @@ class Backend:
     def min_size_of(self, op: str) -> Mapping[torch.dtype, int] | None:
         """By dtype, the size from which on it is measured to win here; ``None`` if it was not."""
         if self.launchers is cpu:
-            return self.min_size.get(_instruction_set(), {}).get(op)
+            return self.min_size.get(extension.instruction_set(), {}).get(op)
         return self.min_size.get(op)
+
+    def smallest(self, call: Call) -> int:
+        """The size below which ``auto`` passes this backend over, whatever the machine."""
+        tables = self.min_size.values() if self.launchers is cpu else [self.min_size]
+        return min((t.get(call.op, {}).get(call.dtype, 0) for t in tables), default=0)
 
     def opt_in_reason(self, call: Call | None) -> str | None:
         """Why ``auto`` passes this backend over though it can run the call, if it does."""
@@ -210,22 +215,22 @@ def select(call: Call, backend: str = "auto") -> Backend:
         ValueError: ``backend`` is not a name of the table.
         BackendError: The requested backend cannot run this call.
     """
-    if torch.compiler.is_compiling() or isinstance(call.width, torch.SymInt):  # has no hash
+    op, device, dtype, size, width, form = call
+    if torch.compiler.is_compiling() or isinstance(width, torch.SymInt):  # which has no hash
         candidates = _candidates(call, backend)
     else:
-        key = (BACKENDS, backend, call.op, call.device, call.dtype, call.width, call.form)
-        if key not in _CANDIDATES:
-            _CANDIDATES[key] = _candidates(call, backend)
-        candidates = _CANDIDATES[key]
-    for row in candidates:
-        if backend != "auto" or not row.opt_in_reason(call):
+        key = (backend, op, device, dtype, width, form)
+        candidates = _CANDIDATES.get(key) or _CANDIDATES.setdefault(key, _candidates(call, backend))
+    for row, smallest in candidates:
+        short = size is not None and size < smallest  # told quickly, for these calls are quick
+        if backend != "auto" or not (short or row.opt_in_reason(call)):
             return row
     raise BackendError(f"backend {backend!r} cannot run this call\n{format_table(call)}")
 
 
 def format_table(call: Call | None = None) -> str:
     """The table as text: one line per backend, with every reason against it."""
-    usable = (row for row in BACKENDS if not row.opt_in_reason(call) and not row.reasons(call))
+    usable = (row for row in BACKENDS if not row.reasons(call) and not row.opt_in_reason(call))
     taken = next(usable, None)
     lines = []
     for row in BACKENDS:
@@ -269,7 +274,7 @@ def explain(
     if qkv is None:
         return format_table()
     check(qkv, n_bottlenecks, lengths, update, scale, return_lse)
-    return format_table(describe(qkv))
+    return format_table(describe(autocast(qkv)))
 
 
 def _too_small(call: Call, least: int | None) -> str | None:
@@ -287,13 +292,17 @@ def _too_small(call: Call, least: int | None) -> str | None:
 
 # Not functools.cache: Dynamo looks through it and warns.
 _MISSING: dict[str, list[str]] = {}
-_CANDIDATES: dict[tuple[Any, ...], list[Backend]] = {}
+_CANDIDATES: dict[tuple[Any, ...], list[tuple[Backend, int]]] = {}
 
 
-def _candidates(call: Call, backend: str) -> list[Backend]:
-    """The rows that can run a call of any size, in order; only that of a named backend."""
+def _candidates(call: Call, backend: str) -> list[tuple[Backend, int]]:
+    """The rows that can run a call of any size, in order, and the least size at which each may.
+
+    Only that of a named backend.
+    """
     check_name(backend)
-    return [row for row in BACKENDS if backend in ("auto", row.name) and not row.reasons(call)]
+    rows = (row for row in BACKENDS if backend in ("auto", row.name) and not row.reasons(call))
+    return [(row, row.smallest(call)) for row in rows]
 
 
 def _missing(requirement: str) -> list[str]:
@@ -309,11 +318,6 @@ def _missing(requirement: str) -> list[str]:
     return _MISSING[requirement]
 
 
-def _instruction_set() -> str:
-    """``extension.instruction_set``; empty where our kernels do not run."""
-    return "" if _missing(extension.MODULE) else extension.instruction_set()
-
-
 def _untried_in_bfloat16() -> str | None:
     """``extension.why_not_in_bfloat16``, of a machine that has our kernels."""
     return None if _missing(extension.MODULE) else extension.why_not_in_bfloat16()
@@ -326,7 +330,7 @@ def _slow_cuda_build() -> str | None:
 
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo: one second.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_instruction_set._dynamo_marked_constant = True  # type: ignore[attr-defined]
+extension.instruction_set._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _untried_in_bfloat16._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _slow_cuda_build._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

@@ -29,7 +29,12 @@ def select(call, backend="auto"):
 @pytest.fixture
 def table(monkeypatch):
     """Puts rows in the place of the table."""
-    return lambda *rows: monkeypatch.setattr(dispatch, "BACKENDS", rows)
+
+    def put(*rows):
+        monkeypatch.setattr(dispatch, "_CANDIDATES", {})
+        monkeypatch.setattr(dispatch, "BACKENDS", rows)
+
+    return put
 
 
 def test_contract_of_names():
