@@ -215,14 +215,8 @@ def select(call: Call, backend: str = "auto") -> Backend:
         ValueError: ``backend`` is not a name of the table.
         BackendError: The requested backend cannot run this call.
     """
-    op, device, dtype, size, width, form = call
-    if torch.compiler.is_compiling() or isinstance(width, torch.SymInt):  # which has no hash
-        candidates = _candidates(call, backend)
-    else:
-        key = (backend, op, device, dtype, width, form)
-        candidates = _CANDIDATES.get(key) or _CANDIDATES.setdefault(key, _candidates(call, backend))
-    for row, smallest in candidates:
-        short = size is not None and size < smallest  # told quickly, for these calls are quick
+    for row, smallest in _candidates(call, backend):
+        short = call.size is not None and call.size < smallest
         if backend != "auto" or not (short or row.opt_in_reason(call)):
             return row
     raise BackendError(f"backend {backend!r} cannot run this call\n{format_table(call)}")
@@ -296,13 +290,24 @@ _CANDIDATES: dict[tuple[Any, ...], list[tuple[Backend, int]]] = {}
 
 
 def _candidates(call: Call, backend: str) -> list[tuple[Backend, int]]:
-    """The rows that can run a call of any size, in order, and the least size at which each may.
+    """The rows that can run a call of any size, in order, each with its ``smallest``.
 
-    Only that of a named backend.
+    Kept, because the host's time is what short streams wait for. A traced call has no size, and a
+    symbolic width has no hash.
     """
+    op, device, dtype, _, width, form = call
+    if torch.compiler.is_compiling() or isinstance(width, torch.SymInt):
+        return [(row, 0) for row in _able(call, backend)]
+    key = (backend, op, device, dtype, width, form)
+    if key not in _CANDIDATES:
+        _CANDIDATES[key] = [(row, row.smallest(call)) for row in _able(call, backend)]
+    return _CANDIDATES[key]
+
+
+def _able(call: Call, backend: str) -> list[Backend]:
+    """The rows that can run a call of any size; of a named backend only its own."""
     check_name(backend)
-    rows = (row for row in BACKENDS if backend in ("auto", row.name) and not row.reasons(call))
-    return [(row, row.smallest(call)) for row in rows]
+    return [row for row in BACKENDS if backend in ("auto", row.name) and not row.reasons(call)]
 
 
 def _missing(requirement: str) -> list[str]:
