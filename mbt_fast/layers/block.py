@@ -136,7 +136,10 @@ class Block(nn.Module):
 
     def attention_branch(self, heads: Tensor) -> Tensor:
         """What attention adds: its heads ``[B, S, H, D]``, projected back to ``[B, S, C]``."""
-        branch = self.attn.proj(heads.flatten(2))
+        return self.drop(self.attn.proj(heads.flatten(2)))
+
+    def drop(self, branch: Tensor) -> Tensor:
+        """The attention branch under dropout."""
         return dropout(branch, self.dropout, True) if self.training and self.dropout else branch
 
     def is_mlp_unmodified(self) -> bool:
