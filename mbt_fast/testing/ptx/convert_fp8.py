@@ -20,7 +20,7 @@ def to_fp8(code: Instruction) -> Run:
     """Round two floats to the nearest, at most to the largest; the first is the upper byte."""
     kind, source = code.modifiers[2].removesuffix("x2"), code.modifiers[-1]
     put = writer(code.operands[0], "u16")
-    if source not in ("f32", "f16x2") or code.has("relu"):
+    if source not in ("f32", "f16x2"):
         raise PtxError(f"cvt.{'.'.join(code.modifiers)} is not implemented")
     take = [float_reader(code, operand, source) for operand in code.operands[1:]]
 
