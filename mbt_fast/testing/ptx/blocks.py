@@ -113,6 +113,8 @@ class Blocks:
         kernel = self.launch.kernel
         if name in kernel.shared:
             return SHARED_BASE + kernel.shared[name].offset
+        if name in kernel.local:
+            return SHARED_BASE + kernel.local[name].offset  # as the first shared address
         if name in kernel.parameters:
             return self.launch.parameter_address + kernel.parameters[name].offset
         if name in self.launch.constants:
@@ -127,8 +129,10 @@ class Blocks:
     def unpark(self, warps: Array) -> None:
         """Let warps go on, whatever they wait for."""
         self.parked[warps] = False
+        chosen = np.zeros(len(self.numbers), bool)
+        chosen[warps] = True
         for wait in self.waits:
-            wait.lanes[np.isin(wait.step.warps, warps)] = False
+            wait.lanes[chosen[wait.step.at]] = False
         self.waits = [wait for wait in self.waits if wait.lanes.any()]
 
     def wake(self) -> bool:

@@ -132,7 +132,6 @@ CUresult cuTensorMapEncodeTiled(
     const cuuint32_t *element_strides, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
     CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
   if (!current) return CUDA_ERROR_INVALID_CONTEXT;
-  if (!on_tensor_map) return CUDA_ERROR_NOT_SUPPORTED;
   return on_tensor_map(map, type, rank, address, dims, strides, box, element_strides, interleave,
                        swizzle, promotion, fill);
 }

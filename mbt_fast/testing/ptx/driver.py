@@ -15,9 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from mbt_fast.testing.ptx.tensor_map import encode
+
 SOURCE = Path(__file__).with_name("driver.c")
 NAME = "libcuda.so.1"
-SUCCESS, LAUNCH_FAILED = 0, 719  # CUresult
+SUCCESS, INVALID_VALUE, LAUNCH_FAILED = 0, 1, 719  # CUresult
 
 Triple = tuple[int, int, int]
 _LAUNCH = ctypes.CFUNCTYPE(
@@ -25,6 +27,12 @@ _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_void_p,
     ctypes.POINTER(ctypes.c_uint),
     ctypes.POINTER(ctypes.c_void_p),
+)
+_LONGS, _INTS = ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_uint32)
+_TENSOR_MAP = ctypes.CFUNCTYPE(
+    *(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p),
+    *(_LONGS, _LONGS, _INTS, _INTS),
+    *(ctypes.c_int,) * 4,
 )
 
 
@@ -94,9 +102,21 @@ def connect(
         grid, block, cluster = (n[0], n[1], n[2]), (n[3], n[4], n[5]), (n[6], n[7], n[8])
         return on_launch(function, Shape(grid, block, cluster, n[9]), parameters)
 
-    callback = _LAUNCH(launch)
-    library.handle.mbt_fast_set_callbacks(callback, None)
-    _ALIVE[:] = [callback]  # as long as the driver may call it
+    callbacks = _LAUNCH(launch), _TENSOR_MAP(_encode)
+    library.handle.mbt_fast_set_callbacks(*callbacks)
+    _ALIVE[:] = callbacks  # as long as the driver may call them
+
+
+def _encode(target, kind, rank, base, sizes, strides, box, steps, *modes):
+    """``cuTensorMapEncodeTiled``: the executor's own layout, for a true driver's is secret."""
+    try:
+        packed = encode(
+            kind, base, sizes[:rank], strides[: rank - 1], box[:rank], steps[:rank], *modes
+        )
+    except ValueError:
+        return INVALID_VALUE
+    ctypes.memmove(target, packed, len(packed))
+    return SUCCESS
 
 
 _ALIVE: list[object] = []

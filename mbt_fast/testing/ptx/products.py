@@ -7,6 +7,7 @@ hardware reads them somewhere between, so a difference is an error.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,9 @@ class Group:
         return done
 
 
-def start_sums(groups: list[Group], accumulators: Registers, file: Array, warps: Array) -> Array:
+def start_sums(
+    groups: list[Group], accumulators: Registers, file: Array, warps: Array, kind: Any
+) -> Array:
     """Sums that a product adds to: those in flight, or else what the registers hold.
 
     Args:
@@ -121,9 +124,10 @@ def start_sums(groups: list[Group], accumulators: Registers, file: Array, warps:
         accumulators: Indices of the registers.
         file: All registers of 32 bits, ``[registers, warps, 32]``, uint32.
         warps: Of each group, ``[groups, 4]``.
+        kind: numpy's type of a sum.
 
     Returns:
-        float32 ``[groups, 64, N]``, to be changed in place.
+        ``[groups, 64, N]``, to be changed in place.
     """
     held = [group.sums.get(accumulators) for group in groups]
     if None not in held:
@@ -134,7 +138,7 @@ def start_sums(groups: list[Group], accumulators: Registers, file: Array, warps:
         ):
             return sums
     indices = np.array(accumulators)[:, None, None]
-    start = fragments.accumulator(file[indices, warps].view(np.float32))
+    start = fragments.accumulator(file[indices, warps].view(kind))
     for row, entry in enumerate(held):
         if entry is not None:
             start[row] = entry[0][entry[1]]

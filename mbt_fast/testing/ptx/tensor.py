@@ -5,14 +5,12 @@ The fragments are those of the ISA's chapter on warp-level matrix instructions: 
 """
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
+from mbt_fast.testing.ptx.elements import ELEMENTS
 from mbt_fast.testing.ptx.errors import PtxError
-from mbt_fast.testing.ptx.floats import from_bf16
 from mbt_fast.testing.ptx.memory import vector_of
 from mbt_fast.testing.ptx.move import address_reader
 from mbt_fast.testing.ptx.operands import readers, writers
@@ -77,24 +75,6 @@ def _matrices(code: Instruction) -> tuple[int, bool]:
     return count, code.has("trans")
 
 
-def _from_f16(bits: Array) -> Array:
-    return bits.view(np.float16).astype(np.float32)
-
-
-def _from_tf32(bits: Array) -> Array:
-    """The lowest 13 bits are not read."""
-    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
-
-
-ELEMENTS: dict[str, tuple[Any, Callable[[Array], Array]]] = {  # bits of an element, its value
-    "bf16": (np.uint16, from_bf16),
-    "f16": (np.uint16, _from_f16),
-    "tf32": (np.uint32, _from_tf32),
-    "s8": (np.uint8, lambda bits: bits.view(np.int8).astype(np.int32)),
-    "u8": (np.uint8, lambda bits: bits.astype(np.int32)),
-}
-
-
 @op("mma")
 def mma(code: Instruction) -> Run:
     """``d = a b + c`` of a warp, 16 x 8; sums in float32 or int32, in no particular order."""
@@ -128,7 +108,7 @@ def mma(code: Instruction) -> Run:
 @lru_cache
 def _left(kind: str, depth: int) -> Array:
     """Where in a warp's registers of A each element [16, depth] is, in elements."""
-    e = 4 // np.dtype(ELEMENTS[kind][0]).itemsize
+    e = 4 // np.dtype(ELEMENTS[kind].bits).itemsize
     row, k = np.arange(16)[:, None], np.arange(depth)
     lane = row % 8 * 4 + k % (4 * e) // e
     register = row // 8 + 2 * (k // (4 * e))
@@ -138,7 +118,7 @@ def _left(kind: str, depth: int) -> Array:
 @lru_cache
 def _right(kind: str, depth: int) -> Array:
     """Where in a warp's registers of B each element [depth, 8] is, in elements."""
-    e = 4 // np.dtype(ELEMENTS[kind][0]).itemsize
+    e = 4 // np.dtype(ELEMENTS[kind].bits).itemsize
     k, column = np.arange(depth)[:, None], np.arange(8)
     lane = column * 4 + k % (4 * e) // e
     return (lane * (depth // (4 * e)) + k // (4 * e)) * e + k % e

@@ -1,9 +1,10 @@
-"""wgmma: products of a warp group, 64 x N x 16, that run beside the program.
+"""wgmma: products of a warp group, 64 x N x 32 bytes, that run beside the program.
 
-PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions". Only what our
-compilers write: bf16 and f16 elements, float32 sums.
+PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions". Sums are float32 or
+int32, dense matrices only.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mbt_fast.testing.ptx import descriptor, fragments
-from mbt_fast.testing.ptx.asynchronous import Asynchronous, asynchronous
+from mbt_fast.testing.ptx.asynchronous import Asynchronous
+from mbt_fast.testing.ptx.elements import ELEMENTS, Element
 from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.memory import SHARED_BASE
 from mbt_fast.testing.ptx.operands import reader
@@ -28,10 +30,17 @@ from mbt_fast.testing.ptx.products import (
 from mbt_fast.testing.ptx.registry import Run, op
 from mbt_fast.testing.ptx.step import Array, Step
 from mbt_fast.testing.ptx.syntax import Immediate, Instruction, Register, Vector
+from mbt_fast.testing.ptx.warp_groups import collective, of_groups
 from mbt_fast.testing.ptx.wgmma_fence import unfenced
 
-SHAPE = re.compile(r"m64n(\d+)k16$")
-WARPS = fragments.WARPS
+SHAPE = re.compile(r"m64n(\d+)k(\d+)$")
+STEP_BYTES = 32  # of the summed dimension, per instruction
+SUMS = {"f32": np.float32, "s32": np.int32}
+PAIRS = {  # types of A and B by that of the sums
+    "f32": [(kind, kind) for kind in ("bf16", "f16", "tf32")]
+    + [(a, b) for a in ("e4m3", "e5m2") for b in ("e4m3", "e5m2")],
+    "s32": [(a, b) for a in ("s8", "u8") for b in ("s8", "u8")],
+}
 
 
 @op("wgmma")
@@ -48,62 +57,7 @@ def wgmma(code: Instruction) -> Run:
     return forms[code.modifiers[0]](code)
 
 
-def assemble(step: Step) -> Step | None:
-    """All warps of the warp groups that are complete with the warps of ``step``.
-
-    The last warp of a group to come brings along those that wait here; the others wait.
-
-    Returns:
-        A step of whole groups in order, or ``None`` if none is complete.
-
-    Raises:
-        PtxError: A thread of a warp is elsewhere, or the block has no whole warp groups.
-    """
-    step.whole_warps()
-    blocks = step.blocks
-    if blocks.warps_each % WARPS:
-        step.fail(f"blocks must have whole groups of {WARPS} warps, got {blocks.warps_each} warps")
-    numbers = np.unique(step.warps // WARPS)[:, None] * WARPS + np.arange(WARPS)
-    if step.n == numbers.size and not isinstance(step.at, np.ndarray):
-        return step
-    here = (blocks.parked[numbers] & (blocks.pc[numbers] == step.pc)).all(axis=-1)
-    complete = (here | np.isin(numbers, step.warps)).all(axis=1)
-    if not complete.any():
-        return None
-    members = numbers[complete].ravel()
-    blocks.unpark(members)
-    whole = Step(blocks, members, len(members), None)
-    whole.pc = step.pc
-    return whole
-
-
-Act = Callable[[Step, Asynchronous, Array, list[Group]], None]
-
-
-def _collective(act: Act) -> Run:
-    """An instruction of whole warp groups: ``act(step, state, warps, groups)``."""
-
-    def run(step: Step) -> bool | None:
-        whole = assemble(step)
-        if whole is not None:
-            warps = whole.warps.reshape(-1, WARPS)
-            state = asynchronous(whole.blocks)
-            act(whole, state, warps, [state.groups[int(first) // WARPS] for first in warps[:, 0]])
-        if whole is step:
-            return None
-        went = np.zeros(step.n, bool)
-        if whole is not None:
-            whole.advance(whole.lanes)
-            went = np.isin(step.warps, whole.warps)
-        waits = np.repeat(~went[:, None], 32, axis=1)
-        if waits.any():
-            step.park(waits, lambda: ~step.lanes, "the other warps of the warp group")
-        return True
-
-    return run
-
-
-_together = _collective(lambda step, state, warps, groups: None)
+_together = collective(lambda step, state, warps, groups: None)
 
 
 def _commit_groups(step: Step, state: Asynchronous, warps: Array, groups: list[Group]) -> None:
@@ -112,25 +66,19 @@ def _commit_groups(step: Step, state: Asynchronous, warps: Array, groups: list[G
         group.uncommitted = []
 
 
-_commit = _collective(_commit_groups)
+_commit = collective(_commit_groups)
 
 
 def _mma_async(code: Instruction) -> Run:
-    shape = SHAPE.match(code.modifiers[3])
-    kinds = code.modifiers[4:]
-    if shape is None or kinds not in (("f32", "bf16", "bf16"), ("f32", "f16", "f16")):
-        raise PtxError(f"{'.'.join(code.modifiers[3:])} is not implemented")
-    columns = int(shape[1])
+    columns, total, *kinds = _form(code)
+    left, right = (ELEMENTS[kind] for kind in kinds)
     accumulators = _registers(code.operands[0])
     if columns % 8 or len(accumulators) != columns // 2:
         raise PtxError(f"{columns} columns need {columns // 2} registers, got {len(accumulators)}")
     scale_d = reader(code.operands[3], "pred")
     signs = [_constant(part, (-1, 1)) for part in code.operands[4:6]]
-    transposed = [_constant(part, (0, 1)) for part in code.operands[6:]]
-    read_a = _a_reader(code, transposed)
-    read_b = _shared_reader(code.operands[2], columns, transposed[-1])
-    to_float = TO_FLOAT[kinds[1]]
-
+    read_a, read_b = _readers(code, columns, kinds[0])
+    is_negative = math.prod(signs) < 0
     is_fenced = False
 
     def act(step: Step, state: Asynchronous, warps: Array, groups: list[Group]) -> None:
@@ -140,20 +88,40 @@ def _mma_async(code: Instruction) -> Run:
             step.fail("accumulators overlap with others of a wgmma that is not waited for")
         file = step.blocks.registers["b32"]
         a, b = read_a(step, state, warps), read_b(step, state, warps)
-        added = to_float(a[1]) @ np.swapaxes(to_float(b[1]), -1, -2)
-        if signs[0] != signs[1]:
-            np.negative(added, out=added)
-        sums = start_sums(groups, accumulators, file, warps)
-        keeps = _of_groups(step, scale_d(step))
-        sums *= keeps[:, None, None]
-        if not keeps.all():
-            sums[~keeps] = 0  # NaN times zero is NaN
-        sums += added
+        added = _product(_values(left, a[1]), _values(right, b[1]))
+        sums = start_sums(groups, accumulators, file, warps, SUMS[total])
+        sums[~of_groups(step, scale_d(step))] = 0
+        if is_negative:
+            sums -= added.astype(sums.dtype)
+        else:
+            sums += added.astype(sums.dtype)
         product = Product(code.line, accumulators, (a[0], b[0]))
         for row, group in enumerate(groups):
             group.uncommitted.append((product, row))
 
-    return _collective(act)
+    return collective(act)
+
+
+def _form(code: Instruction) -> tuple[int, str, str, str]:
+    """Columns, and the types of the sums, of A and of B."""
+    shape, (total, *kinds) = SHAPE.match(code.modifiers[3]), code.modifiers[4:]
+    if shape is None or tuple(kinds) not in PAIRS.get(total, ()):
+        raise PtxError(f"{'.'.join(code.modifiers[3:])} is not implemented")
+    depth = STEP_BYTES // np.dtype(ELEMENTS[kinds[0]].bits).itemsize
+    if int(shape[2]) != depth:
+        raise PtxError(f"a product of {kinds[0]} must have a depth of {depth}, got {shape[2]}")
+    return int(shape[1]), total, kinds[0], kinds[1]
+
+
+def _values(element: Element, halves: Array) -> Array:
+    """Elements of a matrix that was read as 16 x 2 bytes in each row, as float32."""
+    bits = np.ascontiguousarray(halves).view(element.bits)
+    return element.values(bits).astype(np.float32, copy=False)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """``a b'``; exact for integers, whose sums are below 2^24."""
+    return a @ np.swapaxes(b, -1, -2)
 
 
 def _wait(code: Instruction) -> Run:
@@ -177,7 +145,7 @@ def _wait(code: Instruction) -> Run:
             if written:
                 step.fail("an accumulator was written before wgmma.wait_group")
 
-    return _collective(act)
+    return collective(act)
 
 
 def _check_operands(step: Step, done: list[list[tuple[Product, int]]]) -> None:
@@ -221,15 +189,24 @@ def _constant(operand: Any, allowed: tuple[int, int]) -> int:
 Reading = Callable[[Step, Asynchronous, Array], tuple[SharedOperand | RegisterOperand, Array]]
 
 
-def _a_reader(code: Instruction, transposed: list[int]) -> Reading:
-    operand = code.operands[1]
-    if not isinstance(operand, Vector):
-        if len(transposed) != 2:
-            raise PtxError(f"imm-trans-a and imm-trans-b must be given, got {transposed}")
-        return _shared_reader(operand, fragments.ROWS, transposed[0])
+def _readers(code: Instruction, columns: int, kind: str) -> tuple[Reading, Reading]:
+    """Of A and B. Of the matrices in shared memory only those of two bytes may be transposed."""
+    a, b = code.operands[1:3]
+    from_registers = isinstance(a, Vector)
+    majors = [_constant(part, (0, 1)) for part in code.operands[6:]]
+    if len(majors) != (2 - from_registers) * (kind in ("bf16", "f16")):
+        raise PtxError(f"{len(majors)} operands are one too few or too many for imm-trans")
+    major_a, major_b = (majors[0], majors[-1]) if majors else (0, 0)
+    read_b = _shared_reader(b, columns, major_b)
+    if isinstance(a, Vector):
+        return _fragment_reader(a), read_b
+    return _shared_reader(a, fragments.ROWS, major_a), read_b
+
+
+def _fragment_reader(operand: Vector) -> Reading:
     indices = _registers(operand)
-    if len(indices) != 4 or len(transposed) != 1:
-        raise PtxError("A in registers must have four, and no imm-trans-a")
+    if len(indices) != 4:
+        raise PtxError(f"A must have four registers, got {len(indices)}")
 
     def read(step: Step, state: Asynchronous, warps: Array) -> tuple[RegisterOperand, Array]:
         found = RegisterOperand(step.blocks.registers["b32"], indices, warps)
@@ -242,7 +219,7 @@ def _shared_reader(operand: Any, rows: int, major: int) -> Reading:
     bits = reader(operand, "u64")
 
     def read(step: Step, state: Asynchronous, warps: Array) -> tuple[SharedOperand, Array]:
-        values = _of_groups(step, bits(step))
+        values = of_groups(step, bits(step))
         try:
             unique = [descriptor.chunk_addresses(int(v), rows, major) for v in values]
         except ValueError as error:
@@ -258,26 +235,3 @@ def _shared_reader(operand: Any, rows: int, major: int) -> Reading:
         return found, descriptor.matrix(found.values, major)
 
     return read
-
-
-def _of_groups(step: Step, value: Any) -> Array:
-    """A value that all threads of a group share, ``[groups]``.
-
-    Raises:
-        PtxError: They do not.
-    """
-    rows = np.reshape(step.full(value), (-1, WARPS * 32))
-    if (rows != rows[:, :1]).any():
-        step.fail("an operand must be the same in all threads of a warp group")
-    return np.ascontiguousarray(rows[:, 0])
-
-
-def _bf16(values: Array) -> Array:
-    return (values.astype(np.uint32) << 16).view(np.float32)
-
-
-def _f16(values: Array) -> Array:
-    return np.ascontiguousarray(values).view(np.float16).astype(np.float32)
-
-
-TO_FLOAT = {"bf16": _bf16, "f16": _f16}

@@ -15,6 +15,7 @@ FRAME = """
 .minnctapersm 1
 {{
     .reg .pred %p<9>;
+    .reg .b16 %rs<9>;
     .reg .b32 %r<64>;
     .reg .f32 %f<256>;
     .reg .b64 %rd<32>;

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 from triton.runtime import driver as drivers
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mbt_fast.testing import ptx
 from mbt_fast.testing.ptx import driver
@@ -32,6 +33,12 @@ def add_kernel(x_ptr, y_ptr, out_ptr, n, MASKED: tl.constexpr, TILE: tl.constexp
     mask = number < n
     x = tl.load(x_ptr + number, mask=mask) if MASKED else tl.load(x_ptr + number)
     tl.store(out_ptr + number, x + tl.load(y_ptr + number, mask=mask), mask=mask)
+
+
+@triton.jit
+def double_kernel(x, out, ROWS: tl.constexpr):
+    first = tl.program_id(0) * ROWS
+    out.store([first, 0], 2 * x.load([first, 0]))
 
 
 def add(n=100, masked=True):
@@ -52,6 +59,16 @@ def test_a_kernel_computes_on_cpu_tensors(arch):
     assert (launch.shape.grid, launch.shape.block) == ((2, 1, 1), (128, 1, 1))
     assert launch.arguments["n"] == 100
     assert f".target sm_{arch}" in launch.ptx
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_tensor_descriptors_of_the_host_are_encoded(arch):
+    x, out = torch.randn(50, 64), torch.zeros(50, 64)
+    with ptx.device(arch) as launches:
+        double_kernel[(2,)](*(TensorDescriptor.from_tensor(t, [32, 32]) for t in (x, out)), ROWS=32)
+    assert torch.equal(out[:, :32], 2 * x[:, :32])
+    assert not out[:, 32:].any()
+    assert ("cp.async.bulk.tensor" in launches[0].ptx) == (arch == 90)
 
 
 def test_a_load_without_a_mask_is_an_error_of_the_launch():

@@ -10,6 +10,7 @@ from layouts import bits, permuted
 from programs import BARRIER, FENCE, execute, fill, nans, store
 
 from mbt_fast.testing import ptx
+from mbt_fast.testing.ptx.elements import ELEMENTS
 
 A_AT, B_AT = 1024, 1024 + 16384  # addresses of the operands; shared memory begins at 1024
 SIZE = 49152
@@ -242,9 +243,53 @@ def test_a_descriptor_must_be_the_same_in_a_group():
     refused(body, "the same in all threads of a warp group")
 
 
+BYTES = {"tf32": 4, "e4m3": 1, "e5m2": 1, "s8": 1, "u8": 1}
+TYPES = [("tf32", "tf32"), ("e4m3", "e4m3"), ("e4m3", "e5m2"), ("s8", "s8"), ("u8", "s8")]
+
+
+def draw(kind, rows, count):
+    """A matrix, and what its elements are worth."""
+    if kind in ("s8", "u8"):
+        dtype = torch.int8 if kind == "s8" else torch.uint8
+        matrix = torch.randint(-100, 100, (rows, count)).to(dtype)
+        return matrix, matrix.double()
+    if kind == "tf32":
+        matrix = torch.randn(rows, count)
+        return matrix, (matrix.view(torch.int32) & ~0x1FFF).view(torch.float32).double()
+    dtype = torch.float8_e4m3fn if kind == "e4m3" else torch.float8_e5m2
+    matrix = torch.randn(rows, count).to(dtype)
+    return matrix, matrix.double()
+
+
+@pytest.mark.parametrize("kinds", TYPES, ids="-".join)
+def test_elements_of_one_and_four_bytes(kinds):
+    torch.manual_seed(0)
+    steps, columns = 3, 64
+    depth = 32 // BYTES[kinds[0]]
+    total = "s32" if kinds[0] in ("s8", "u8") else "f32"
+    (a, a_exact), (b, b_exact) = (draw(kind, 64, depth * steps) for kind in kinds)
+    halves = [matrix.view(torch.int16) for matrix in (a, b)]
+    body = product(columns, "bf16", (0, 0), steps)
+    body = body.replace("k16.f32.bf16.bf16", f"k{depth}.{total}.{kinds[0]}.{kinds[1]}")
+    body = body.replace(", 1, 1, 0, 0;", ", 1, 1;" if total == "f32" else ";")
+    body = fill(SIZE) + ORDER + body + COMMIT + WAIT + store(accumulators(columns))
+    result = execute(body, laid_out(*halves, (0, 0)), nans(columns // 2, 128))
+    actual = matrix_of(result, columns)
+    if total == "s32":
+        assert torch.equal(actual.view(torch.int32).double(), a_exact @ b_exact.T)
+    else:
+        check(actual, a_exact, b_exact)
+
+
+def test_every_value_of_e4m3_is_torchs():
+    values = ELEMENTS["e4m3"].values(np.arange(256, dtype=np.uint8))
+    exact = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    np.testing.assert_array_equal(values, exact.numpy())
+
+
 @pytest.mark.parametrize(
     "text",
-    ["m64n64k8.f32.tf32.tf32", "m64n64k16.f16.f16.f16", "m64n64k32.s32.s8.s8"],
+    ["m64n64k16.f16.f16.f16", "m64n64k256.s32.b1.b1", "m64n64k16.f32.bf16.f16"],
 )
 def test_other_types_are_not_implemented(text):
     body = fill(SIZE) + ORDER + ONE.replace("m64n64k16.f32.bf16.bf16", text)
