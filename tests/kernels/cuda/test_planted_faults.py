@@ -160,6 +160,8 @@ def test_fault_is_caught(kernels, name):
         check(kernels, fault.kernel, fault.case)
 
 
-@pytest.mark.parametrize(("kernel", "case"), {(f.kernel, f.case) for f in FAULTS.values()})
+@pytest.mark.parametrize(
+    ("kernel", "case"), sorted({(fault.kernel, fault.case) for fault in FAULTS.values()})
+)
 def test_nothing_is_caught_where_there_is_no_fault(kernels, kernel, case):
     check(kernels, kernel, case)
