@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.floats import float_reader, float_writer, is_float
 from mbt_fast.testing.ptx.operands import NUMPY, Read, reader, writer
 from mbt_fast.testing.ptx.registry import Run, op
@@ -132,7 +131,7 @@ def fma(code: Instruction) -> Run:
     put = float_writer(code)
     a, b, c = (float_reader(code, operand) for operand in code.operands[1:4])
     if kind == "f64":
-        raise PtxError("fma of f64 is not implemented")
+        return lambda step: put(step, _fused(a(step), b(step), c(step)))
     relu = code.has("relu")
 
     def run(step: Step) -> None:
@@ -141,6 +140,24 @@ def fma(code: Instruction) -> Run:
         put(step, np.fmax(total, 0) if relu else total)
 
     return run
+
+
+def _fused(a: Any, b: Any, c: Any) -> Array:
+    """``a * b + c`` of float64, but for a last rounding: errors of product and sum are added."""
+    product = np.multiply(a, b)
+    total = product + c
+    (a_high, a_low), (b_high, b_low) = _split(a), _split(b)
+    lost = a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)
+    other = total - product
+    lost = lost + ((product - (total - other)) + (c - other))
+    return np.where(np.isfinite(lost), total + lost, total)
+
+
+def _split(value: Any) -> tuple[Array, Array]:
+    """Two halves of a float64 whose products are exact."""
+    scaled = np.multiply(value, 2.0**27 + 1)
+    high = scaled - (scaled - value)
+    return high, value - high
 
 
 @op("div")

@@ -113,6 +113,8 @@ class Blocks:
         kernel = self.launch.kernel
         if name in kernel.shared:
             return SHARED_BASE + kernel.shared[name].offset
+        if name in kernel.local:
+            return SHARED_BASE + kernel.local[name].offset  # as the first shared address
         if name in kernel.parameters:
             return self.launch.parameter_address + kernel.parameters[name].offset
         if name in self.launch.constants:

@@ -147,7 +147,7 @@ def _declare(kernel: Kernel, space: str, text: str) -> None:
     stated, kind, name, count, initial = match.groups()
     align = int(stated or SIZES[kind])
     size = 0 if count == "" else SIZES[kind] * int(count or 1)
-    placed = kernel.shared if space == "shared" else kernel.constants
+    placed = {"shared": kernel.shared, "local": kernel.local}.get(space, kernel.constants)
     end = max((v.offset + v.size for v in placed.values()), default=0)
     value = b""
     if initial:
@@ -202,8 +202,8 @@ class _Body:
         word, rest = ([*statement.split(None, 1), ""])[:2]
         if word == ".reg":
             self._registers(rest)
-        elif word == ".shared":
-            _declare(self.kernel, "shared", rest)
+        elif word in (".shared", ".local"):
+            _declare(self.kernel, word[1:], rest)
         elif word not in (".pragma", ".maxnreg", ".minnctapersm"):
             raise PtxError(f"the directive {word} is not implemented")
         return True

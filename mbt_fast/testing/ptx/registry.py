@@ -30,6 +30,7 @@ Make = Callable[[Instruction], Run]
 OPS: dict[str, Make] = {}
 FAMILIES = (
     *("arithmetic", "bits", "convert", "control", "move", "warp", "tensor", "copy"),
+    *("atomics", "carries", "convert_fp8", "local"),
     *("wgmma", "mbarrier", "bulk", "fences"),  # of sm_90
 )
 

@@ -116,6 +116,7 @@ class Kernel:
     target: str = ""
     parameters: dict[str, Variable] = field(default_factory=dict)
     shared: dict[str, Variable] = field(default_factory=dict)
+    local: dict[str, Variable] = field(default_factory=dict)
     constants: dict[str, Variable] = field(default_factory=dict)  # .global and .const arrays
     registers: dict[str, int] = field(default_factory=dict)  # how many of each class
     labels: dict[str, int] = field(default_factory=dict)  # index of the next instruction

@@ -17,8 +17,8 @@ def hopper_module():
 def ptx_extension():
     """``mbt_fast._cuda`` by nvcc, its PTX run by the executor."""
     hopper_ptx = pytest.importorskip("hopper_ptx", reason="the executor needs numpy")
-    if hopper_ptx.WHY_NOT:
-        pytest.skip(hopper_ptx.WHY_NOT)
+    if hopper_ptx.WHY_NOT or hopper.ON_GPU:
+        pytest.skip(hopper_ptx.WHY_NOT or "the kernels are tested on the GPU itself")
     return hopper_ptx.Extension(nvcc_build.build())
 
 
