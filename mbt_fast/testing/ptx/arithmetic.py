@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mbt_fast.testing.ptx.floats import FLOATS, float_reader, float_writer, is_float
+from mbt_fast.testing.ptx.floats import float_reader, float_writer, is_float
 from mbt_fast.testing.ptx.operands import NUMPY, Read, reader, writer
 from mbt_fast.testing.ptx.registry import Run, op
 from mbt_fast.testing.ptx.step import Array, Step
@@ -54,6 +54,12 @@ def neg(code: Instruction) -> Run:
 def absolute(code: Instruction) -> Run:
     """Absolute value."""
     return elementwise(code, np.abs)
+
+
+@op("copysign")
+def copysign(code: Instruction) -> Run:
+    """The second operand with the sign of the first."""
+    return elementwise(code, lambda sign, size: np.copysign(size, sign))
 
 
 @op("min", "max")
@@ -126,19 +132,18 @@ def _high_signed(a: Any, b: Any) -> Array:
 
 @op("fma")
 def fma(code: Instruction) -> Run:
-    """``a * b + c`` rounded once: float32 by way of float64, whose product is exact."""
+    """``a * b + c`` by way of float64, in which the product is exact."""
     kind = code.type
     put = float_writer(code)
     a, b, c = (float_reader(code, operand) for operand in code.operands[1:4])
     if kind == "f64":
         return lambda step: put(step, _fused(a(step), b(step), c(step)))
+    relu = code.has("relu")
 
     def run(step: Step) -> None:
         total = np.multiply(a(step), b(step), dtype=np.float64)
         total = total + c(step)
-        if code.has("relu"):
-            total = np.fmax(total, 0)
-        put(step, total.astype(np.float32))
+        put(step, np.fmax(total, 0) if relu else total)
 
     return run
 
@@ -281,6 +286,3 @@ def selp(code: Instruction) -> Run:
     put, which = writer(code.operands[0], kind), reader(code.operands[3], "pred")
     a, b = (reader(operand, kind) for operand in code.operands[1:3])
     return lambda step: put(step, np.where(which(step), a(step), b(step)))
-
-
-__all__ = ["FLOATS", "elementwise"]

@@ -52,11 +52,11 @@ def store(registers, kind="f32"):
     return "\n".join(lines) + "\n"
 
 
-def execute(body, source, result, tensor_map=bytes(128), *, threads=THREADS, seed=None):
-    """Run a body on tensors, in one block; returns the result."""
+def execute(body, source, result, tensor_map=bytes(128), *, threads=THREADS, blocks=1, seed=None):
+    """Run a body on tensors; returns the result."""
     text = FRAME.format(body=body, shared=SHARED_BYTES, threads=threads)
     values = [source.data_ptr(), result.data_ptr(), tensor_map]
-    ptx.launch(text, (1,), (threads,), values, ptx.Memory.of(source, result), seed=seed)
+    ptx.launch(text, (blocks,), (threads,), values, ptx.Memory.of(source, result), seed=seed)
     return result
 
 

@@ -83,6 +83,21 @@ def test_compare_and_swap_lets_one_thread_in():
     assert result[0] == 1
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_lock_is_not_starved_by_those_who_spin_on_it(seed):
+    text = (
+        "    setp.ne.u32 %p2, %r1, 0;\n    @%p2 bra $end;\n"
+        "$spin:\n    atom.global.gpu.acquire.cas.b32 %r6, [%rd2], 0, 1;\n"
+        "    setp.ne.s32 %p3, %r6, 0;\n    @%p3 bra $spin;\n"
+        "    ld.global.b32 %r7, [%rd2+4];\n    bra $add;\n"
+        "$add:\n    add.s32 %r7, %r7, 1;\n    st.global.b32 [%rd2+4], %r7;\n"
+        "    atom.global.gpu.release.exch.b32 %r6, [%rd2], 0;\n$end:\n"
+    )
+    result = torch.zeros(2, dtype=torch.int32)
+    execute(text, torch.zeros(1), result, threads=32, blocks=5, seed=seed)
+    assert result.tolist() == [0, 5]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_pairs_of_halves(dtype):
     source = torch.arange(2 * THREADS).to(dtype) / 64
