@@ -56,6 +56,12 @@ def absolute(code: Instruction) -> Run:
     return elementwise(code, np.abs)
 
 
+@op("copysign")
+def copysign(code: Instruction) -> Run:
+    """The second operand with the sign of the first."""
+    return elementwise(code, lambda sign, size: np.copysign(size, sign))
+
+
 @op("min", "max")
 def extreme(code: Instruction) -> Run:
     """Smaller or larger; of a number and NaN the number, with ``.NaN`` NaN."""

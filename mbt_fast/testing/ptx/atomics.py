@@ -46,7 +46,7 @@ def atomic(code: Instruction) -> Run:
     take = address_reader(operands[0], space)
     parts = [readers(operand, kind) for operand in operands[1:]]
     size, as_type = SIZES[kind], NUMPY[kind]
-    change = _of_type(FUNCTIONS[name], kind, flush=space == "global" and name == "add")
+    change = of_type(FUNCTIONS[name], kind, flush=space == "global" and name == "add")
 
     def run(step: Step) -> None:
         address = step.full(take(step))
@@ -89,7 +89,7 @@ def _take_turns(
     return np.concatenate(turns)
 
 
-def _of_type(function: Function, kind: str, *, flush: bool) -> Function:
+def of_type(function: Function, kind: str, *, flush: bool) -> Function:
     """The function on the bits that memory holds; sums of float32 in global memory are flushed."""
     if kind == "bf16":
         return lambda *bits: to_bf16(function(*map(from_bf16, bits)))

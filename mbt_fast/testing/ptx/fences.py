@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from mbt_fast.testing.ptx.bulk import tensor_at
 from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.move import address_reader
 from mbt_fast.testing.ptx.registry import Run, op
 from mbt_fast.testing.ptx.step import Array, Step
 from mbt_fast.testing.ptx.syntax import Immediate, Instruction
+from mbt_fast.testing.ptx.tensor_copies import tensor_at
 
 ORDERS = ("sc", "acq_rel", "acquire", "release")
 SCOPES = ("cta", "cluster", "gpu", "sys", "gl")
