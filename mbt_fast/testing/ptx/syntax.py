@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
+NAME = r"[A-Za-z_$%][\w$]*"  # an identifier, as a regular expression
+
 # Bytes of each fundamental type. Registers of b16, u16, s16 and f16 are one class, and so on.
 SIZES = {
     **dict.fromkeys(("b8", "u8", "s8", "e4m3", "e5m2"), 1),

@@ -228,20 +228,33 @@ def test_pairs_of_halves_are_packed_and_rounded(kind):
             assert struct.unpack("<e", struct.pack("<H", bits))[0] == expected
 
 
+PAIRS = {
+    "fma.rn": (3, lambda a, b, c: a * b + c),
+    "add": (2, lambda a, b: a + b),
+    "sub": (2, lambda a, b: a - b),
+    "mul": (2, lambda a, b: a * b),
+}
+
+
 @pytest.mark.parametrize("kind", ["bf16", "f16"])
-def test_fma_of_pairs_is_rounded_once(kind):
-    inputs = [floats(seed, 2) for seed in range(3)]
-    halves = [execute(f"    cvt.rn.{kind}.f32 {{d}}, {{a}};", [x], np.uint16) for x in inputs]
-    words = [half.astype(np.uint32) << 16 | half for half in halves]
-    found = execute(f"    fma.rn.{kind}x2 {{d}}, {{a}}, {{b}}, {{c}};", words, np.uint32)
-    wide = [execute(f"    cvt.f32.{kind} {{d}}, {{a}};", [half], np.float32) for half in halves]
-    result = execute(
-        f"    cvt.f32.{kind} {{d}}, {{a}};", [(found & 0xFFFF).astype(np.uint16)], np.float32
-    )
-    assert (found >> 16 == found & 0xFFFF).all()
-    each = zip(*(array.tolist() for array in wide), strict=True)
-    expected = [nearest(Fraction(a) * Fraction(b) + Fraction(c), kind) for a, b, c in each]
-    np.testing.assert_array_equal(result, np.array(expected, np.float32))
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_halves_of_pairs_are_rounded_once(name, kind):
+    count, meaning = PAIRS[name]
+    low, high = ([floats(seed + i, 2) for i in range(count)] for seed in (0, 10))
+    pack = f"    cvt.rn.{kind}x2.f32 {{d}}, {{a}}, {{b}};"
+    words = [execute(pack, list(pair), np.uint32) for pair in zip(high, low, strict=True)]
+    registers = ", ".join("{" + letter + "}" for letter in "abc"[:count])
+    found = execute(f"    {name}.{kind}x2 {{d}}, {registers};", words, np.uint32)
+    for shift in (0, 16):
+        values = [as_floats(word >> shift, kind) for word in words]
+        expected = [nearest(meaning(*map(Fraction, v)), kind) for v in zip(*values, strict=True)]
+        assert as_floats(found >> shift, kind) == expected
+
+
+def as_floats(bits, kind):
+    return execute(
+        f"    cvt.f32.{kind} {{d}}, {{a}};", [(bits & 0xFFFF).astype(np.uint16)], np.float32
+    ).tolist()
 
 
 @pytest.mark.parametrize(

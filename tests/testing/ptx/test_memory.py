@@ -52,6 +52,20 @@ def test_words_are_taken_apart_and_put_together():
     assert execute(body, [x], np.uint32).tolist() == (x >> 16 | (x << 16)).tolist()
 
 
+def test_a_signed_parameter_is_extended():
+    """The lower half of a pointer, read as a signed number into a wide register."""
+    body = """
+    ld.param.u64 %rd1, [p0];
+    ld.param.s32 %rd2, [p0];
+    cvt.u32.u64 %r8, %rd1;
+    cvt.s64.s32 %rd3, %r8;
+    setp.eq.s64 %p1, %rd2, %rd3;
+    ld.param.v2.u32 {{%r9, %r10}}, [p0];
+    setp.eq.and.u32 %p1, %r8, %r9, %p1;
+    selp.b32 {d}, 1, 0, %p1;"""
+    assert execute(body, [THREAD], np.uint32).all()
+
+
 def test_what_a_guard_leaves_out_touches_nothing():
     body = """
     setp.lt.u32 %p1, %r1, 100;
