@@ -27,7 +27,6 @@ all that they depend on.
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -35,14 +34,22 @@ import sysconfig
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.gpu_results import compiled, is_verified, read_outcomes
+
 ROOT = Path(__file__).parents[1]
 VARIABLE = "MBT_FAST_COMMIT"
-SHARDS = max(1, min(14, (os.cpu_count() or 2) - 2))  # Triton compiles for longer than tests run
+CORES = os.cpu_count() or 2
+MOST_SHARDS = 14  # of the tests, for Triton compiles for longer than they run
 OPS = ("bias_gelu", "add_layer_norm", "residual_add")
+TESTS = (  # that run otherwise on a GPU than without one
+    *("tests/ops", "tests/layers", "tests/kernels/test_triton.py"),
+    *(f"tests/kernels/cuda/test_{name}.py" for name in ("bottleneck_attention_cuda", "capture")),
+)
 KEPT = ("device", "capability", "torch", "triton", "cuda", "date")  # of a machine, in verified.json
 
 
@@ -58,13 +65,13 @@ class Step(NamedTuple):
 
 def steps(work: Path, gpu: bool) -> list[Step]:
     """The suite; the limits of each part add up to 5.5 minutes at most."""
+    shards = max(1, min(MOST_SHARDS, CORES - 2)) if gpu else MOST_SHARDS
     build = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(work / "site")]
     demanded = {"MBT_FAST_CUDA": "1" if gpu else "0", "MBT_FAST_NATIVE": "0"}
     pytest = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider"]
     pytest += ["-o", "pythonpath=tests/ops tests/kernels tests/models"]
-    tests = [*pytest, "-p", "benchmarks.gpu_tests", "-v", "-rN", "--tb=short", "-m", "not aot"]
-    tests += [] if gpu else ["--rehearse"]
-    folders = [f"tests/{name}" for name in ("ops", "kernels", "layers")]
+    tests = [*pytest, "-p", "benchmarks.gpu_tests", "-v", "-rN", "--tb=short"]
+    tests += ["-m", "not aot and not exhaustive", *([] if gpu else ["--rehearse"])]
     few = ["tests/ops", "-k", "(triton or cuda) and tolerance and two-streams"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "1"]
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # or the allocator hides overruns
@@ -78,8 +85,8 @@ def steps(work: Path, gpu: bool) -> list[Step]:
         return [*pytest, "-q", *files, *scale, record, "-k", "bfloat16 and not short"]
 
     def shard(number: int) -> list[str]:
-        some = ["--shard", f"{number}/{SHARDS}", "--compiled", f"{work}/compiled-{number}.json"]
-        return [*tests, *folders, "-k", "triton or cuda" if gpu else "triton", *some]
+        some = ["--shard", f"{number}/{shards}", "--compiled", f"{work}/compiled-{number}.json"]
+        return [*tests, *TESTS, "-k", "triton or cuda" if gpu else "triton", *some]
 
     attention = (
         [f"{backend} and bfloat16" for backend in ("cuda", "triton")] if gpu else ["bfloat16"]
@@ -90,7 +97,7 @@ def steps(work: Path, gpu: bool) -> list[Step]:
         Step("build", 1, 60, [[*build, "--build-temp", str(work / "build")]], demanded),
         Step("smoke", 1, 40, smoke),
         Step("attention", 1, 80, [timed("attention", bench("bottleneck_attention"))]),
-        Step("correctness", 1, 120, [shard(number) for number in range(SHARDS)]),
+        Step("correctness", 1, 120, [shard(number) for number in range(shards)]),
         Step("layer", 2, 220, [timed("layer", *layer)]),
         Step("memcheck", 2, 100, [[*sanitizer, "--tool", "memcheck", *tests, *few]], uncached),
     ]
@@ -114,11 +121,13 @@ def main(arguments: list[str] | None = None) -> int:
         site = lay_out(work / "site")
         machine = describe(site)
         document: dict[str, Any] = {"machine": machine, "commit": commit(), "steps": []}
-        for step in steps(work, gpu=machine["capability"] is not None):
+        gpu = machine["capability"] is not None
+        for step in steps(work, gpu):
             if args.part in (None, step.part) and not (step.name == "build" and has_cuda(site)):
-                document["steps"].append(run(step, work))
+                document["steps"].append(run(step, work) if gpu else rehearse(step, work))
                 if step.name == "correctness":
-                    document["compiled"] = compiled(work)
+                    shards = [json.loads(p.read_text()) for p in work.glob("compiled-*.json")]
+                    document["compiled"] = compiled(shards)
                     write_verified(step, work, document, describe(site))
                 (work / "suite.json").write_text(json.dumps(document, indent=1) + "\n")
                 pack(work, args.out / "suite.tar.gz")
@@ -173,42 +182,39 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def run(step: Step, work: Path) -> dict[str, Any]:
-    """Run one step, its output to logs; 124 means that it ran past its limit."""
+def run(step: Step, work: Path, at_once: int | None = None) -> dict[str, Any]:
+    """Run one step, its output to logs; 124 means that a command ran past the limit.
+
+    Args:
+        step: What to run.
+        work: Has the sources in ``site``, and gets ``logs``.
+        at_once: How many of its commands; by default all.
+    """
     start = time.perf_counter()
-    logs = [work / "logs" / f"{step.name}-{number}.log" for number in range(len(step.commands))]
-    processes = [
-        _start(command, step, work, log) for command, log in zip(step.commands, logs, strict=True)
-    ]
-    codes = [_finish(process, start + step.seconds) for process in processes]
+    environment = {**os.environ, "PYTHONPATH": str(work / "site"), **step.environment}
+    environment.setdefault(VARIABLE, commit() or "unknown")
+
+    def execute(number: int) -> int:
+        left = max(0.0, start + step.seconds - time.perf_counter())
+        with (work / "logs" / f"{step.name}-{number}.log").open("w") as log:
+            try:
+                command = step.commands[number]
+                options: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT}
+                done = subprocess.run(
+                    command, env=environment, cwd=ROOT, timeout=left, check=False, **options
+                )
+            except subprocess.TimeoutExpired:
+                return 124
+            except FileNotFoundError as error:
+                log.write(f"{error}\n")
+                return 127
+        return abs(done.returncode)
+
+    with ThreadPoolExecutor(at_once or len(step.commands)) as pool:
+        codes = list(pool.map(execute, range(len(step.commands))))
     seconds = time.perf_counter() - start
     print(f"{step.name:<12} rc={max(codes):<4} {seconds:.0f} s", flush=True)
     return {"name": step.name, "rc": codes, "seconds": seconds, "commands": step.commands}
-
-
-def _start(
-    command: list[str], step: Step, work: Path, log: Path
-) -> "subprocess.Popen[bytes] | None":
-    environment = {**os.environ, "PYTHONPATH": str(work / "site"), **step.environment}
-    environment.setdefault(VARIABLE, commit() or "unknown")
-    try:
-        return subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=log.open("w"), stderr=subprocess.STDOUT
-        )
-    except FileNotFoundError as error:
-        log.write_text(f"{error}\n")
-        return None
-
-
-def _finish(process: "subprocess.Popen[bytes] | None", deadline: float) -> int:
-    if process is None:
-        return 127
-    try:
-        return abs(process.wait(timeout=max(0.0, deadline - time.perf_counter())))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return 124
 
 
 def pack(work: Path, archive: Path) -> None:
@@ -220,17 +226,9 @@ def pack(work: Path, archive: Path) -> None:
     part.replace(archive)
 
 
-def compiled(work: Path) -> dict[str, Any]:
-    """What Triton compiled in the tests: how much, how often, and in how much time of one core."""
-    shards = [json.loads(path.read_text()) for path in sorted(work.glob("compiled-*.json"))]
-    entries = [entry for shard in shards for entry in shard]
-    seconds = [sum(entry["seconds"] for entry in shard) for shard in shards]
-    return {
-        "specialisations": len({(entry["kernel"], entry["key"]) for entry in entries}),
-        "compilations": len(entries),
-        "core_seconds": round(sum(seconds), 1),
-        "core_seconds_of_the_longest_shard": round(max(seconds, default=0.0), 1),
-    }
+def rehearse(step: Step, work: Path) -> dict[str, Any]:
+    """Run a step on as many cores as there are, in as much time as it takes."""
+    return run(step._replace(seconds=3600), work, at_once=CORES)
 
 
 def write_verified(
@@ -259,28 +257,6 @@ def collecting(step: Step) -> Step:
     return step._replace(
         name="collection", commands=[[*command, "--collect-only", "-q"]], seconds=30
     )
-
-
-def read_outcomes(collected: str, logs: Iterable[str]) -> dict[str, str]:
-    """Outcome of each test; ``"none"`` of those that were not run before a process was ended."""
-    outcomes = dict.fromkeys(re.findall(r"^tests/.*?::.*$", collected, re.M), "none")
-    pattern = re.compile(r"^(tests/.*?::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.M)
-    return outcomes | {test: outcome for log in logs for test, outcome in pattern.findall(log)}
-
-
-def is_verified(kernel: str, outcomes: Mapping[str, str], kernels: Iterable[str]) -> bool:
-    """Whether some test that concerns the kernel passed, and none did anything but pass or skip."""
-    found = {outcome for test, outcome in outcomes.items() if concerns(test, kernel, kernels)}
-    return "PASSED" in found and found <= {"PASSED", "SKIPPED"}
-
-
-def concerns(test: str, kernel: str, kernels: Iterable[str]) -> bool:
-    """Whether a test is about a kernel: it names its backend, and its file names no other op."""
-    if kernel == "cuda":
-        return "cuda" in test
-    file = test.partition("::")[0]
-    named = [name for name in kernels if name != "cuda" and name in file]
-    return "triton" in test and (not named or kernel in named)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,32 @@
-"""How the GPU suite runs tests: few specialisations, each compiled by one process, all counted.
+"""How the GPU suite runs tests: few specialisations, most compiled by one process, all counted.
 
 A plugin of pytest, ``-p benchmarks.gpu_tests``:
 
-    --shard I/N       the I-th of N parts; tests that compile the same kernels are in one
+    --shard I/N       the I-th of N parts; neighbours, which compile the same kernels, stay together
     --compiled FILE   write what Triton compiled: test, kernel, key and CPU seconds of each
     --rehearse        without a GPU: Triton compiles for sm_90, and nothing is launched
 
-A rehearsal shows that every test reaches its launches, and how long compilers take; results mean
-nothing in it, so a test that finds them wrong is skipped.
+A rehearsal shows that tests reach their launches, and how long compilers take. Results mean nothing
+in it, so a test that asks for what to compare them with is skipped there.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
 
 ARCH = 90
-SEEDS = 4  # of random calls
-NAMED = ("two-streams", "padding", "absent", "dropped", "MBT", "mbt", "saturated")  # in float32 too
-
+DTYPES = ("bfloat16", "float16", "float32")  # a test runs in the first that it has
+NAMED = ("two-streams", "mbt_base", "saturated")  # these in all
+SEEDS = 2  # of random calls
+# What torch does with operators; and the meaning of ops, which the interpreter compares as well.
+ELSEWHERE = ("test_transforms.py", "test_it_means_what_it_should")
 NO_RESULTS = "a rehearsal has no results to compare"
 
 _DEVICE = ExitStack()
@@ -60,27 +61,33 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)  # after everything that names or marks tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out more of the same, and what other processes run; bfloat16 comes first."""
-    shard, count = map(int, config.getoption("shard").split("/"))
-    kept = [item for item in items if is_needed(item.nodeid) and place(item.nodeid, count) == shard]
+    chosen = needed([item.nodeid for item in items])
+    few = [item for item in items if item.nodeid in chosen]
+    kept = part(few, *map(int, config.getoption("shard").split("/")))
     kept.sort(key=lambda item: "bfloat16" not in item.nodeid)
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
 
 
-def is_needed(test: str) -> bool:
-    """Whether a test is no mere repetition on other numbers, in other dtypes."""
-    seed = re.search(r"(?:test_random_call\[.*|random)-(\d+)", test)
-    if seed and int(seed[1]) >= SEEDS:
-        return False
-    other = "float32" in test or ("float16" in test and "bfloat16" not in test)
-    return not other or any(name in test for name in NAMED)
+def needed(tests: Sequence[str]) -> set[str]:
+    """All tests but those of Triton's kernels that repeat others in other dtypes or on numbers."""
+    chosen = {}
+    for test in sorted(tests, key=_preference):
+        seed = re.search(r"(?:test_random_call\[|random-)(\d+)", test)
+        if "triton" not in test or any(name in test for name in NAMED):
+            chosen[test] = test
+        elif not (seed and int(seed[1]) >= SEEDS) and not any(name in test for name in ELSEWHERE):
+            chosen.setdefault(re.sub("|".join(DTYPES), "", test), test)
+    return set(chosen.values())
 
 
-def place(test: str, shards: int) -> int:
-    """Which shard has a test: one for all that have the same case and dtype."""
-    dtype = next((name for name in ("bfloat16", "float16", "float32") if name in test), "")
-    case = next((name for name in re.findall(r"[a-z]+(?:-[a-z]+)+", test)), test)
-    return crc32(f"{case} {dtype}".encode()) % shards
+def _preference(test: str) -> int:
+    return next((rank for rank, dtype in enumerate(DTYPES) if dtype in test), 0)
+
+
+def part(tests: list[pytest.Item], index: int, count: int) -> list[pytest.Item]:
+    """The ``index``-th of ``count`` parts, as equal as can be."""
+    return tests[index * len(tests) // count : (index + 1) * len(tests) // count]
 
 
 @pytest.hookimpl(wrapper=True)

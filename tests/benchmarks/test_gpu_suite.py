@@ -10,7 +10,7 @@ from itertools import chain
 
 import pytest
 
-from benchmarks import gpu_suite
+from benchmarks import gpu_results, gpu_suite
 from mbt_fast.cli.info import collect
 from mbt_fast.kernels import sources
 
@@ -75,7 +75,7 @@ def test_a_failing_step_is_recorded_and_does_not_stop(tmp_path):
     logs = sorted((tmp_path / "logs").glob("x-*"))
     assert [log.read_text() for log in logs] == ["1\n", "2\n", "1\n"]
     assert run("y", ["no-such-command"]) == [127]
-    assert run("z", [*python, slow], seconds=1) == [124]
+    assert run("z", [*python, slow], [*python, slow], seconds=1) == [124, 124]
 
 
 def test_all_results_come_in_one_archive_after_every_step(tmp_path, monkeypatch):
@@ -105,6 +105,7 @@ tests/ops/test_residual_add.py::test_b[triton-two words] FAILED [ 3%]
 tests/kernels/test_cuda_kernels.py::test_a PASSED [ 4%]
 tests/kernels/test_cuda_kernels.py::test_b SKIPPED (no reason) [ 5%]
 tests/ops/test_x.py::test_other PASSED [ 6%]
+tests/ops/test_layer_ops.py::test_c[residual_add-no-slots-triton] FAILED [ 7%]
 """
 
 
@@ -112,8 +113,8 @@ def test_each_kernel_is_verified_on_its_own():
     kernels = ("bias_gelu", "residual_add", "bottleneck_attention", "cuda")
 
     def verified(*logs, collected=""):
-        outcomes = gpu_suite.read_outcomes(collected, logs)
-        return {k for k in kernels if gpu_suite.is_verified(k, outcomes, kernels)}
+        outcomes = gpu_results.read_outcomes(collected, logs)
+        return {k for k in kernels if gpu_results.is_verified(k, outcomes, kernels)}
 
     assert verified(LOG) == {"bias_gelu", "cuda"}
     assert verified(LOG, "tests/kernels/test_triton_layer.py::test_of_all FAILED") == {"cuda"}
@@ -123,15 +124,28 @@ def test_each_kernel_is_verified_on_its_own():
     assert verified(LOG, collected=not_run) == {"bias_gelu"}
 
 
+def test_a_kernel_that_two_shards_compile_costs_both_and_is_counted_once():
+    def entry(key, seconds):
+        return {"test": "t", "kernel": "k", "key": key, "seconds": seconds}
+
+    first, second = [entry("a", 2.0), entry("b", 1.0)], [entry("a", 0.1), entry("c", 3.0)]
+    assert gpu_results.compiled([first, second, []]) == {
+        "specialisations": 3,
+        "compilations": 4,
+        "core_seconds": 6.0,
+        "core_seconds_of_the_longest_shard": 5.0,
+    }
+
+
 def test_tests_that_should_run_are_collected(tmp_path):
     (step,) = (s for s in gpu_suite.steps(tmp_path, gpu=True) if s.name == "correctness")
     (tmp_path / "logs").mkdir()
     gpu_suite.lay_out(tmp_path / "site")
-    words = [w for w in step.commands[0] if w not in ("tests/ops", "tests/layers")]
+    words = [w for w in step.commands[0] if w not in gpu_suite.TESTS[:2]]
     few = step._replace(commands=[words])
     assert gpu_suite.run(gpu_suite.collecting(few), tmp_path)["rc"] == [0]
     collected = (tmp_path / "logs" / "collection-0.log").read_text()
-    outcomes = gpu_suite.read_outcomes(collected, [])
+    outcomes = gpu_results.read_outcomes(collected, [])
     assert len(outcomes) > 10
     assert set(outcomes.values()) == {"none"}
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import chain
 
 import pytest
 import torch
@@ -14,27 +15,34 @@ from mbt_fast.ops.dispatch import INTERPRET
 OP = "tests/ops/test_layer_ops.py::test_within_tolerance"
 
 
-@pytest.mark.parametrize(
-    ("test", "needed"),
-    [
-        ("tests/ops/test_random_calls.py::test_random_call[3-torch.float16-triton]", True),
-        ("tests/ops/test_random_calls.py::test_random_call[4-torch.float16-triton]", False),
-        (f"{OP}[add_layer_norm-tails-triton-torch.bfloat16]", True),
-        (f"{OP}[add_layer_norm-tails-triton-torch.float32]", False),
-        (f"{OP}[add_layer_norm-tails-triton-torch.float16]", False),
-        (f"{OP}[add_layer_norm-two-streams-triton-torch.float32]", True),
-        ("tests/kernels/cuda/test_x.py::test_y[torch.float16]", True),
-    ],
-)
-def test_more_of_the_same_is_left_out(test, needed):
-    assert gpu_tests.is_needed(test) is needed
+TESTS = {  # and whether they are needed
+    "tests/ops/test_random_calls.py::test_random_call[1-torch.float16-triton]": True,
+    "tests/ops/test_random_calls.py::test_random_call[1-torch.float32-triton]": False,
+    "tests/ops/test_random_calls.py::test_random_call[2-torch.float16-triton]": False,
+    f"{OP}[add_layer_norm-random-1-triton-torch.bfloat16]": True,
+    f"{OP}[add_layer_norm-random-2-triton-torch.bfloat16]": False,
+    f"{OP}[add_layer_norm-tails-triton-torch.float32]": False,
+    f"{OP}[add_layer_norm-tails-triton-torch.bfloat16]": True,
+    f"{OP}[add_layer_norm-tails-triton-torch.float16]": False,
+    f"{OP}[add_layer_norm-two-streams-triton-torch.float32]": True,
+    f"{OP}[add_layer_norm-two-streams-triton-torch.bfloat16]": True,
+    "tests/ops/test_transforms.py::test_opcheck[triton]": False,
+    "tests/ops/test_bias_gelu.py::test_x[triton]": True,
+    "tests/kernels/cuda/test_x.py::test_y[torch.float16]": True,
+    "tests/kernels/cuda/test_x.py::test_y[torch.bfloat16]": True,
+}
 
 
-def test_all_tests_of_a_case_and_dtype_are_in_one_part():
-    names = [f"tests/a.py::test_{i}[triton-two-streams-torch.bfloat16]" for i in range(9)]
-    assert len({gpu_tests.place(name, 14) for name in names}) == 1
-    others = [f"tests/a.py::test_b[case-{chr(97 + i)}-torch.bfloat16]" for i in range(20)]
-    assert len({gpu_tests.place(name, 14) for name in others}) > 5
+def test_more_of_the_same_is_left_out():
+    assert gpu_tests.needed(list(TESTS)) == {test for test, needed in TESTS.items() if needed}
+
+
+@pytest.mark.parametrize("count", [0, 1, 13, 14, 100])
+def test_parts_are_all_tests_once_and_about_equal(count):
+    tests = list(range(count))
+    parts = [gpu_tests.part(tests, i, 14) for i in range(14)]
+    assert [*chain.from_iterable(parts)] == tests
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.skipif(INTERPRET, reason="TRITON_INTERPRET=1 replaces the compiler")
@@ -50,4 +58,5 @@ def test_a_rehearsal_compiles_and_compares_nothing(tmp_path):
     assert gpu_tests.NO_RESULTS in done.stdout
     compiled = json.loads((tmp_path / "compiled.json").read_text())
     assert "residual_add_fwd_kernel" in {entry["kernel"] for entry in compiled}
-    assert all("[triton" in entry["test"] or not entry["test"] for entry in compiled)
+    assert all("triton" in entry["test"] or not entry["test"] for entry in compiled)
+    assert all(entry["seconds"] >= 0 and entry["key"] for entry in compiled)

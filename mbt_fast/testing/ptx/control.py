@@ -62,6 +62,8 @@ def bar(code: Instruction) -> Run:
         step.whole_warps()
         blocks = step.blocks
         if simple and step.n == len(blocks.numbers) and not blocks.arrived.any():
+            if blocks.races is not None:
+                blocks.races.meet()
             return None  # all are here
         barrier, block = _numbers(step, which(step)), step.block
         step.require(barrier[:, None] < BARRIERS, f"a block has {BARRIERS} barriers")
@@ -74,6 +76,8 @@ def bar(code: Instruction) -> Run:
         np.add.at(blocks.arrived, (block, barrier), 1)
         fits = (threads == 0) | (blocks.arrived[block, barrier] * 32 <= threads)
         step.require(fits[:, None], "more threads come to the barrier than it waits for")
+        if blocks.races is not None:
+            blocks.races.arrive(step.warps, barrier)
         step.advance(step.lanes)
         if waits:
             blocks.barrier[step.at] = barrier
@@ -104,6 +108,8 @@ def release(blocks: Blocks) -> None:
     blocks.arrived[full] = 0
     waiting = blocks.barrier >= 0
     opened = waiting & full[blocks.block_of_warp, np.maximum(blocks.barrier, 0)]
+    if blocks.races is not None:
+        blocks.races.open(np.flatnonzero(opened), blocks.barrier[opened], full)
     blocks.barrier[opened] = -1
     blocks.parked[opened] = False
 

@@ -79,11 +79,6 @@ def test_a_barrier_shows_the_stores_of_other_warps(barrier, seed):
     assert found.tolist() == (THREAD * 3)[::-1].tolist()
 
 
-def test_without_a_barrier_some_order_of_warps_reads_too_early():
-    found = [execute(EXCHANGE.format(barrier=""), [THREAD], np.uint32, seed=s) for s in (0, 1)]
-    assert all((f == 0xFFFFFFFF).any() for f in found), "fresh shared memory is 0xFF"
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_one_warp_arrives_and_another_waits(seed):
     body = """
