@@ -2,16 +2,14 @@
 
 import ctypes
 import re
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from hopper import import_module
 from nvcc_build import NVCC
 
+from mbt_fast.testing import ptx
 from mbt_fast.testing.ptx import tensor_map
-from mbt_fast.testing.ptx.launch import launch as run
-from mbt_fast.testing.ptx.memory import Memory
-from mbt_fast.testing.ptx.parse import Module
 
 WHY_NOT = "nvcc is not installed" if NVCC is None else ""
 LAUNCH = ctypes.CFUNCTYPE(
@@ -54,12 +52,6 @@ def span(sizes, strides):
         return 0
     last = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=False))
     return 2 * (last + sizes[-1])
-
-
-@cache
-def kernel_of(text):
-    """The kernel of a PTX text, parsed."""
-    return Module(text).only()
 
 
 class Extension:
@@ -160,9 +152,8 @@ class Extension:
         text = self.texts[launch.kernel]
         for name, edit in self.changes.items():
             text = edit(text) if name in launch.kernel else text
-        run(
-            kernel_of(text),
-            *(launch.grid, launch.block, launch.parameters, Memory(self.windows)),
+        ptx.launch(
+            *(text, launch.grid, launch.block, launch.parameters, ptx.Memory(self.windows)),
             shared_bytes=launch.shared_bytes,
             seed=self.seed or None,
         )

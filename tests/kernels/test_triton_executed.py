@@ -5,7 +5,6 @@ of the cases runs by default, and all of them by ``-m exhaustive``.
 """
 
 import ctypes
-import random
 
 import pytest
 import torch
@@ -63,7 +62,7 @@ def in_two_orders(launch):
     """Run a launch with warps in step, and again one after the other: the bits are the same."""
     launch.run()
     first = [ctypes.string_at(*window) for window in launch.memory().spans]
-    launch.run(seed=random.Random(launch.ptx).randrange(2**32))
+    launch.run(seed=0)
     assert first == [ctypes.string_at(*window) for window in launch.memory().spans], launch.name
 
 

@@ -58,6 +58,7 @@ struct KeysMemory {
   MBT_DEVICE SharedAddress dq(int group) const { return base + kDq + group * kDqBytes; }
 
   MBT_DEVICE void init_barriers() const {
+    require_aligned(base);
     for (const SharedAddress full : {keys_full(), values_full()}) {
       barrier_init(full, 1);
       barrier_init(full + 8, kConsumerWarps);

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mbt_fast.testing.ptx.errors import PtxError
-from mbt_fast.testing.ptx.floats import FLOATS, float_reader, float_writer, is_float
+from mbt_fast.testing.ptx.floats import float_reader, float_writer, is_float
 from mbt_fast.testing.ptx.operands import NUMPY, Read, reader, writer
 from mbt_fast.testing.ptx.registry import Run, op
 from mbt_fast.testing.ptx.step import Array, Step
@@ -55,6 +54,12 @@ def neg(code: Instruction) -> Run:
 def absolute(code: Instruction) -> Run:
     """Absolute value."""
     return elementwise(code, np.abs)
+
+
+@op("copysign")
+def copysign(code: Instruction) -> Run:
+    """The second operand with the sign of the first."""
+    return elementwise(code, lambda sign, size: np.copysign(size, sign))
 
 
 @op("min", "max")
@@ -127,21 +132,38 @@ def _high_signed(a: Any, b: Any) -> Array:
 
 @op("fma")
 def fma(code: Instruction) -> Run:
-    """``a * b + c`` rounded once: float32 by way of float64, whose product is exact."""
+    """``a * b + c`` by way of float64, in which the product is exact."""
     kind = code.type
     put = float_writer(code)
     a, b, c = (float_reader(code, operand) for operand in code.operands[1:4])
     if kind == "f64":
-        raise PtxError("fma of f64 is not implemented")
+        return lambda step: put(step, _fused(a(step), b(step), c(step)))
+    relu = code.has("relu")
 
     def run(step: Step) -> None:
         total = np.multiply(a(step), b(step), dtype=np.float64)
         total = total + c(step)
-        if code.has("relu"):
-            total = np.fmax(total, 0)
-        put(step, total.astype(np.float32))
+        put(step, np.fmax(total, 0) if relu else total)
 
     return run
+
+
+def _fused(a: Any, b: Any, c: Any) -> Array:
+    """``a * b + c`` of float64, but for a last rounding: errors of product and sum are added."""
+    product = np.multiply(a, b)
+    total = product + c
+    (a_high, a_low), (b_high, b_low) = _split(a), _split(b)
+    lost = a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)
+    other = total - product
+    lost = lost + ((product - (total - other)) + (c - other))
+    return np.where(np.isfinite(lost), total + lost, total)
+
+
+def _split(value: Any) -> tuple[Array, Array]:
+    """Two halves of a float64 whose products are exact."""
+    scaled = np.multiply(value, 2.0**27 + 1)
+    high = scaled - (scaled - value)
+    return high, value - high
 
 
 @op("div")
@@ -264,6 +286,3 @@ def selp(code: Instruction) -> Run:
     put, which = writer(code.operands[0], kind), reader(code.operands[3], "pred")
     a, b = (reader(operand, kind) for operand in code.operands[1:3])
     return lambda step: put(step, np.where(which(step), a(step), b(step)))
-
-
-__all__ = ["FLOATS", "elementwise"]

@@ -12,6 +12,7 @@ from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.memory import SHARED_BASE, Memory, Shared
 from mbt_fast.testing.ptx.operands import FILES, NUMPY, WIDTHS
 from mbt_fast.testing.ptx.proxies import Proxies
+from mbt_fast.testing.ptx.races import Races, applies
 from mbt_fast.testing.ptx.step import Array, Reason, Step
 from mbt_fast.testing.ptx.syntax import Kernel
 
@@ -53,6 +54,7 @@ class Blocks:
         parked: Which threads wait, bool ``[warps, 32]``.
         registers: By class, ``[registers, warps, 32]``; ``files`` shows the same.
         shared: Shared memory.
+        races: What warps have done to shared memory; ``None`` where not only barriers order them.
         proxies: What the async proxy has not seen of it; ``None`` where none uses it.
         state: What families of instructions keep, by a name of their own.
         deferred: Asynchronous work that is done when no thread can run, oldest first.
@@ -86,6 +88,9 @@ class Blocks:
         self.at_end: list[Callable[[], None]] = []
         self.arrived = np.zeros((self.count, BARRIERS), np.int64)
         self.expected = np.zeros((self.count, BARRIERS), np.int64)
+        self.races: Races | None = None
+        if self.warps_each > 1 and applies(launch.kernel):
+            self.races = Races(self)
         self.barrier = np.full(warps, -1)  # that each warp waits at
 
     @property
@@ -113,6 +118,8 @@ class Blocks:
         kernel = self.launch.kernel
         if name in kernel.shared:
             return SHARED_BASE + kernel.shared[name].offset
+        if name in kernel.local:
+            return SHARED_BASE + kernel.local[name].offset  # as the first shared address
         if name in kernel.parameters:
             return self.launch.parameter_address + kernel.parameters[name].offset
         if name in self.launch.constants:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mbt_fast.testing.ptx import shared_access
 from mbt_fast.testing.ptx.blocks import Blocks
 from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.memory import PROCESS, gather, global_places
@@ -29,6 +30,8 @@ class Copy:
     to: Array  # offset in shared memory
     source: Array  # global address
     given: Array  # bytes that are read; the others are zero
+    size: int  # bytes that are written
+    line: int  # of the instruction
 
 
 class Copies:
@@ -42,7 +45,7 @@ class Copies:
         """Start with none."""
         self.blocks = blocks
         self.committed = np.zeros(blocks.pc.shape, np.int64)
-        self.pending: list[tuple[int, Copy]] = []
+        self.pending: list[Copy] = []
 
     @classmethod
     def of(cls, blocks: Blocks) -> "Copies":
@@ -55,22 +58,24 @@ class Copies:
         """End the copies of a group's threads but those of their ``newest`` last groups."""
         limit = np.full(self.committed.shape, -1)
         limit[step.at] = np.where(step.lanes, self.committed[step.at] - newest, -1)
-        for size, copy in self.pending:
+        for copy in self.pending:
             due = copy.left & (copy.group < limit[copy.at])
             if due.any():
-                self._finish(size, copy, due)
+                warps = self.blocks.numbers[copy.at]
+                shared_access.store(step, copy.to, _data(copy, due), copy.line, due, warps)
                 copy.left &= ~due
-        self.pending = [entry for entry in self.pending if entry[1].left.any()]
+        self.pending = [copy for copy in self.pending if copy.left.any()]
 
-    def _finish(self, size: int, copy: Copy, due: Array) -> None:
-        to, source, given = copy.to[due], copy.source[due], copy.given[due]
-        data = np.zeros((len(to), size), np.uint8)
-        whole = given == size
-        data[whole] = gather(PROCESS, global_places(source[whole]), np.uint8, size)
-        for row in np.flatnonzero((given > 0) & ~whole):
-            start = int(global_places(source[row]))
-            data[row, : given[row]] = PROCESS[start : start + int(given[row])]
-        self.blocks.shared.write(to, data)
+
+def _data(copy: Copy, due: Array) -> Array:
+    """What copies that are due bring: bytes ``[n, 32, size]``."""
+    data = np.zeros((*due.shape, copy.size), np.uint8)
+    whole = due & (copy.given == copy.size)
+    data[whole] = gather(PROCESS, global_places(copy.source[whole]), np.uint8, copy.size)
+    for row, lane in np.argwhere(due & (copy.given > 0) & ~whole):
+        start, count = int(global_places(copy.source[row, lane])), int(copy.given[row, lane])
+        data[row, lane, :count] = PROCESS[start : start + count]
+    return data
 
 
 @op("cp.async")
@@ -98,10 +103,10 @@ def cp_async(code: Instruction) -> Run:
             if part:
                 inside = step.blocks.launch.memory.holds(address, int(part))
                 step.require(inside | (asked != part), "the source is outside of all tensors")
-        shared.write(to[lanes], np.full((int(lanes.sum()), size), 0xFF, np.uint8))
+        shared_access.store(step, to, np.full((*step.shape, size), 0xFF, np.uint8), code.line)
         group = copies.committed[step.at].copy()
-        copy = Copy(step.at, lanes, group, to, np.array(address), asked)
-        copies.pending.append((size, copy))
+        copy = Copy(step.at, lanes, group, to, np.array(address), asked, size, code.line)
+        copies.pending.append(copy)
 
     return run
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from mbt_fast.testing.ptx.bulk import tensor_at
 from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.move import address_reader
 from mbt_fast.testing.ptx.registry import Run, op
 from mbt_fast.testing.ptx.step import Array, Step
 from mbt_fast.testing.ptx.syntax import Immediate, Instruction
+from mbt_fast.testing.ptx.tensor_copies import tensor_at
 
 ORDERS = ("sc", "acq_rel", "acquire", "release")
 SCOPES = ("cta", "cluster", "gpu", "sys", "gl")
@@ -27,6 +27,8 @@ def fence(code: Instruction) -> Run:
         if words[2:] not in PROXIES:
             raise PtxError(f"fence.{'.'.join(words)} is not implemented")
         return _between_proxies
+    if words[:2] == ("proxy", "tensormap::generic"):
+        return lambda step: None  # maps are read where a copy is issued
     thread_fence = words[-1] in SCOPES and all(w in (*ORDERS, *SCOPES) for w in words)
     if thread_fence or words == ("mbarrier_init", "release", "cluster"):
         return lambda step: None

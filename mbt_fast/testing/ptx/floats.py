@@ -57,9 +57,9 @@ def float_reader(code: Instruction, operand: Operand, kind: str | None = None) -
     if kind == "bf16":
         return lambda step: from_bf16(take(step))
     if kind == "f16x2":
-        return lambda step: _halves(take(step)).view(np.float16)
+        return lambda step: halves_of(take(step)).view(np.float16)
     if kind == "bf16x2":
-        return lambda step: from_bf16(_halves(take(step)))
+        return lambda step: from_bf16(halves_of(take(step)))
     if code.has("ftz") and kind == "f32":
         return lambda step: flushed(take(step))
     return take
@@ -73,7 +73,7 @@ def float_writer(code: Instruction, kind: str | None = None) -> Write:
         return lambda step, value: put(step, to_bf16(value))
     if kind in ("f16x2", "bf16x2"):
         rounded = to_bf16 if kind == "bf16x2" else _to_f16_bits
-        return lambda step, value: put(step, _packed(rounded(value)))
+        return lambda step, value: put(step, packed_halves(rounded(value)))
     if kind == "f16":
         return lambda step, value: put(step, np.asarray(value).astype(np.float16))
     flush = code.has("ftz") and kind == "f32"
@@ -94,12 +94,13 @@ def _to_f16_bits(value: Any) -> Array:
     return np.asarray(value).astype(np.float16).view(np.uint16)
 
 
-def _halves(word: Any) -> Array:
+def halves_of(word: Any) -> Array:
     """uint16 ``[..., 2]`` of uint32, low half first."""
     word = np.asarray(word, np.uint32)
     return np.stack([word & np.uint32(0xFFFF), word >> np.uint32(16)], -1).astype(np.uint16)
 
 
-def _packed(halves: Array) -> Array:
+def packed_halves(halves: Array) -> Array:
+    """uint32 of uint16 ``[..., 2]``, low half first."""
     halves = halves.astype(np.uint32)
     return halves[..., 0] | halves[..., 1] << np.uint32(16)

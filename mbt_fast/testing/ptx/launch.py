@@ -49,10 +49,10 @@ def launch(
     grid3, block3 = _three(grid, "grid"), _three(block, "block")
     if kernel.threads is not None and block3 != kernel.threads:
         raise ValueError(f"block must be {kernel.threads}, as .reqntid says, got {block3}")
-    code = _compiled(kernel)
     packed = parameters if isinstance(parameters, bytes) else pack(kernel, parameters)
     if len(packed) != kernel.parameter_bytes:
         raise ValueError(f"parameters must have {kernel.parameter_bytes} bytes, got {len(packed)}")
+    code = _compiled(kernel)
     values = _aligned(packed)
     known = Memory(memory.spans)
     constants = {

@@ -114,7 +114,11 @@ class Shared:
         if not aligned.all():
             step.require(aligned, f"the shared address must be a multiple of {size}")
             offset = np.where(aligned, offset, 0)
-        return offset + self.base[step.block][:, None]
+        return offset + self.base[self.row(step)]
+
+    def row(self, step: Step) -> Array:
+        """Which of ``rows`` the threads of a group see, ``[n, 1]``."""
+        return step.block[:, None]
 
     def read(self, place: Array, kind: Any, count: int) -> Array:
         """Values ``[..., count]`` of a numpy type at offsets of ``flat``."""

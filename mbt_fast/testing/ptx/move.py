@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from mbt_fast.testing.ptx import shared_access
 from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.memory import PROCESS, gather, global_places, scatter, vector_of
 from mbt_fast.testing.ptx.operands import NUMPY, UNSIGNED, Read, reader, readers, writer, writers
@@ -94,7 +95,7 @@ def ld(code: Instruction) -> Run:
 
         def from_shared(step: Step) -> None:
             place = step.blocks.shared.places(step, step.full(take(step)), size)
-            finish(step, step.blocks.shared.read(place, as_type, count))
+            finish(step, shared_access.load(step, place, as_type, count))
 
         return from_shared
 
@@ -145,10 +146,11 @@ def st(code: Instruction) -> Run:
         else:
             step.blocks.launch.memory.check(step, address, size)
             place = global_places(address)
+        if space == "shared":
+            shared_access.store(step, place, values, code.line)
         if step.mask is not None:
             place, values = place[step.mask], values[step.mask]
         if space == "shared":
-            step.blocks.shared.write(place, values)
             if step.blocks.proxies is not None:
                 threads = step.threads if step.mask is None else step.threads[step.mask]
                 step.blocks.proxies.store(place, size, threads, code.line)

@@ -5,11 +5,14 @@ and labels of their own, ``.loc`` and ``.file`` stand on lines of their own.
 """
 
 import re
+import struct
 from collections.abc import Iterator
 
+from mbt_fast.testing.ptx.declare import declare, declare_bounds, declare_parameters, place_extern
 from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.syntax import (
     CLASSES,
+    NAME,
     SIZES,
     Address,
     Immediate,
@@ -21,19 +24,13 @@ from mbt_fast.testing.ptx.syntax import (
     Sink,
     Special,
     Symbol,
-    Variable,
     Vector,
 )
 
-NAME = r"[A-Za-z_$%][\w$]*"
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 LINE_DIRECTIVE = re.compile(r"^[ \t]*\.(?:loc|file)\b[^\n]*", re.MULTILINE)
 SECTION = re.compile(r"^[ \t]*\.section\b", re.MULTILINE)
 ENTRY = re.compile(rf"\.entry\s+({NAME})\s*(?:\(([^)]*)\))?([^{{;]*)\{{")
-PARAMETER = re.compile(rf"\.param\s+(.*?)\s*({NAME})\s*(?:\[(\d+)\])?\s*$", re.DOTALL)
-VARIABLE = re.compile(
-    rf"(?:\.align\s+(\d+)\s+)?\.(\w+)\s+({NAME})\s*(?:\[(\d*)\])?\s*(?:=\s*(.*))?$", re.DOTALL
-)
 MODULE_VARIABLE = re.compile(
     r"^[^\n\S]*(?:\.\w+\s+)*?\.(shared|global|const)\s+([^;]*);", re.MULTILINE
 )
@@ -43,7 +40,7 @@ INTEGER = re.compile(r"-?\s*(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
 HEX_FLOAT = re.compile(r"0([fFdD])([0-9a-fA-F]{8,16})$")
 DECIMAL_FLOAT = re.compile(r"-?\d*\.\d+(?:[eE][-+]?\d+)?$")
 
-BOUNDS = {"minnctapersm": "blocks_at_once", "maxnreg": "most_registers"}  # fields of a kernel
+Scope = dict[str, Register | str]  # registers, and labels by their unique names
 
 
 class Module(dict[str, Kernel]):
@@ -85,18 +82,13 @@ class Module(dict[str, Kernel]):
             raise PtxError(f"kernel must be one of {self.names}, got {name!r}")
         match, body = self._entries[name]
         kernel = Kernel(name, self._target)
-        _parse_parameters(kernel, match[2] or "")
-        threads = re.search(r"\.reqntid\s+([\d,\s]+)", match[3])
-        if threads:
-            sizes = [int(size) for size in threads[1].split(",")]
-            x, y, z = (*sizes, 1, 1)[:3]
-            kernel.threads = x, y, z
-        for word, number in re.findall(r"\.(minnctapersm|maxnreg)\s+(\d+)", match[3]):
-            setattr(kernel, BOUNDS[word], int(number))
+        declare_parameters(kernel, match[2] or "")
+        declare_bounds(kernel, match[3])
         for space, rest in MODULE_VARIABLE.findall(self._outside):
-            _declare(kernel, space, rest)
+            declare(kernel, space, rest)
         line = 1 + match.string.count("\n", 0, match.end())
         _Body(kernel, line).parse(body)
+        place_extern(kernel)
         self[name] = kernel
         return kernel
 
@@ -121,51 +113,15 @@ def _closing_brace(text: str, position: int) -> int:
     raise PtxError("a kernel must end with a brace")
 
 
-def _parse_parameters(kernel: Kernel, text: str) -> None:
-    offset = 0
-    for part in filter(str.strip, text.split(",")):
-        match = PARAMETER.search(part)
-        if match is None:
-            raise PtxError(f"cannot parse the parameter {part.strip()!r}")
-        described, name, count = match.groups()
-        kind = next(word for word in re.findall(r"\.(\w+)", described) if word in SIZES)
-        # .ptr ... .align describes what a pointer points to, not the pointer
-        own = described.split(".ptr")[0]
-        stated = re.search(r"\.align\s+(\d+)", own)
-        align = int(stated[1]) if stated else SIZES[kind]
-        offset = -(-offset // align) * align
-        size = SIZES[kind] * int(count or 1)
-        kernel.parameters[name] = Variable(name, offset, size, align)
-        offset += size
-
-
-def _declare(kernel: Kernel, space: str, text: str) -> None:
-    """An array in shared, global or constant memory; extern ones come last, at one address."""
-    match = VARIABLE.match(text.strip())
-    if match is None:
-        raise PtxError(f"cannot parse the variable {text.strip()!r}")
-    stated, kind, name, count, initial = match.groups()
-    align = int(stated or SIZES[kind])
-    size = 0 if count == "" else SIZES[kind] * int(count or 1)
-    placed = kernel.shared if space == "shared" else kernel.constants
-    end = max((v.offset + v.size for v in placed.values()), default=0)
-    value = b""
-    if initial:
-        numbers = [int(n, 0) for n in re.findall(r"-?\w+", initial)]
-        value = b"".join((n % 256 ** SIZES[kind]).to_bytes(SIZES[kind], "little") for n in numbers)
-    placed[name] = Variable(name, -(-end // align) * align, size, align, value)
-
-
 class _Body:
     """The statements of one kernel."""
 
     def __init__(self, kernel: Kernel, line: int) -> None:
         self.kernel, self.line = kernel, line
-        self.scopes: list[dict[str, Register | str]] = [{}]
-        self.labels: list[tuple[int, list[dict[str, Register | str]]]] = []
+        self.scopes: list[Scope] = [{}]
 
     def parse(self, text: str) -> None:
-        pending: list[tuple[int, str, list[dict[str, Register | str]]]] = []
+        pending: list[tuple[int, str, list[Scope]]] = []
         for line, kind, word in self._statements(text):
             if kind == "open":
                 self.scopes = [*self.scopes, {}]
@@ -202,8 +158,8 @@ class _Body:
         word, rest = ([*statement.split(None, 1), ""])[:2]
         if word == ".reg":
             self._registers(rest)
-        elif word == ".shared":
-            _declare(self.kernel, "shared", rest)
+        elif word in (".shared", ".local"):
+            declare(self.kernel, word[1:], rest)
         elif word not in (".pragma", ".maxnreg", ".minnctapersm"):
             raise PtxError(f"the directive {word} is not implemented")
         return True
@@ -292,8 +248,6 @@ def _number(text: str) -> Immediate | None:
     if match:
         return Immediate(int(match[2], 16), 4 if match[1] in "fF" else 8)
     if DECIMAL_FLOAT.match(text):
-        import struct
-
         return Immediate(struct.unpack("<Q", struct.pack("<d", float(text)))[0], 8)
     return None
 

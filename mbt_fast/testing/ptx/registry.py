@@ -30,7 +30,8 @@ Make = Callable[[Instruction], Run]
 OPS: dict[str, Make] = {}
 FAMILIES = (
     *("arithmetic", "bits", "convert", "control", "move", "warp", "tensor", "copy"),
-    *("wgmma", "mbarrier", "bulk", "fences"),  # of sm_90
+    *("atomics", "carries", "convert_fp8", "local"),
+    *("wgmma", "mbarrier", "bulk", "tensor_copies", "tensor_map_edit", "fences"),  # of sm_90
 )
 
 

@@ -23,6 +23,8 @@ class Step:
 
     A value of all threads of the group is an array ``[n, 32]``: warps, lanes.
 
+    Each warp of it has an active thread.
+
     Attributes:
         blocks: Everything that the blocks have: registers, shared memory, barriers.
         at: Which warps of ``blocks``: a slice, or an array of indices.
@@ -66,8 +68,13 @@ class Step:
         return self.blocks.block_of_warp[self.at]
 
     def narrowed(self, mask: Array) -> Step:
-        """The same warps with fewer active threads."""
-        step = Step(self.blocks, self.at, self.n, None if mask.all() else mask)
+        """Fewer active threads, ``mask`` [n, 32], of those warps that have any."""
+        some = mask.any(1)
+        if some.all():
+            step = Step(self.blocks, self.at, self.n, None if mask.all() else mask)
+        else:
+            mask = mask[some]
+            step = Step(self.blocks, self.warps[some], len(mask), None if mask.all() else mask)
         step.pc = self.pc
         return step
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
+NAME = r"[A-Za-z_$%][\w$]*"  # an identifier, as a regular expression
+
 # Bytes of each fundamental type. Registers of b16, u16, s16 and f16 are one class, and so on.
 SIZES = {
     **dict.fromkeys(("b8", "u8", "s8", "e4m3", "e5m2"), 1),
@@ -116,6 +118,7 @@ class Kernel:
     target: str = ""
     parameters: dict[str, Variable] = field(default_factory=dict)
     shared: dict[str, Variable] = field(default_factory=dict)
+    local: dict[str, Variable] = field(default_factory=dict)
     constants: dict[str, Variable] = field(default_factory=dict)  # .global and .const arrays
     registers: dict[str, int] = field(default_factory=dict)  # how many of each class
     labels: dict[str, int] = field(default_factory=dict)  # index of the next instruction

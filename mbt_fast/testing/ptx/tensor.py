@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from mbt_fast.testing.ptx import shared_access
 from mbt_fast.testing.ptx.elements import ELEMENTS
 from mbt_fast.testing.ptx.errors import PtxError
 from mbt_fast.testing.ptx.memory import vector_of
@@ -32,7 +33,7 @@ def ldmatrix(code: Instruction) -> Run:
         step.whole_warps()
         address = step.full(take(step))[:, asked]
         shared = step.blocks.shared
-        rows = shared.read(shared.places(step, address, ROW), np.uint16, 8)
+        rows = shared_access.load(step, shared.places(step, address, ROW), np.uint16, 8)
         matrices = rows[:, : 8 * count].reshape(step.n, count, 8, 8)
         if transposed:
             matrices = matrices.swapaxes(2, 3)
@@ -59,7 +60,8 @@ def stmatrix(code: Instruction) -> Run:
             matrices = np.ascontiguousarray(matrices.swapaxes(2, 3))
         shared = step.blocks.shared
         places = shared.places(step, address, ROW)[:, : 8 * count]
-        shared.write(places, matrices.reshape(step.n, 8 * count, 8))
+        rows, lanes = matrices.reshape(step.n, 8 * count, 8), step.lanes[:, : 8 * count]
+        shared_access.store(step, places, rows, code.line, lanes)
         if step.blocks.proxies is not None:  # a row counts as stored by the thread that says where
             step.blocks.proxies.store(places, ROW, step.threads[:, : 8 * count], code.line)
 

@@ -28,17 +28,15 @@ LONG = {"padding", "padding-wide"}  # in seconds
 IN_FLOAT16 = {"two-heads-of-70", "small-wide"}
 
 
-def is_sample(variant, name, dtype):
-    """Whether a case runs by default."""
+def marks(variant, name, dtype):
+    """None for a case that runs by default."""
     if dtype == torch.float16:
-        return name in IN_FLOAT16
-    return name not in LONG or variant == "fwd" or (variant, name) == ("bwd", "padding-wide")
-
-
-def cases():
-    for variant, name, dtype in product(VARIANTS, CASES, DTYPES):
-        marks = () if is_sample(variant, name, dtype) else pytest.mark.exhaustive
-        yield pytest.param(variant, name, dtype, marks=marks, id=f"{variant}-{name}-{dtype}")
+        is_sample = name in IN_FLOAT16
+    else:
+        is_sample = (
+            name not in LONG or variant == "fwd" or (variant, name) == ("bwd", "padding-wide")
+        )
+    return () if is_sample else pytest.mark.exhaustive
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +61,10 @@ def assert_within_tolerance(variant, *call, **options):
     check(*call, **options)
 
 
-@pytest.mark.parametrize(("variant", "name", "dtype"), cases())
+@pytest.mark.parametrize(
+    ("variant", "name", "dtype"),
+    [pytest.param(*case, marks=marks(*case)) for case in product(VARIANTS, CASES, DTYPES)],
+)
 def test_case_within_tolerance(use, variant, name, dtype):
     """Padding holds NaN."""
     use(variant)

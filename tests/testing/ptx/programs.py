@@ -15,6 +15,7 @@ FRAME = """
 .minnctapersm 1
 {{
     .reg .pred %p<9>;
+    .reg .b16 %rs<9>;
     .reg .b32 %r<64>;
     .reg .f32 %f<256>;
     .reg .b64 %rd<32>;
@@ -51,11 +52,11 @@ def store(registers, kind="f32"):
     return "\n".join(lines) + "\n"
 
 
-def execute(body, source, result, tensor_map=bytes(128), *, threads=THREADS, seed=None):
-    """Run a body on tensors, in one block; returns the result."""
+def execute(body, source, result, tensor_map=bytes(128), *, threads=THREADS, blocks=1, seed=None):
+    """Run a body on tensors; returns the result."""
     text = FRAME.format(body=body, shared=SHARED_BYTES, threads=threads)
     values = [source.data_ptr(), result.data_ptr(), tensor_map]
-    ptx.launch(text, (1,), (threads,), values, ptx.Memory.of(source, result), seed=seed)
+    ptx.launch(text, (blocks,), (threads,), values, ptx.Memory.of(source, result), seed=seed)
     return result
 
 

@@ -236,10 +236,32 @@ def test_a_bulk_store_and_a_tensor_store():
     assert result[:8].isnan().all()
 
 
+def test_other_reductions_of_contiguous_elements():
+    source = torch.arange(512, dtype=torch.int32)
+    result = torch.full((512,), 100, dtype=torch.int32)
+    body = fill(2048) + ADD.replace("add.f32", "max.s32") + GROUP + DONE
+    assert torch.equal(execute(body, source, result), torch.arange(512).clamp(min=100).int())
+
+
+def test_a_reduction_of_a_box_changes_what_lies_inside():
+    source, result = torch.randn(512), torch.randn(20, 32)
+    expected = result.clone()
+    expected[8:] += source.view(16, 32)[:12]
+    body = (
+        "    mov.b64 %rd5, map;\n    cvta.param.u64 %rd5, %rd5;\n"
+        "    mov.b32 %r20, 0;\n    mov.b32 %r21, 8;\n"
+        "    @%p1 cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.bulk_group"
+        " [%rd5, {%r20, %r21}], [%r2];\n"
+    )
+    box = a_map(result, (32, 16), FLOAT32, swizzle=0)
+    assert torch.equal(execute(fill(2048) + body + GROUP + DONE, source, result, box), expected)
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "cp.reduce.async.bulk.global.shared::cta.bulk_group.max.f32 [%rd2], [%r2], 16;",
+        "cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.add.u32"
+        " [%r2], [%r2], 16, [%r2];",
         "cp.async.bulk.prefetch.L2.global [%rd1], 16;",
         "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes"
         " [%r2], [%r2], 16, [%r2];",

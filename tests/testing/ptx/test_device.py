@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,7 +80,8 @@ def test_a_load_without_a_mask_is_an_error_of_the_launch():
     source = inspect.getsource(add_kernel.fn).splitlines()
     (index,) = (i for i, line in enumerate(source) if "MASKED else" in line)
     first = add_kernel.fn.__code__.co_firstlineno
-    assert f"from {__file__}:{first + index}" in str(raised.value)
+    # The folder is that of whoever compiled it: checkouts may share a cache.
+    assert f"{Path(__file__).name}:{first + index}" in str(raised.value)
 
 
 def test_a_tensor_that_is_a_part_of_another_does_not_open_the_rest():
