@@ -25,6 +25,7 @@ LINEAR = frozenset({"linear"})
 EVERY = ATTENTION | LAYER | LINEAR | {"dense_attention"}
 HALF = frozenset({torch.float16, torch.bfloat16})
 KERNEL_DTYPES = HALF | {torch.float32}
+Sizes = Mapping[torch.dtype, int | Mapping[str, int]]  # maybe by instruction set of the CPU
 # Under TRITON_INTERPRET=1 the Triton kernels run on CPU tensors. The interpreter computes wrong
 # values for bfloat16 (Triton 3.6 to 3.9).
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
@@ -87,7 +88,7 @@ class Backend:
     widths: Mapping[str, Collection[int]] = field(default_factory=dict)
     max_width: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, Collection[str]] = field(default_factory=dict)
-    min_size: Mapping[str, Mapping[torch.dtype, int]] = field(default_factory=dict)
+    min_size: Mapping[str, Sizes] = field(default_factory=dict)
     measured_on: Mapping[str, str] = field(default_factory=dict)
     unmeasured: bool = False
 
@@ -156,6 +157,8 @@ class Backend:
         if call.op in LAYER and torch.compiler.is_compiling():
             return "a compiler fuses torch's own with what surrounds it"
         least = self.min_size[call.op].get(call.dtype)
+        if isinstance(least, Mapping):
+            least = least.get(_instruction_set())
         if least is None:
             return f"{call.op} in {call.dtype} is not always faster than torch's own"
         if call.size is None or call.size >= least:
@@ -170,12 +173,15 @@ class Backend:
 # Where the C++ kernels win in spite of a launcher in Python; tests compare this with the records
 # under benchmarks/results. LayerNorm in float32 waits for memory, whoever computes it. float16,
 # which is not in the records of attention, is computed as float32.
-CPU_MIN_SIZE = {
+CPU_MIN_SIZE: dict[str, Sizes] = {
     "bottleneck_attention": {torch.bfloat16: 48, torch.float32: 128, torch.float16: 128},
     "bias_gelu": dict.fromkeys(KERNEL_DTYPES, 2**16),
     "add_layer_norm": {torch.bfloat16: 2**20},
     "residual_add": {torch.bfloat16: 2**20},
-    "linear": {torch.float32: 2**23},
+    "linear": {
+        torch.float32: 2**23,
+        torch.bfloat16: {"avx512_bf16": 2**28, "avx512": 2**22, "avx2": 2**22},
+    },
 }
 # Torch multiplies float32 by MKL, which has its AVX-512 for CPUs of another vendor.
 CPU_MEASURED_ON = {"linear": "AuthenticAMD"}
@@ -334,6 +340,11 @@ def _cpu_vendor() -> str:
     return _VENDOR[0]
 
 
+def _instruction_set() -> str:
+    """``extension.instruction_set``; of a machine that has our kernels."""
+    return extension.instruction_set()
+
+
 def _slow_cuda_build() -> str | None:
     """``extension.why_slow_cuda_kernels``, of an installation that has our kernels."""
     return None if _missing(extension.CUDA_MODULE) else extension.why_slow_cuda_kernels()
@@ -342,6 +353,7 @@ def _slow_cuda_build() -> str | None:
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo: one second.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _untried_in_bfloat16._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_instruction_set._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _cpu_vendor._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _slow_cuda_build._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
