@@ -104,6 +104,7 @@ class Queries {
     const RowsOf<T> q{h_.q, h_.own, h_.count}, dout{h_.dout, h_.own, h_.count};
     for (int64_t first = 0; first < h_.count; first += kQueries) {
       pack_both_ways(q, first, b_.q_t + first * width_, b_.q + words<Product>(first) * lanes_);
+      scale_queries<Product>(b_.q_t + first * width_, h_.dim, h_.scale * kLog2E);
       pack_both_ways(dout, first, b_.dout_t + first * width_,
                      b_.dout + words<Product>(first) * lanes_);
     }
@@ -195,7 +196,7 @@ struct SoftmaxOf {  // what is constant along the keys
 
   template <class Product>
   MBT_FAST_INLINE Floats probabilities(const float* s) const {
-    const Floats x = sub(sub(mul(load(s), scale), shift), log2_sum);
+    const Floats x = sub(sub(scaled<Product>(s, scale), shift), log2_sum);
     return keep_first(exp2<Product::kExpDegree>(x), lanes);
   }
   template <class Product>
