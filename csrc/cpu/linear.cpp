@@ -4,6 +4,7 @@
 #include "linear.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "common.hpp"
@@ -12,7 +13,7 @@
 namespace mbt_fast::cpu {
 namespace {
 
-constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kTasksPerThread = 2;
 constexpr int64_t kMostElements = 384 << 10;  // of a block: 1.5 MB of sums
 constexpr int64_t kLeastRows = 192;           // a block packs its right operand for so many at least
 
@@ -36,21 +37,23 @@ struct Cut {
 
 int64_t half(int64_t size, int64_t multiple) { return round_up(ceil_div(size, 2), multiple); }
 
-// At least `wanted` blocks, or as many as are worth it. A block packs its right operand, and the
-// product of a weight's gradient its left one too: so this is cut between rows first.
+// At least `wanted` blocks, or as many as are worth it. Every block packs its part of the right
+// operand, for which its rows should be many; that of a weight's gradient also packs the left one,
+// for which its columns should be.
 Cut cut_of(const LinearCall& call, const Task& task, int64_t wanted) {
-  const int64_t panel = call.kernels().panel;
+  const int64_t panel = call.kernels().panel, columns = round_up(task.block.columns, panel);
   const bool packs_both = task.product == &call.kernels().weight_gradient;
-  Cut cut{0, smaller(task.product->columns, round_up(task.block.columns, panel))};
+  Cut cut{0, smaller(task.product->columns, columns)};
   cut.rows = smaller(larger(kLeastRows, kMostElements / cut.columns), task.block.rows);
-  const auto halve_rows = [&](int64_t least) {
-    while (cut.blocks(task.block) < wanted && cut.rows > least) cut.rows = half(cut.rows, 1);
+  const auto halve_rows = [&] {
+    while (cut.blocks(task.block) < wanted && cut.rows > kLeastRows) cut.rows = half(cut.rows, 1);
   };
-  if (packs_both) halve_rows(2 * kLeastRows);
-  while (cut.blocks(task.block) < wanted && cut.columns > panel) {
+  if (packs_both) halve_rows();
+  const int64_t least = packs_both ? 4 * panel : panel;
+  while (cut.blocks(task.block) < wanted && cut.columns > least) {
     cut.columns = half(cut.columns, panel);
   }
-  halve_rows(kLeastRows);
+  halve_rows();
   return cut;
 }
 
@@ -72,7 +75,7 @@ LinearBlock part_of(const LinearCall& call, const Task& whole, const Cut& cut, i
 }
 
 void run(const LinearCall& call, const std::vector<Task>& wholes) {
-  int64_t all = 1, scratch_bytes = 0;
+  int64_t all = 0, scratch_bytes = 0;
   for (const Task& whole : wholes) all += whole.multiply_adds();
   std::vector<Task> tasks;
   for (const Task& whole : wholes) {
@@ -81,8 +84,8 @@ void run(const LinearCall& call, const std::vector<Task>& wholes) {
       continue;
     }
     const double share = static_cast<double>(whole.multiply_adds()) / static_cast<double>(all);
-    const double wanted = share * static_cast<double>(kTasksPerThread * call.threads);
-    const Cut cut = cut_of(call, whole, 1 + static_cast<int64_t>(wanted));
+    const double wanted = std::ceil(share * static_cast<double>(kTasksPerThread * call.threads));
+    const Cut cut = cut_of(call, whole, static_cast<int64_t>(wanted));
     for (int64_t row = 0; row < whole.block.rows; row += cut.rows) {
       for (int64_t column = 0; column < whole.block.columns; column += cut.columns) {
         tasks.push_back({whole.product, part_of(call, whole, cut, row, column)});

@@ -121,27 +121,32 @@ inline void pack_columns(RowsOf<T> x, int64_t count, int64_t size, uint32_t* to,
   }
 }
 
-// A piece of the right operand: elements first .. first + size of the sum.
+// A piece of the right operand, elements first .. first + size of the sum: to[panels][steps][kPanel].
+template <class Product, class T>
+inline void pack_right_rows(const LinearBlock& block, int64_t first, int64_t size, uint32_t* to,
+                            int64_t steps) {
+  const RowsOf<T> x = rows_from<T>(block.right, first, size, 0);
+  for (int64_t s = 0; s < words<Product>(size); ++s) {
+    const T* rows[Product::kDepth];
+    for (int j = 0; j < Product::kDepth; ++j) rows[j] = x[s * Product::kDepth + j];
+    for (int64_t column = 0; column < block.columns; column += kPanel) {
+      uint32_t* panel = to + column * steps + s * kPanel;
+      const int64_t last = smaller(column + kPanel, block.columns);
+      for (int64_t d = column; d < last; d += kLanes) {
+        store_words(panel + d - column, Product::load_across(rows, d, block.columns - d));
+      }
+    }
+  }
+}
+
 template <class Product, class T, bool kTransposedRight>
 inline void pack_right(const LinearBlock& block, int64_t first, int64_t size, uint32_t* to,
                        int64_t steps) {
+  if constexpr (!kTransposedRight) return pack_right_rows<Product, T>(block, first, size, to, steps);
   for (int64_t column = 0; column < block.columns; column += kPanel) {
     const int64_t width = smaller(kPanel, block.columns - column);
-    if constexpr (kTransposedRight) {
-      const RowsOf<T> x = rows_from<T>(block.right, column, width, first);
-      pack_transposed<Product>(x, round_up(width, kLanes), size, to, kPanel);
-    } else {
-      const RowsOf<T> x = rows_from<T>(block.right, first, size, column);
-      const int64_t lanes = round_up(width, kLanes);
-      for (int64_t s = 0; s < words<Product>(size); ++s) {
-        const T* rows[Product::kDepth];
-        for (int j = 0; j < Product::kDepth; ++j) rows[j] = x[s * Product::kDepth + j];
-        for (int64_t d = 0; d < lanes; d += kLanes) {
-          store_words(to + s * kPanel + d, Product::load_across(rows, d, width - d));
-        }
-      }
-    }
-    to += steps * kPanel;
+    const RowsOf<T> x = rows_from<T>(block.right, column, width, first);
+    pack_transposed<Product>(x, round_up(width, kLanes), size, to + column * steps, kPanel);
   }
 }
 
@@ -155,9 +160,10 @@ inline Left left_operand(const LinearBlock& block, int64_t row, int64_t count, i
     return {to, steps};
   } else {
     const RowsOf<T> x = rows_from<T>(block.left, row, count, first);
-    constexpr bool kIsWord = sizeof(T) * Product::kDepth == sizeof(uint32_t);
-    if (kIsWord && size % Product::kDepth == 0 && block.left.stride % Product::kDepth == 0) {
-      return {reinterpret_cast<const uint32_t*>(x[0]), block.left.stride / Product::kDepth};
+    constexpr bool kAreWords = sizeof(T) * Product::kDepth == sizeof(uint32_t);
+    const bool is_aligned = reinterpret_cast<uintptr_t>(x[0]) % sizeof(uint32_t) == 0;
+    if (kAreWords && is_aligned && size % Product::kDepth == 0 && x.rows.stride % Product::kDepth == 0) {
+      return {reinterpret_cast<const uint32_t*>(x[0]), x.rows.stride / Product::kDepth};
     }
     pack_along_d<Product>(x, 0, count, size, to);
     return {to, row_words<Product>(size)};

@@ -238,11 +238,16 @@ class FusionLayer(nn.ModuleDict):
 
     def _project(self, blocks: Sequence[Block], heads: Sequence[Tensor]) -> list[Tensor]:
         """What attention adds to each stream: its heads ``[B, S, H, D]`` back in ``[B, S, C]``."""
-        if not are_unmodified((nn.Linear, [b.attn.proj for b in blocks])):
-            return [b.attention_branch(h) for b, h in zip(blocks, heads, strict=True)]
-        projections, rows = affines([b.attn.proj for b in blocks]), [h.flatten(2) for h in heads]
-        chosen = self._choose_linear(rows, projections)
-        branches = linear.products(chosen, rows, *zip(*projections, strict=True))
+        together = are_unmodified((nn.Linear, [b.attn.proj for b in blocks]))
+        branches: list[Tensor] = []
+        for part in [slice(None)] if together else one_by_one(blocks):
+            modules, rows = [b.attn.proj for b in blocks[part]], [h.flatten(2) for h in heads[part]]
+            if together or are_unmodified((nn.Linear, modules)):
+                linears = affines(modules)
+                chosen = self._choose_linear(rows, linears)
+                branches += linear.products(chosen, rows, *zip(*linears, strict=True))
+            else:
+                branches += [module(x) for module, x in zip(modules, rows, strict=True)]
         return [b.drop(branch) for b, branch in zip(blocks, branches, strict=True)]
 
     def _pass_mlps(
