@@ -5,8 +5,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from benchmarks.gpu_tests import part
 
-def compiled(shards: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+SHARDS = 14  # of the tests at most, for Triton compiles for longer than they run
+Entries = Sequence[Mapping[str, Any]]
+
+
+def parts(entries: Entries) -> list[Entries]:
+    """What each shard would have compiled, from what one process did in a rehearsal."""
+    tests = list(dict.fromkeys(entry["test"] for entry in entries))
+    shards = [set(part(tests, index, SHARDS)) for index in range(SHARDS)]
+    once = {
+        (index, entry["key"]): entry
+        for index, shard in enumerate(shards)
+        for entry in entries
+        if entry["test"] in shard
+    }
+    return [[entry for (of, _), entry in once.items() if of == index] for index in range(SHARDS)]
+
+
+def compiled(shards: Sequence[Entries]) -> dict[str, Any]:
     """What Triton compiles for the tests, in seconds of one core.
 
     That of a shard is what it would be without the others, whose kernels it may have found in

@@ -39,12 +39,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.gpu_results import compiled, is_verified, read_outcomes
+from benchmarks.gpu_results import SHARDS, compiled, is_verified, parts, read_outcomes
 
 ROOT = Path(__file__).parents[1]
 VARIABLE = "MBT_FAST_COMMIT"
 CORES = os.cpu_count() or 2
-MOST_SHARDS = 14  # of the tests, for Triton compiles for longer than they run
 OPS = ("bias_gelu", "add_layer_norm", "residual_add")
 TESTS = (  # that run otherwise on a GPU than without one
     *("tests/ops", "tests/layers", "tests/kernels/test_triton.py"),
@@ -65,7 +64,7 @@ class Step(NamedTuple):
 
 def steps(work: Path, gpu: bool) -> list[Step]:
     """The suite; the limits of each part add up to 5.5 minutes at most."""
-    shards = max(1, min(MOST_SHARDS, CORES - 2)) if gpu else MOST_SHARDS
+    shards = max(1, min(SHARDS, CORES - 2)) if gpu else 1
     build = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(work / "site")]
     demanded = {"MBT_FAST_CUDA": "1" if gpu else "0", "MBT_FAST_NATIVE": "0"}
     pytest = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider"]
@@ -124,10 +123,11 @@ def main(arguments: list[str] | None = None) -> int:
         gpu = machine["capability"] is not None
         for step in steps(work, gpu):
             if args.part in (None, step.part) and not (step.name == "build" and has_cuda(site)):
-                document["steps"].append(run(step, work) if gpu else rehearse(step, work))
+                limit = step.seconds if gpu else 3600  # a rehearsal takes the time that it takes
+                document["steps"].append(run(step._replace(seconds=limit), work))
                 if step.name == "correctness":
                     shards = [json.loads(p.read_text()) for p in work.glob("compiled-*.json")]
-                    document["compiled"] = compiled(shards)
+                    document["compiled"] = compiled(shards if gpu else parts(*shards))
                     write_verified(step, work, document, describe(site))
                 (work / "suite.json").write_text(json.dumps(document, indent=1) + "\n")
                 pack(work, args.out / "suite.tar.gz")
@@ -182,14 +182,8 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def run(step: Step, work: Path, at_once: int | None = None) -> dict[str, Any]:
-    """Run one step, its output to logs; 124 means that a command ran past the limit.
-
-    Args:
-        step: What to run.
-        work: Has the sources in ``site``, and gets ``logs``.
-        at_once: How many of its commands; by default all.
-    """
+def run(step: Step, work: Path) -> dict[str, Any]:
+    """Run one step, its output to logs; 124 means that a command ran past the limit."""
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(work / "site"), **step.environment}
     environment.setdefault(VARIABLE, commit() or "unknown")
@@ -210,7 +204,7 @@ def run(step: Step, work: Path, at_once: int | None = None) -> dict[str, Any]:
                 return 127
         return abs(done.returncode)
 
-    with ThreadPoolExecutor(at_once or len(step.commands)) as pool:
+    with ThreadPoolExecutor(len(step.commands)) as pool:
         codes = list(pool.map(execute, range(len(step.commands))))
     seconds = time.perf_counter() - start
     print(f"{step.name:<12} rc={max(codes):<4} {seconds:.0f} s", flush=True)
@@ -224,11 +218,6 @@ def pack(work: Path, archive: Path) -> None:
         for path in sorted([*work.glob("*.json"), work / "logs"]):
             file.add(path, arcname=path.name)
     part.replace(archive)
-
-
-def rehearse(step: Step, work: Path) -> dict[str, Any]:
-    """Run a step on as many cores as there are, in as much time as it takes."""
-    return run(step._replace(seconds=3600), work, at_once=CORES)
 
 
 def write_verified(

@@ -3,7 +3,8 @@
 A plugin of pytest, ``-p benchmarks.gpu_tests``:
 
     --shard I/N       the I-th of N parts; neighbours, which compile the same kernels, stay together
-    --compiled FILE   write what Triton compiled: test, kernel, key and CPU seconds of each
+    --compiled FILE   write what Triton compiled: test, kernel, key and CPU seconds of each; in a
+                      rehearsal all kernels that a test launches, whoever compiled them
     --rehearse        without a GPU: Triton compiles for sm_90, and nothing is launched
 
 A rehearsal shows that tests reach their launches, and how long compilers take. Results mean nothing
@@ -31,6 +32,7 @@ NO_RESULTS = "a rehearsal has no results to compare"
 
 _DEVICE = ExitStack()
 _compiled: list[dict[str, Any]] = []
+_by_function: dict[int, dict[str, Any]] = {}  # by Triton's handle of a loaded kernel
 _test = ""
 
 
@@ -60,11 +62,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # after everything that names or marks tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out more of the same, and what other processes run; bfloat16 comes first."""
+    """Leave out more of the same, and what other processes run."""
     chosen = needed([item.nodeid for item in items])
     few = [item for item in items if item.nodeid in chosen]
     kept = part(few, *map(int, config.getoption("shard").split("/")))
-    kept.sort(key=lambda item: "bfloat16" not in item.nodeid)
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
 
@@ -85,7 +86,7 @@ def _preference(test: str) -> int:
     return next((rank for rank, dtype in enumerate(DTYPES) if dtype in test), 0)
 
 
-def part(tests: list[pytest.Item], index: int, count: int) -> list[pytest.Item]:
+def part(tests: list[Any], index: int, count: int) -> list[Any]:
     """The ``index``-th of ``count`` parts, as equal as can be."""
     return tests[index * len(tests) // count : (index + 1) * len(tests) // count]
 
@@ -102,6 +103,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
             raise
         pytest.skip(NO_RESULTS)
     finally:
+        if pyfuncitem.config.getoption("rehearse"):
+            _note_launches()
         _test = ""
 
 
@@ -116,7 +119,9 @@ def _count() -> None:
 
     def end(module: int, function: int, name: str, files: Any, hash: str) -> None:
         seconds = round(_cpu_seconds() - began[0], 2)
-        _compiled.append({"test": _test, "kernel": name, "key": hash, "seconds": seconds})
+        entry = {"test": _test, "kernel": name, "key": hash, "seconds": seconds}
+        _by_function[function] = entry
+        _compiled.append(entry)
 
     knobs.runtime.jit_cache_hook = begin
     knobs.runtime.kernel_load_end_hook.add(end)
@@ -124,6 +129,22 @@ def _count() -> None:
 
 def _cpu_seconds() -> float:
     return sum(os.times()[:4])
+
+
+def _note_launches() -> None:
+    """Of this test, but for the kernels that it compiled itself."""
+    launches = _driver().launches
+    for function in dict.fromkeys(launch.function for launch in launches):
+        entry = _by_function.get(function)
+        if entry and entry["test"] != _test:
+            _compiled.append(entry | {"test": _test})
+    launches.clear()
+
+
+def _driver() -> Any:
+    from triton.runtime import driver
+
+    return driver.active
 
 
 def _rehearse() -> None:

@@ -137,6 +137,15 @@ def test_a_kernel_that_two_shards_compile_costs_both_and_is_counted_once():
     }
 
 
+def test_a_rehearsal_in_one_process_tells_what_each_part_compiles(monkeypatch):
+    monkeypatch.setattr(gpu_results, "SHARDS", 2)
+    launches = [("t", "a"), ("t", "b"), ("u", "a"), ("v", "a"), ("v", "c"), ("w", "c")]
+    entries = [{"test": t, "kernel": "k", "key": key, "seconds": 1.0} for t, key in launches]
+    first, second = gpu_results.parts(entries)
+    assert [entry["key"] for entry in first] == ["a", "b"]
+    assert [entry["key"] for entry in second] == ["a", "c"]
+
+
 def test_tests_that_should_run_are_collected(tmp_path):
     (step,) = (s for s in gpu_suite.steps(tmp_path, gpu=True) if s.name == "correctness")
     (tmp_path / "logs").mkdir()

@@ -109,8 +109,8 @@ class Blocks:
         value = self.specials[name]
         return value[step.at] if value.ndim else value
 
-    def address_of(self, name: str) -> int:
-        """Address of a variable in its state space.
+    def address_of(self, name: str, narrow: bool = False) -> int:
+        """Address of a variable in its state space; that of a parameter is generic if not narrow.
 
         Raises:
             PtxError: There is none of this name.
@@ -121,7 +121,8 @@ class Blocks:
         if name in kernel.local:
             return SHARED_BASE + kernel.local[name].offset  # as the first shared address
         if name in kernel.parameters:
-            return self.launch.parameter_address + kernel.parameters[name].offset
+            generic = 0 if narrow else self.launch.parameter_address
+            return generic + kernel.parameters[name].offset
         if name in self.launch.constants:
             return self.launch.constants[name]
         raise PtxError(f"the program has no variable {name}")

@@ -87,8 +87,16 @@ def _to_integer(code: Instruction, to: str, source: str) -> Run:
 
 @op("cvta")
 def cvta(code: Instruction) -> Run:
-    """Global and parameter addresses are generic ones already."""
+    """Addresses are generic ones already, but for those of parameters that 32 bits hold."""
     if not (code.has("global") or code.has("param") or code.has("const")):
         raise PtxError("only cvta of global, const and param addresses is implemented")
     put, take = writer(code.operands[0], code.type), reader(code.operands[1], code.type)
-    return lambda step: put(step, take(step))
+    if not code.has("param"):
+        return lambda step: put(step, take(step))
+
+    def run(step: Step) -> None:
+        address = np.asarray(take(step), np.uint64)
+        generic = address + np.uint64(step.blocks.launch.parameter_address)
+        put(step, np.where(address < 2**32, generic, address))
+
+    return run

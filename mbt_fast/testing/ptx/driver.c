@@ -41,7 +41,10 @@ static int most_shared_memory(CUdevice arch) {
 }
 
 CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
-CUresult cuDriverGetVersion(int *version) { *version = CUDA_VERSION; return CUDA_SUCCESS; }
+CUresult cuDriverGetVersion(int *version) {
+  *version = 13020; /* for an older one Triton changes a bit of a tensor map, where ours differ */
+  return CUDA_SUCCESS;
+}
 CUresult cuDeviceGetCount(int *count) { *count = 1; return CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice *device, int number) { *device = number; return CUDA_SUCCESS; }
 

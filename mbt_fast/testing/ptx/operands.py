@@ -149,6 +149,7 @@ def _special_reader(special: Special, kind: str) -> Read:
 
 
 def _symbol_reader(symbol: Symbol, kind: str) -> Read:
-    """The address of a variable."""
+    """The address of a variable; 32 bits hold that of a parameter in its own space."""
     name, as_type = symbol.name, NUMPY[kind]
-    return lambda step: as_type(step.blocks.address_of(name))
+    narrow = np.dtype(as_type).itemsize == 4
+    return lambda step: as_type(step.blocks.address_of(name, narrow))

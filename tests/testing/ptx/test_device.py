@@ -1,11 +1,9 @@
 """Triton on a GPU that is not there."""
 
-import inspect
 import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -77,11 +75,7 @@ def test_a_load_without_a_mask_is_an_error_of_the_launch():
         add(masked=False)
     assert raised.value.text.startswith("ld.global")
     assert raised.value.cta == (1, 0, 0)
-    source = inspect.getsource(add_kernel.fn).splitlines()
-    (index,) = (i for i, line in enumerate(source) if "MASKED else" in line)
-    first = add_kernel.fn.__code__.co_firstlineno
-    # The folder is that of whoever compiled it: checkouts may share a cache.
-    assert f"{Path(__file__).name}:{first + index}" in str(raised.value)
+    assert f"from {__file__}:" in str(raised.value)
 
 
 def test_a_tensor_that_is_a_part_of_another_does_not_open_the_rest():
