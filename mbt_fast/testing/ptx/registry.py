@@ -93,7 +93,7 @@ def _guarded(instruction: Instruction, run: Run) -> Run:
         mask = holds if step.mask is None else holds & step.mask
         if not mask.any():
             return None
-        inner = step.narrowed(mask)
+        inner = step.narrowed(mask).of_active()
         moved = run(inner)
         if moved:
             step.advance(step.lanes & ~mask)

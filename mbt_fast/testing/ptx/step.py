@@ -23,7 +23,7 @@ class Step:
 
     A value of all threads of the group is an array ``[n, 32]``: warps, lanes.
 
-    Each warp of it has an active thread.
+    Each warp of it has an active thread, where it comes to an instruction.
 
     Attributes:
         blocks: Everything that the blocks have: registers, shared memory, barriers.
@@ -68,13 +68,18 @@ class Step:
         return self.blocks.block_of_warp[self.at]
 
     def narrowed(self, mask: Array) -> Step:
-        """Fewer active threads, ``mask`` [n, 32], of those warps that have any."""
-        some = mask.any(1)
+        """The same warps with fewer active threads, ``mask`` [n, 32]; some may have none."""
+        step = Step(self.blocks, self.at, self.n, None if mask.all() else mask)
+        step.pc = self.pc
+        return step
+
+    def of_active(self) -> Step:
+        """Only the warps that have active threads."""
+        some = self.lanes.any(1)
         if some.all():
-            step = Step(self.blocks, self.at, self.n, None if mask.all() else mask)
-        else:
-            mask = mask[some]
-            step = Step(self.blocks, self.warps[some], len(mask), None if mask.all() else mask)
+            return self
+        mask = self.lanes[some]
+        step = Step(self.blocks, self.warps[some], len(mask), None if mask.all() else mask)
         step.pc = self.pc
         return step
 
