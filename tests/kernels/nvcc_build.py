@@ -59,7 +59,7 @@ def _compile(folder, source, instance):
 
     name = "_".join([Path(source).stem, *map(str, instance)])
     target, kept = folder / f"{name}.o", folder / name
-    kept.mkdir()
+    kept.mkdir(exist_ok=True)  # from a build that was stopped
     defined = dict(zip(("ELEMENT", "DIM"), instance, strict=False))  # most units define nothing
     options = [f"-DMBT_FAST_{key}={value}" for key, value in defined.items()]
     if source.endswith(".cpp"):

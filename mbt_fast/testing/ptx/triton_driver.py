@@ -18,6 +18,7 @@ from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
+from triton.runtime import _allocation
 from triton.runtime import driver as drivers
 
 from mbt_fast.testing.ptx.driver import LAUNCH_FAILED, SUCCESS, Shape, connect, load
@@ -37,7 +38,8 @@ class Launch(NamedTuple):
         function: The driver's handle, one for each specialisation that a process has compiled.
         shape: Grid, block, cluster and dynamic shared memory.
         types: Triton's types of the arguments, by name, such as ``"*fp32"`` or ``"constexpr"``.
-        arguments: The arguments, by name; they keep their tensors alive.
+        arguments: The arguments, by name; they keep their tensors alive. What Triton's allocator
+            gave for the launch is among them, as ``global_scratch``.
         parameters: The bytes of each parameter of the PTX, in its order.
     """
 
@@ -95,6 +97,13 @@ class Launcher(nvidia.CudaLauncher):
         """Launch; an error of the executor is raised in place of the driver's."""
         _CALL.types, _CALL.error = self._types, None
         _CALL.arguments = dict(zip(self._types, arguments, strict=True))
+        given = _allocation._allocator.get()
+
+        def allocate(size: int, alignment: int, stream: int | None) -> Any:
+            _CALL.arguments["global_scratch"] = given(size, alignment, stream)
+            return _CALL.arguments["global_scratch"]
+
+        before = _allocation._allocator.set(allocate)
         try:
             super().__call__(
                 grid_x, grid_y, grid_z, stream, function, metadata, launch_metadata, enter, leave,
@@ -103,6 +112,7 @@ class Launcher(nvidia.CudaLauncher):
         except RuntimeError as refusal:
             raise (_CALL.error or refusal) from None
         finally:
+            _allocation._allocator.reset(before)
             del _CALL.types, _CALL.arguments, _CALL.error
 
 

@@ -40,6 +40,13 @@ def double_kernel(x, out, ROWS: tl.constexpr):
     out.store([first, 0], 2 * x.load([first, 0]))
 
 
+@triton.jit
+def double_by_own_descriptors_kernel(x, out, rows, columns, TILE: tl.constexpr):
+    source = tl.make_tensor_descriptor(x, [rows, columns], [columns, 1], [TILE, TILE])
+    target = tl.make_tensor_descriptor(out, [rows, columns], [columns, 1], [TILE, TILE])
+    target.store([0, 0], 2 * source.load([0, 0]))
+
+
 def add(n=100, masked=True):
     """Inputs and output, which has NaN where nothing was written."""
     x, y = torch.randn(n), torch.randn(n)
@@ -68,6 +75,16 @@ def test_tensor_descriptors_of_the_host_are_encoded(arch):
     assert torch.equal(out[:, :32], 2 * x[:, :32])
     assert not out[:, 32:].any()
     assert ("cp.async.bulk.tensor" in launches[0].ptx) == (arch == 90)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_kernels_may_make_tensor_descriptors_in_memory_of_the_allocator(arch):
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8))
+    x, out = torch.randn(20, 64), torch.zeros(20, 64)
+    with ptx.device(arch) as launches:
+        double_by_own_descriptors_kernel[(1,)](x, out, 20, 64, TILE=32)
+    assert torch.equal(out[:, :32], 2 * x[:, :32])
+    assert ("global_scratch" in launches[0].arguments) == (arch == 90)
 
 
 def test_a_load_without_a_mask_is_an_error_of_the_launch():
