@@ -11,7 +11,7 @@ attention, is computed as float32.
 from torch import bfloat16, float16, float32
 
 _AVX512 = {
-    "bottleneck_attention": {bfloat16: 48, float32: 128, float16: 128},
+    "bottleneck_attention": {bfloat16: 32, float32: 48, float16: 48},
     "bias_gelu": {bfloat16: 2**16, float32: 2**16, float16: 2**16},
     "add_layer_norm": {bfloat16: 2**20},
     "residual_add": {bfloat16: 2**20},
