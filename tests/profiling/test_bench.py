@@ -39,7 +39,7 @@ def rows_of(document, part, entry=None):
 
 
 def test_a_run_from_end_to_end(tmp_path, capsys):
-    code, document = bench(tmp_path, "--seconds", "5", "--batch-size", "1", "2")
+    code, document = bench(tmp_path, "--seconds", "30", "--batch-size", "1", "2")
     assert code == 0
     out = capsys.readouterr().out
     assert document["code"] in out
@@ -275,6 +275,18 @@ def test_of_the_fastest_the_one_with_the_least_memory_is_taken(monkeypatch):
         row("auto, recompute mlp", 1.3, peak=4),
     ]
     assert chosen(TRAIN, rows, monkeypatch) == Variant("auto", torch.float32)
+
+
+def test_where_the_time_is_short_every_variant_has_a_round_before_one_has_more(clock):
+    """On a CPU of 3.5 s a call bench measured stock PyTorch alone, and suggested it."""
+    found, calls = Comparisons(FORWARD), {name: lambda: None for name in ("sdpa", "auto", "cls")}
+    rows = [Row("model", "variants", name, 1, call) for name, call in calls.items()]
+    found.add(rows, Deadline(16 * clock))
+    assert [len(r.measurement.seconds) for r in found.of("model", "variants")] == [1, 1, 1]
+
+
+def test_nothing_is_suggested_if_one_variant_alone_ran(monkeypatch):
+    assert chosen(FORWARD, [row("sdpa", 1.0)], monkeypatch) is None
 
 
 def test_bfloat16_is_not_tried_where_a_cpu_emulates_it(monkeypatch):
