@@ -14,13 +14,11 @@ from benchmarks.calls import BACKEND, DEVICE, parametrized_by_dtype, parametrize
 from mbt_fast import bottleneck_attention
 from mbt_fast.ops.dispatch import Call, select
 
-DTYPES = (torch.bfloat16, torch.float32, torch.float16)
-
 
 @pytest.mark.parametrize("rows", SHORT)
 @pytest.mark.parametrize("streams", [1, 2])
 @parametrized_by_mode
-@parametrized_by_dtype(*DTYPES)
+@parametrized_by_dtype(torch.bfloat16, torch.float32, torch.float16)
 def test_attention(race, threads, mode, dtype, streams, rows):
     call = Call("bottleneck_attention", DEVICE, dtype, rows, HEAD_DIM)
     by_name = partial(bottleneck_attention, n_bottlenecks=SLOTS, backend=BACKEND)

@@ -1,6 +1,7 @@
 """What ``mbt-fast info`` says of this machine, as data; ``python -m benchmarks.machine`` prints."""
 
 import json
+import os
 from datetime import datetime, timezone
 from functools import cache
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 
 from mbt_fast.cli.info import collect
 
+# Variables by which torch's libraries use no more than an instruction set.
+HOLDS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 info = cache(collect)  # versions, devices, compiled parts, kernels verified on a GPU
 
 
@@ -25,6 +28,8 @@ def facts() -> dict[str, Any]:
         "mbt_fast": found["mbt_fast"],
         "threads": torch.get_num_threads(),
         "instruction_set": found["cpu kernels"]["in use"],
+        "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "torch_held_by": {name: os.environ[name] for name in HOLDS if name in os.environ},
         "compiled_part": found["compiled part"],
     }
 

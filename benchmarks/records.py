@@ -115,6 +115,11 @@ def all_results(root: Path = RESULTS) -> list[Results]:
     return sorted(map(read, folders), key=lambda results: results.date, reverse=True)
 
 
+def newest_of_models(everyone: Iterable[Results]) -> Path | None:
+    """The folder of the newest machine on which models were measured, which the README shows."""
+    return next((results.folder for results in everyone if results.select(case="model")), None)
+
+
 def relative(path: Path) -> str:
     """The path for a link of the README; of files elsewhere the whole one."""
     path = path.resolve()

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hardware import hardware_block
-from benchmarks.records import RESULTS, ROOT, Results, Row, all_results, read, relative
+from benchmarks.records import (
+    RESULTS,
+    ROOT,
+    Results,
+    Row,
+    all_results,
+    newest_of_models,
+    read,
+    relative,
+)
 from mbt_fast.profiling import page, plots
 
 README = ROOT / "README.md"
@@ -199,8 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--html", type=Path, help="write the page")
     parser.add_argument("--results", type=Path, help="the machine; by default the newest records")
     args = parser.parse_args(arguments)
-    newest = next((results.folder for results in all_results()), None)
-    folder = args.results.resolve() if args.results else newest
+    folder = args.results.resolve() if args.results else newest_of_models(all_results())
     if args.readme:
         write_readme(folder)
     if args.html:

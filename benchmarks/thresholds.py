@@ -29,6 +29,7 @@ HELD = {"avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2
 # As in ``make bench``: processes keep what they free.
 MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 OP = "bottleneck_attention"
+DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 OTHERS = ("bias_gelu", "add_layer_norm", "residual_add")
 FILE = "thresholds.json"
 
@@ -40,6 +41,11 @@ class Threshold(NamedTuple):
     dtype: str
     in_use: int | None
     recorded: int | None
+
+
+def cpu_records() -> list[Results]:
+    """The records of CPUs that have ``bench_auto``."""
+    return [r for r in all_results() if r.machine["capability"] is None and r.select(case="auto")]
 
 
 def stock_over_kernel(row: Row) -> float:
@@ -61,13 +67,34 @@ def recorded(rows: Sequence[Row]) -> int | None:
 def thresholds(everyone: Sequence[Results]) -> Iterator[Threshold]:
     """Of every record of ``bench_auto``, the newest of a machine and instruction set first."""
     for results in everyone:
-        isa = results.machine["instruction_set"]
-        for dtype in (torch.bfloat16, torch.float32, torch.float16):
-            name = dtype_name(dtype)
+        for dtype in DTYPES:
+            name, isa = dtype_name(dtype), results.machine["instruction_set"]
             rows = results.select(case="auto", dtype=name)
             if rows:
-                in_use = CPU_MIN_SIZE[isa][OP].get(dtype)
-                yield Threshold(isa, name, in_use, recorded(rows))
+                yield Threshold(isa, name, CPU_MIN_SIZE[isa][OP].get(dtype), recorded(rows))
+
+
+def losses(results: Results) -> Iterator[str]:
+    """The recorded cases in which what ``auto`` takes now is too slow, or was not timed."""
+    sizes = CPU_MIN_SIZE[results.machine["instruction_set"]][OP]
+    for row in results.select(case="auto"):
+        length = max(row["shape"]["rows"])
+        least = sizes.get(getattr(torch, row["dtype"]))
+        taken = "cpu" if least is not None and length >= least else "sdpa"
+        ratio = row.ratio.median if taken == row["taken"] else stock_over_kernel(row)
+        if taken == "sdpa" != row["taken"]:
+            yield f"{row.name}: auto left it to {row['taken']} then, and to {taken} now"
+        elif ratio < allowed(length):
+            yield f"{row.name}: {ratio:.2f} times as fast as torch, by {taken}"
+
+
+def allowed(length: int) -> float:
+    """How many times as fast as torch ``auto`` must be at least, in streams of so many rows.
+
+    Where torch's kernel runs, the host's cost of a call is the loss, and a call of 16 rows takes
+    25 us. The rest is for the noise of a record.
+    """
+    return 0.97 if length >= 48 else 0.9 if length >= 16 else 0.8
 
 
 def measure(env: str, instruction_set: str, best: str, options: Sequence[str]) -> Path:
@@ -101,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(measure(args.env, isa, best, options))
     if args.env:
         print(f"{time.monotonic() - start:.0f} s")
-    print(tabulate(thresholds(all_results()), headers=Threshold._fields))
+    everyone = cpu_records()
+    print(tabulate(thresholds(everyone), headers=Threshold._fields))
+    print(*(loss for results in everyone for loss in losses(results)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ attention, is computed as float32.
 from torch import bfloat16, float16, float32
 
 _AVX512_BF16 = {
-    "bottleneck_attention": {bfloat16: 48, float32: 128, float16: 128},
+    "bottleneck_attention": {bfloat16: 32, float32: 48, float16: 48},
     "bias_gelu": {bfloat16: 2**16, float32: 2**16, float16: 2**16},
     "add_layer_norm": {bfloat16: 2**20},
     "residual_add": {bfloat16: 2**20},
@@ -20,7 +20,7 @@ _AVX512_BF16 = {
 }
 # Without instructions for bfloat16, which torch then multiplies slowly.
 _AVX512 = _AVX512_BF16 | {"linear": {float32: 2**23, bfloat16: 2**22}}
-_AVX2 = _AVX512
+_AVX2 = _AVX512 | {"bottleneck_attention": {bfloat16: 48, float32: 128, float16: 128}}
 CPU_MIN_SIZE = {
     **dict.fromkeys(("amx", "amx_emulated", "avx512_bf16"), _AVX512_BF16),
     "avx512": _AVX512,

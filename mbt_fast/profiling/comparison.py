@@ -115,8 +115,17 @@ class Comparisons:
             KeyboardInterrupt: Pressed in the meantime; what was measured is kept.
         """
         calls = {row.variant: row.call for row in rows if row.call is not None}
+        # Backends of an op may differ widely, variants of a layer or a model do not. Where the time
+        # is short, one round of each says more than several of the first.
+        alike = rows[0].level != "op"
         outcome = measure(
-            calls, self.setting.device, deadline, may_be_refused=True, on_call=self.on_call
+            calls,
+            self.setting.device,
+            deadline,
+            costs={row.variant: float(row.batch_size) for row in rows} if alike else None,
+            min_rounds=1,
+            may_be_refused=True,
+            on_call=self.on_call,
         )
         found = []
         for row in rows:

@@ -73,12 +73,15 @@ def measure(
     *,
     before: Mapping[str, Measurement] | None = None,
     costs: Mapping[str, float] | None = None,
+    min_rounds: int | None = None,
+    max_rounds: int | None = None,
     may_be_refused: bool = False,
     on_call: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Run every call once, which warms it up and counts its memory; then time them in rounds.
 
-    The first round of a call follows its warm-up. The other rounds are interleaved.
+    The first round of a call follows its warm-up, or is the warm-up where no time is left for
+    more. The other rounds are interleaved.
 
     Args:
         calls: By name. The first is measured in any case.
@@ -87,6 +90,8 @@ def measure(
         before: What is known of some of the calls, which are then warm.
         costs: What a call costs, relative to the others; of others it may be twice as slow as the
             slowest before it.
+        min_rounds: A call is begun if there is time for so many; ``None`` for ``MIN_ROUNDS``.
+        max_rounds: At most so many of each call; ``None`` for ``MAX_ROUNDS``.
         may_be_refused: Leave out a call that its backend refuses, instead of raising.
         on_call: Called after each call.
 
@@ -98,17 +103,19 @@ def measure(
     try:
         for name, call in guarded.items():
             if name not in found:
-                found[name] = _begin(name, call, found, costs, device, deadline)
+                expected = _still_to_spend(name, found, costs, min_rounds or MIN_ROUNDS)
+                found[name] = _begin(call, expected, device, deadline)
                 on_call()
     except KeyboardInterrupt:
         interrupted = True
-    if not interrupted:
+    ran = [name for name in calls if name in found and found[name].seconds]
+    if not interrupted and sum(found[name].seconds[-1] for name in ran) <= deadline.left():
         times = interleaved_times(
-            {name: guarded[name] for name in calls if found[name].seconds},
+            {name: guarded[name] for name in ran},
             device,
             seconds=deadline.left(),
             min_rounds=0,
-            max_rounds=MAX_ROUNDS - 1,
+            max_rounds=(max_rounds or MAX_ROUNDS) - 1,
             on_call=lambda name, elapsed: on_call(),
         )
         interrupted = times.interrupted
@@ -143,27 +150,34 @@ class _Guarded:
 
 
 def _begin(
-    name: str,
-    call: _Guarded,
-    found: Mapping[str, Measurement],
-    costs: Mapping[str, float] | None,
-    device: torch.device,
-    deadline: Deadline,
+    call: _Guarded, expected: float, device: torch.device, deadline: Deadline
 ) -> Measurement:
-    """Warm a call up and time it once, if what it takes then is left."""
-    spent = {other: known.seconds[0] for other, known in found.items() if known.seconds}
-    if spent and deadline.left() < _still_to_spend(name, spent, costs):
+    """Warm a call up and time it once, if the seconds that are expected of it then are left."""
+    if expected > 0 and deadline.left() < expected:
         return Measurement(why_not=NO_TIME)
+    before = deadline.left()
     peak = peak_memory(call, device)
+    warm_up = before - deadline.left()
+    if warm_up > deadline.left() and not call.why_not:  # another call would end too late
+        return Measurement((warm_up,), peak)
     return Measurement((timed(call, device),), peak)
 
 
 def _still_to_spend(
-    name: str, spent: Mapping[str, float], costs: Mapping[str, float] | None
+    name: str,
+    found: Mapping[str, Measurement],
+    costs: Mapping[str, float] | None,
+    min_rounds: int,
 ) -> float:
-    """Seconds for the warm-up and the least rounds of a call, and the missing rounds of others."""
+    """Seconds for the warm-up and the least rounds of a call, and the missing rounds of others.
+
+    0 for the first, of which nothing is known.
+    """
+    spent = {other: known.seconds[0] for other, known in found.items() if known.seconds}
+    if not spent:
+        return 0.0
     if costs is None:
         expected = 2 * max(spent.values())
     else:
         expected = costs[name] * max(seconds / costs[other] for other, seconds in spent.items())
-    return (1 + MIN_ROUNDS) * expected + (MIN_ROUNDS - 1) * sum(spent.values())
+    return (1 + min_rounds) * expected + (min_rounds - 1) * sum(spent.values())

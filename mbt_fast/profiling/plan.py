@@ -61,6 +61,9 @@ def choose(
 ) -> Plan:
     """As many groups as fit, whole ones; of the first group as many models as fit, if not all do.
 
+    Where one model alone would fit, two or more are measured in fewer rounds: a comparison that is
+    marked as uncertain says more than none.
+
     Args:
         groups: Names of the models of one fusion layer each, the most important layer first. The
             first model of all has been warmed up and timed once.
@@ -78,8 +81,12 @@ def choose(
 
     whole = list(accumulate(map(list, groups)))
     singles = [list(groups[0][:count]) for count in range(1, len(groups[0]))]
-    fitting = [names for names in singles + whole if total(names, ROUNDS) <= seconds]
-    names = max(fitting, key=len, default=[first])
+    names = [first]
+    for rounds in range(ROUNDS, 0, -1):
+        fitting = [found for found in singles + whole if total(found, rounds) <= seconds]
+        names = max(fitting, key=len, default=[first])
+        if len(names) > 1:
+            break
     one_round = sum(expected[name] for name in names)
     more = int(max(0.0, seconds - total(names, 1)) / one_round)
     rounds = min(1 + more, MAX_ROUNDS)

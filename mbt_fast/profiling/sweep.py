@@ -106,7 +106,7 @@ def measure(
     chosen = _by_importance(models.distinct, base)
     first, interrupted = chosen[0][0], False
     try:
-        interrupted = models.measure([first], Deadline(0))
+        interrupted = models.measure([first], deadline, max_rounds=1)
         if not interrupted:
             one_call = models.of(first).seconds[0]
             passed = seconds - deadline.left()
@@ -114,7 +114,8 @@ def measure(
                 chosen, models.costs, of_first=one_call, passed=passed, seconds=seconds
             )
             on_plan(found)
-            interrupted = models.measure(found.names, deadline)
+            least = min(found.rounds, measurement.MIN_ROUNDS)
+            interrupted = models.measure(found.names, deadline, min_rounds=least)
     except KeyboardInterrupt:  # while models were built
         interrupted = True
     for record, config in zip(records, configs, strict=True):
@@ -156,7 +157,13 @@ class _Models:
             raise MemoryError(NO_MEMORY)
         return found
 
-    def measure(self, names: Sequence[str], deadline: Deadline) -> bool:
+    def measure(
+        self,
+        names: Sequence[str],
+        deadline: Deadline,
+        min_rounds: int | None = None,
+        max_rounds: int | None = None,
+    ) -> bool:
         """Measure models; return whether a KeyboardInterrupt left some out."""
         steps = {}
         for name in names:
@@ -172,6 +179,8 @@ class _Models:
             deadline,
             before=self._measured,
             costs=self.costs,
+            min_rounds=min_rounds,
+            max_rounds=max_rounds,
             on_call=self._on_call,
         )
         self._measured |= outcome.measured
@@ -238,10 +247,11 @@ def conditions(
     """Under which the records were taken; ``more`` are other conditions, by name."""
     counts = sorted({record["rounds"] for record in records if record["rounds"]}) or [0]
     span = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    cut_short = "; interrupted" if interrupted else ""
     of_run = {
         "attention": _attention(base, setting),
-        "rounds": f"{span}, interleaved after the first, which follows a warm-up call; late "
-        "fusion without shared weights measured once" + ("; interrupted" if interrupted else ""),
+        "rounds": f"{span}, interleaved after the first, which follows a warm-up call if there was "
+        f"time; late fusion without shared weights measured once{cut_short}",
         "memory": "weights, inputs and the peak of tensors allocated in the call",
     }
     said = runs.conditions(base, setting, why_dtype, **of_run, **more)

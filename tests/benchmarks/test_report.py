@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 
 from benchmarks import hardware, records, report
-from mbt_fast import dispatch
+from mbt_fast.ops.min_sizes import CPU_MIN_SIZE
 
 MACHINE = {"device": "A CPU", "threads": 2, "instruction_set": "avx2", "torch": "2.13.0"}
 
@@ -110,7 +110,7 @@ def test_a_folder_without_records_is_refused(tmp_path):
 
 def test_the_readme_says_what_records_and_dispatch_say():
     everyone = records.all_results()
-    folder = everyone[0].folder if everyone else None
+    folder = records.newest_of_models(everyone)
     text = report.README.read_text()
     for name, block in report.blocks(folder, everyone).items():
         message = "run python -m benchmarks.report --readme"
@@ -138,17 +138,17 @@ RECORDS = [r for r in records.all_results() if r.machine["capability"] is None]
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
 
-def taken(row):
+def taken(row, instruction_set):
     """The backend that ``auto`` takes for the call of a record."""
     dtype, shape = getattr(torch, row["dtype"]), row["shape"]
-    facts = {"device": torch.device("cpu"), "dtype": dtype}
     size = max(shape["rows"])
     if row["op"] == "linear":  # a call for each stream
         size = min(shape["rows"]) * shape["channels"] * shape["outputs"]
     elif row["op"] != "bottleneck_attention":
         gains = row["approximate"] != "none" and row["case"] != "add"
         size = gains * shape["batch"] * sum(shape["rows"]) * shape["channels"]
-    return dispatch.select(dispatch.Call(row["op"], size=size, **facts)).name
+    least = CPU_MIN_SIZE[instruction_set][row["op"]].get(dtype)
+    return "cpu" if least is not None and size >= least else "sdpa"
 
 
 @pytest.mark.skipif(not RECORDS, reason="no machine has been measured with these benchmarks yet")
@@ -158,10 +158,16 @@ def taken(row):
 )
 def test_auto_takes_only_what_wins_in_every_record(op, dtype):
     name = str(dtype).removeprefix("torch.")
-    rows = [row for results in RECORDS for row in results.select(op=op, dtype=name)]
+    rows = [
+        (row, results.machine["instruction_set"])
+        for results in RECORDS
+        for row in results.select(op=op, dtype=name, backend="cpu")
+    ]
     if not rows:
         pytest.skip(f"no record has {op} in {name}")
     losses = [
-        f"{row.name}: {row.ratio}" for row in rows if taken(row) == "cpu" and row.ratio[0] < 1
+        f"{row.name}: {row.ratio}"
+        for row, isa in rows
+        if taken(row, isa) == "cpu" and row.ratio[0] < 1
     ]
     assert not losses

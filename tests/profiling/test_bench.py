@@ -39,7 +39,7 @@ def rows_of(document, part, entry=None):
 
 
 def test_a_run_from_end_to_end(tmp_path, capsys):
-    code, document = bench(tmp_path, "--seconds", "5", "--batch-size", "1", "2")
+    code, document = bench(tmp_path, "--seconds", "30", "--batch-size", "1", "2")
     assert code == 0
     out = capsys.readouterr().out
     assert document["code"] in out
@@ -106,7 +106,8 @@ def test_other_dtypes_and_batch_sizes_that_were_asked_for(tmp_path):
     _, document = bench(tmp_path, "--dtype", "auto", "--batch-size", "1", "3")
     usual = document["conditions"]["dtype"].split()[0]
     (other,) = {"float32", "bfloat16"} - {usual}
-    assert rows_of(document, "model", "variants")[f"auto, {other}"]["rounds"] == 3
+    rounds = rows_of(document, "model", "variants")[f"auto, {other}"]["rounds"]
+    assert rounds == (3 if other == "float32" else 0)  # bfloat16 is not tried where it is emulated
     grown = rows_of(document, "model", "batch size")
     assert [row["batch_size"] for row in grown.values()] == [1, 3]
     assert grown["batch 3"]["clips_per_second"] == pytest.approx(3000)
@@ -257,6 +258,7 @@ def chosen(setting, rows, monkeypatch):
         ]
 
     monkeypatch.setattr(Comparisons, "add", add)
+    monkeypatch.setattr(recommend, "choose_dtype", lambda *given: (torch.bfloat16, "made up"))
     models = recommend.Models(config_for("mbt_tiny"), setting)
     return recommend.compare_models(found, models, Deadline(0), any_dtype=True)
 
@@ -273,6 +275,32 @@ def test_of_the_fastest_the_one_with_the_least_memory_is_taken(monkeypatch):
         row("auto, recompute mlp", 1.3, peak=4),
     ]
     assert chosen(TRAIN, rows, monkeypatch) == Variant("auto", torch.float32)
+
+
+def test_where_the_time_is_short_every_variant_has_a_round_before_one_has_more(clock):
+    """On a CPU of 3.5 s a call bench measured stock PyTorch alone, and suggested it."""
+    found, calls = Comparisons(FORWARD), {name: lambda: None for name in ("sdpa", "auto", "cls")}
+    rows = [Row("model", "variants", name, 1, call) for name, call in calls.items()]
+    found.add(rows, Deadline(16 * clock))
+    assert [len(r.measurement.seconds) for r in found.of("model", "variants")] == [1, 1, 1]
+
+
+def test_nothing_is_suggested_if_one_variant_alone_ran(monkeypatch):
+    assert chosen(FORWARD, [row("sdpa", 1.0)], monkeypatch) is None
+
+
+def test_bfloat16_is_not_tried_where_a_cpu_emulates_it(monkeypatch):
+    """60 s were promised, and a forward in bfloat16 took minutes."""
+    why = "the CPU has no bfloat16 products"
+    monkeypatch.setattr(recommend, "choose_dtype", lambda *given: (torch.float32, why))
+    entries = []
+    monkeypatch.setattr(Comparisons, "add", lambda self, rows, deadline: entries.extend(rows))
+    models = recommend.Models(config_for("mbt_tiny"), FORWARD)
+    found = Comparisons(FORWARD, taken={"bottleneck_attention": "sdpa"})
+    recommend.compare_models(found, models, Deadline(0), any_dtype=True)
+    *others, last = entries
+    assert (last.variant, last.call, last.note) == ("auto, bfloat16", None, f"not run: {why}")
+    assert all(row.call and "float" not in row.variant for row in others)
 
 
 def test_nothing_is_taken_if_nothing_ran(monkeypatch):

@@ -75,6 +75,25 @@ def test_a_profile_ends_in_time_on_a_machine_that_others_begin_to_use(profile, s
     assert all(record["rounds"] or record["why_not"] == NO_TIME for record in records)
 
 
+@pytest.mark.parametrize("seconds", [40.0, 70.0, 200.0])
+def test_on_a_machine_too_slow_for_anything_one_call_is_the_measurement(profile, seconds):
+    """75 s were promised, and it took 215 s on a machine of 62 s a call."""
+    on = Machine(seconds)
+    records, announced = profile(on)
+    (measured,) = (record for record in records if record["rounds"])
+    assert measured["latency_ms_median"] == pytest.approx(1e3 * on.now)
+    assert on.now == pytest.approx(announced.seconds)
+    assert on.now <= 1.2 * seconds
+
+
+def test_two_models_are_compared_in_fewer_rounds_rather_than_one_measured_alone(profile):
+    on = Machine(13.0)
+    records, announced = profile(on)
+    assert [record["rounds"] for record in records if record["rounds"]] == [1, 1]
+    assert on.now <= SECONDS
+    assert announced.sentence().startswith("2 of 14 models in 1 round, ")
+
+
 def test_where_the_time_is_short_fewer_layers_are_measured_the_own_one_first(profile):
     records, announced = profile(Machine(2.5))
     measured = {r["fusion_layer"] for r in records if r["rounds"]}
