@@ -219,8 +219,8 @@ struct Consumer {
   // scores = queries keys^T, asynchronously.
   MBT_DEVICE void start_scores(float (&scores)[kTile / 2]) {
     barrier_wait(memory.keys_full(rings.keys.stage), rings.keys.phase);
-    wgmma_fence();
     keep_in_place(scores);
+    wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kDim / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kK, Major::kK>(
@@ -251,9 +251,9 @@ struct Consumer {
 
   // out += probabilities values, asynchronously.
   MBT_DEVICE void start_out(float (&out)[kDim / 2], uint32_t (&probabilities)[kTile / 4]) {
-    wgmma_fence();
     keep_in_place(out);
     keep_in_place(probabilities);
+    wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kTile / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kMN>(

@@ -13,6 +13,12 @@ MBT_DEVICE SharedAddress shared_memory() {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(mbt_shared_memory));
 }
 
+// The pattern of the swizzle repeats from there on. The compiler takes the alignment for granted.
+MBT_DEVICE void require_aligned(SharedAddress memory) {
+  asm volatile("" : "+r"(memory));
+  if (memory % kSwizzleBytes != 0) __trap();
+}
+
 MBT_DEVICE void store_shared(SharedAddress to, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
