@@ -30,6 +30,7 @@ Invariants.
   into the multiply-add before ``exp2``. Of a negative one the launcher moves the sign into q.
 - The two parts of lse are kept apart for the backward: at scores of 1e4 their float32 sum has an
   error of 1e-3, and probabilities recomputed from it have one, too.
+- A row's sum is kept in SUM_PARTS parts, of every SUM_PARTS-th key, which are added at the end.
 - Accumulation is in float32; probabilities are rounded to the dtype of v before the second product.
 """
 
@@ -50,7 +51,7 @@ from mbt_fast.kernels.launch import (
     precision_of,
     strides_of,
 )
-from mbt_fast.kernels.table import RowTile, tiles_for
+from mbt_fast.kernels.table import RowTile, arch_of, sum_parts, tiles_for
 from mbt_fast.kernels.tiles import (
     LN_2,
     head_of,
@@ -84,18 +85,20 @@ def _step(acc, l_i, m_i, q, k, v, inside, qk_scale, MASKED: tl.constexpr, PRECIS
         p = tl.exp2(s * qk_scale - m_new[:, None])  # one multiply-add
     alpha = tl.exp2(m_i - m_new)
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
-    return acc, l_i * alpha + tl.sum(p, 1), m_new
+    PARTS: tl.constexpr = l_i.shape[1]
+    parts = tl.reshape(p, [p.shape[0], p.shape[1] // PARTS, PARTS])
+    return acc, l_i * alpha[:, None] + tl.sum(parts, 1), m_new
 
 
 @triton.jit
 def _attend(
     q, k_ptr, stride, stride_w, length, count, rows, P, qk_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SUM_PARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attention of a tile of queries over ``count > 0`` keys: output, maximum, log2 of the sum."""
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    l_i = tl.zeros([BLOCK_M], tl.float32)
+    l_i = tl.zeros([BLOCK_M, SUM_PARTS], tl.float32)
     m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
     whole = whole_tiles(length, BLOCK_N, q.dtype)
     offset = tl.cast(0, tl.int64)
@@ -110,14 +113,15 @@ def _attend(
         k = load_tile(k_ptr, row, stride, inside, D, BLOCK_D)
         v = load_tile(k_ptr + stride_w, row, stride, inside, D, BLOCK_D)
         acc, l_i, m_i = _step(acc, l_i, m_i, q, k, v, inside, qk_scale, True, PRECISION)
-    return acc / l_i[:, None], m_i, tl.log2(l_i)
+    total = tl.sum(l_i, 1)
+    return acc / total[:, None], m_i, tl.log2(total)
 
 
 @triton.jit
 def _tile_of_rows(
     q_ptr, stride_s, stride_w, row, first, length, count, rows, P, qk_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SUM_PARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output and both parts of the lse of some rows; 0, -inf and 0 for rows that are not valid."""
     out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -128,7 +132,7 @@ def _tile_of_rows(
         q = load_tile(q_ptr, row, stride_s, valid, D, BLOCK_D)
         out, top, log2_sum = _attend(
             q, q_ptr + stride_w, stride_s, stride_w, length, count, rows, P, qk_scale, D, BLOCK_D,
-            BLOCK_M, BLOCK_N, PRECISION,
+            BLOCK_M, BLOCK_N, SUM_PARTS, PRECISION,
         )  # fmt: skip
         out = tl.where(valid[:, None], out, 0.0)
         top = tl.where(valid, top, float("-inf"))
@@ -166,6 +170,7 @@ def bottleneck_attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    SUM_PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """See the head of this file."""
@@ -180,7 +185,7 @@ def bottleneck_attention_fwd_kernel(
     out, top, log2_sum = _tile_of_rows(
         head_of(qkv_ptrs, strides, 3, b, h, m, M), pick_stride(strides, 1, m, M),
         pick_stride(strides, 2, m, M), row, tile * BLOCK_M, length, count, S, P, qk_scale, D,
-        BLOCK_D, BLOCK_M, BLOCK_N, PRECISION,
+        BLOCK_D, BLOCK_M, BLOCK_N, SUM_PARTS, PRECISION,
     )  # fmt: skip
     own = S - P if UPDATE_MEAN else S
     out_ptr = pick(out_ptrs, m, M) + (b * S * H + h) * D
@@ -264,6 +269,7 @@ def launch(
             slots[0], tuple(streams.lengths), strides_of(streams.qkv), rows, numbers(row_tiles),
             batch, heads, n_bottlenecks, scale * math.log2(math.e), UPDATE_MEAN=update_mean,
             D=head_dim, BLOCK_D=block_d(head_dim), BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+            SUM_PARTS=sum_parts(arch_of(qkv[0]), qkv[0].element_size()),
             PRECISION=precision_of(qkv[0].dtype), num_warps=tiles.num_warps,
             num_stages=tiles.num_stages, **masked, **OPTIONS,
         )  # fmt: skip

@@ -69,6 +69,15 @@ def arch_of(tensor: Tensor) -> int:
     return {9: 90, 10: 100}.get(major, 80)
 
 
+def sum_parts(arch: int, itemsize: int) -> int:
+    """In how many parts the forward keeps the sum of a row until its walk ends.
+
+    On sm_90 each of eight neighbouring scores has its place in one thread, tile after tile: eight
+    parts need no exchange between threads. Elsewhere they need more registers.
+    """
+    return 8 if arch == 90 and itemsize == HALF else 1
+
+
 class RowTile(NamedTuple):
     """What a kernel of the layer takes at a time: ``block_r`` rows of ``block_c`` channels."""
 

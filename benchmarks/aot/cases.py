@@ -31,6 +31,7 @@ from mbt_fast.kernels.table import (
     Tiles,
     lookup,
     row_tile,
+    sum_parts,
 )
 
 ELEMENTS = {"bf16": HALF, "fp32": SINGLE}
@@ -117,6 +118,7 @@ def _source(case: Case, tiles: Tiles | RowTile) -> ASTSource:
         "D": case.width,
         "C": case.width,
         "BLOCK_D": triton.next_power_of_2(case.width),
+        "SUM_PARTS": sum_parts(case.arch, ELEMENTS[case.element]),
         "PRECISION": "ieee" if case.element == "fp32" else "tf32",
     }
     flags = [name for name in kernel.arg_names if name.startswith("HAS_") and name != "HAS_BIAS"]

@@ -8,8 +8,9 @@ tensor cores and shared memory. With one warp group alone on a multiprocessor no
 A walk of S rows has ``ceil(S / block_m)`` items for each head of each example, and each item
 ``ceil(S / block_n) + start / block_n`` turns: what stands before and behind a loop costs as much
 as ``start`` rows of it. Items go to all multiprocessors evenly, unless blocks stay and take items
-in rounds: then the block counts that takes longest. Warp groups that have no row of an item may
-skip it. The others then need their share of ``v`` and ``t``, but the start takes as long as ever.
+in rounds: then the block counts that takes longest. A warp group that has no row of an item may ask
+for less, or nothing. Then ``v`` and ``t`` are its share and that of the others, and nothing is
+hidden, but the start takes as long as ever.
 Small kernels take the time of the bytes that they move. ``useful FLOP / time`` is the prediction;
 padding of tiles is of no use.
 
@@ -52,7 +53,7 @@ class Walk(NamedTuple):
     groups: int  # warp groups on a multiprocessor that multiply
     start: float | None = None  # instead of the fitted one
     stays: bool = False  # blocks do, one on a multiprocessor
-    skips: bool = False  # groups do, where they have no row
+    idle: Turn | None = None  # if all groups had no row; None: then they do as ever
 
 
 class Problem(NamedTuple):
@@ -80,9 +81,12 @@ def cycles_of_item(walk: Walk, rows: int, own: int) -> float:
     """Of one that walks along some rows, and has ``own`` rows itself."""
     unhidden, start = fit_of(walk.turn)
     start = start if walk.start is None else walk.start
-    groups = ceil(own / (walk.block_m / walk.groups)) if walk.skips else walk.groups
-    whole = cycles_of_turn(walk.turn, walk.groups, unhidden)
-    turn = groups / walk.groups * cycles_of_turn(walk.turn, groups, unhidden)
+    whole = turn = cycles_of_turn(walk.turn, walk.groups, unhidden)
+    busy = ceil(own / (walk.block_m / walk.groups)) / walk.groups
+    if walk.idle is not None and busy < 1:
+        parts = zip(walk.turn, walk.idle, strict=True)
+        mixed = Turn(*(round(busy * ours + (1 - busy) * theirs) for ours, theirs in parts))
+        turn = cycles_of_turn(mixed, 1, unhidden)
     return ceil(rows / walk.block_n) * turn + start / walk.block_n * whole
 
 

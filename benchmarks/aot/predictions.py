@@ -13,6 +13,7 @@ PATH = ROOT / "kernels" / "predicted.json"
 ROWS = (1573, 405)  # video and audio, slots included
 BATCH, HEADS, HEAD_DIM, ARCH = 64, 12, 64, 90
 CUDA_BLOCK = 128  # rows of an item, and of a step of the backward
+NOTHING = Turn(0, 0, 0, 0, 0, 0.0)
 Record = dict[str, Any]
 
 
@@ -56,9 +57,10 @@ def _cuda_forward(record: Record, rows: int) -> Walk:
     per_key = CUDA_BLOCK // 16  # cycles of the tensor cores
     turns = {turn["tensor"] // per_key: Turn(**turn) for turn in entry["turns"]}
     keys = min(turns, key=lambda keys: (ceil(rows / keys) * keys, -keys))
-    return Walk(turns[keys], CUDA_BLOCK, keys, groups=2, stays=True, skips=True)
+    return Walk(turns[keys], CUDA_BLOCK, keys, groups=2, stays=True, idle=NOTHING)
 
 
 def _cuda_backward(record: Record) -> Walk:
-    (turn,) = record["kernels"][f"bottleneck_attention_bwd_keys bfloat16 {HEAD_DIM} 1"]["turns"]
-    return Walk(Turn(**turn), CUDA_BLOCK, CUDA_BLOCK, groups=2, start=BACKWARD_START, stays=True)
+    entry = record["kernels"][f"bottleneck_attention_bwd_keys bfloat16 {HEAD_DIM} 1"]
+    idle, turn = sorted((Turn(**turn) for turn in entry["turns"]), key=lambda turn: turn.tensor)
+    return Walk(turn, CUDA_BLOCK, CUDA_BLOCK, groups=2, start=BACKWARD_START, stays=True, idle=idle)

@@ -46,18 +46,21 @@ BackwardParameters parameters_of(const Call& call, const std::vector<StreamBackw
   parameters.slots = static_cast<int>(call.slots);
   parameters.scale = call.scale;
   parameters.log2_scale = static_cast<float>(call.scale * kLog2E);  // rounded as in the forward
+  std::vector<int> tiles;
   for (const size_t m : longest_first(streams)) {
     const BackwardStream stream =
         stream_of(std::to_string(m) + "]", call, streams[m], is_deterministic);
     parameters.items += stream.tiles * parameters.batch * parameters.heads;
     parameters.streams[parameters.stream_count++] = stream;
+    tiles.push_back(stream.tiles);
   }
+  parameters.shift = choose_shift(blocks_of(parameters.items), tiles);
   return parameters;
 }
 
 template <class Element, int kDim>
 void launch_bwd(const BackwardParameters& parameters, void* queue) {
-  const int blocks = std::min(parameters.items, multiprocessors());
+  const int blocks = blocks_of(parameters.items);
   constexpr uint32_t kKeysBytes = KeysMemory<kDim>::kBytes;
   launch(bottleneck_attention_bwd_delta_kernel<Element, kDim>, parameters.items, kDeltaThreads, 0,
          queue, parameters);

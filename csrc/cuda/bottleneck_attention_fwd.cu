@@ -33,10 +33,6 @@ ForwardStream stream_of(const std::string& name, const Call& call, const StreamF
           static_cast<int>(tiles_of(stream.rows, kQueryTile))};
 }
 
-int blocks_of(const ForwardParameters& parameters) {
-  return std::min(parameters.items, multiprocessors());
-}
-
 template <int kDim>
 ForwardParameters parameters_of(const Call& call, const std::vector<StreamForward>& streams) {
   ForwardParameters parameters = {};
@@ -53,7 +49,7 @@ ForwardParameters parameters_of(const Call& call, const std::vector<StreamForwar
     parameters.streams[parameters.stream_count++] = stream;
     tiles.push_back(stream.query_tiles);
   }
-  parameters.shift = choose_shift(blocks_of(parameters), tiles);
+  parameters.shift = choose_shift(blocks_of(parameters.items), tiles);
   return parameters;
 }
 
@@ -82,7 +78,7 @@ void Instance<Element, kDim>::fwd(const Call& call, const std::vector<StreamForw
   check(call, streams);
   const ForwardParameters parameters = parameters_of<kDim>(call, streams);
   if (parameters.items == 0) return;
-  launch(bottleneck_attention_fwd_kernel<Element, kDim>, blocks_of(parameters), kPipelineThreads,
+  launch(bottleneck_attention_fwd_kernel<Element, kDim>, blocks_of(parameters.items), kPipelineThreads,
          ForwardMemory<kDim>::kBytes, call.queue, parameters);
   if (streams[0].kept) launch_mean<Element>(mean_of(call, streams), call.queue);
 }

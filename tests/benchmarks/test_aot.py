@@ -99,14 +99,14 @@ def test_padding_of_tiles_costs_time_and_is_of_no_use():
     assert slower < whole
 
 
-def test_a_group_without_rows_saves_its_share_of_the_turns_but_not_of_the_start():
+def test_a_group_without_rows_saves_turns_but_no_start():
     walk = Walk(TURN, block_m=128, block_n=64, groups=2, start=64)
     whole = cycles_of_turn(TURN, 2, APART.unhidden)
     assert cycles_of_item(walk, rows=640, own=64) == pytest.approx(11 * whole)
-    skipping = walk._replace(skips=True)
-    assert cycles_of_item(skipping, rows=640, own=65) == pytest.approx(11 * whole)
-    alone = cycles_of_turn(TURN, 1, APART.unhidden) / 2
-    assert cycles_of_item(skipping, rows=640, own=64) == pytest.approx(whole + 10 * alone)
+    idle = walk._replace(idle=Turn(0, issue=20, tensor=40, exponentials=0, shared=0, hidden=0.0))
+    assert cycles_of_item(idle, rows=640, own=65) == pytest.approx(11 * whole)
+    mixed = (200 + 20) / 2 + (100 + 40) / 2
+    assert cycles_of_item(idle, rows=640, own=64) == pytest.approx(whole + 10 * mixed)
 
 
 def test_blocks_that_stay_take_as_long_as_the_one_that_takes_longest():

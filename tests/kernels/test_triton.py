@@ -111,6 +111,15 @@ def test_walks_of_whole_tiles_and_of_slots_that_fill_several(own):
     compare("triton", streams_of([(2, 270, 3, 1, 16)], torch.float16), 80, lengths=lengths)
 
 
+@pytest.mark.parametrize("parts", [1, 8])
+def test_sums_of_rows_that_are_kept_in_parts(parts, monkeypatch):
+    """As on sm_90, and elsewhere."""
+    monkeypatch.setattr(MODULES["bottleneck_attention_fwd"], "sum_parts", lambda *_: parts)
+    lengths = [torch.tensor([70, 3], device=DEVICE, dtype=torch.int32), None]
+    qkv = streams_of([(2, 150, 3, 2, 16), (2, 9, 3, 2, 16)], torch.float16)
+    compare("triton", qkv, 4, lengths=lengths, update="mean")
+
+
 @pytest.mark.parametrize("seed", [8, 63, 85])
 def test_float32_gradients_where_softmax_is_saturated(seed):
     """Delta from the rounded output left rounding in dq and dk, beyond the rule in these calls."""

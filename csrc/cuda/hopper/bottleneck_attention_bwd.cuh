@@ -50,7 +50,7 @@ struct BackwardStream {
 struct BackwardParameters {
   BackwardStream streams[kMaxStreams];
   void* dslots;  // [B, P, H, D]: gradient of the slots before the shared update; none without it
-  int stream_count, items;
+  int stream_count, items, shift;
   int batch, heads, slots;
   float scale, log2_scale;  // and times log2(e)
 };

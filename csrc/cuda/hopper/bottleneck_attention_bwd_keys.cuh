@@ -16,6 +16,7 @@
 #pragma once
 
 #include "bottleneck_attention_bwd.cuh"
+#include "items.cuh"
 
 namespace mbt_fast::cuda {
 
@@ -154,19 +155,27 @@ struct KeysConsumer {
         is_valid{item.rows.is_valid(item.first_row + fragment_row(group, 0)),
                  item.rows.is_valid(item.first_row + fragment_row(group, 1))} {}
 
-  // scores' = keys queries^T, asynchronously.
-  MBT_DEVICE void start_scores(int number) {
+  // Those of a step, as the products may read them.
+  MBT_DEVICE SharedAddress wait_for_queries(int number) {
     const SharedAddress queries = memory.queries(progress.stage());
     barrier_wait(memory.queries_full(progress.stage()), progress.phase());
     mend_tile<kDim>(queries, steps, steps.first_row(number));
-    start_transposed(scores, memory.keys(), queries);
+    return queries;
   }
-  // dp' = values dout^T, asynchronously.
-  MBT_DEVICE void start_dp(int number) {
+  MBT_DEVICE SharedAddress wait_for_douts(int number) {
     const SharedAddress douts = memory.douts(progress.stage());
     barrier_wait(memory.douts_full(progress.stage()), progress.phase());
     mend_dout<kDim>(douts, steps, parameters, item, steps.first_row(number));
-    start_transposed(dp, memory.values(), douts);
+    return douts;
+  }
+
+  // scores' = keys queries^T, asynchronously.
+  MBT_DEVICE void start_scores(int number) {
+    start_transposed(scores, memory.keys(), wait_for_queries(number));
+  }
+  // dp' = values dout^T, asynchronously.
+  MBT_DEVICE void start_dp(int number) {
+    start_transposed(dp, memory.values(), wait_for_douts(number));
   }
   MBT_DEVICE void start_transposed(float (&d)[kQueryRows / 2], SharedAddress keys,
                                    SharedAddress queries) {
@@ -359,6 +368,24 @@ struct KeysConsumer {
     finish_dq<1>(steps.count - 1);
     finish_dk<0>();
   }
+  // That of a group none of whose keys counts: its ds is zero, and it has a half of dq to compute.
+  MBT_DEVICE void assist() {
+#pragma unroll
+    for (uint32_t& pair : ds_pairs) pair = 0;
+    for (int number = 0; number < steps.count; ++number) {
+      const uint32_t stage = progress.stage();
+      wait_for_queries(number);
+      wait_for_douts(number);
+      release(memory.douts_empty(stage));
+      if constexpr (kAddsDq) {
+        share_ds(memory.ds(stage));
+        start_dq(memory.ds(stage));
+      }
+      finish_dq<0>(number);
+      release(memory.queries_empty(stage));
+      ++progress.steps;
+    }
+  }
   // The stage of the step before.
   MBT_DEVICE uint32_t before() const { return (progress.steps - 1) % kStages; }
 
@@ -387,7 +414,10 @@ MBT_DEVICE void consume_keys_item(const BackwardParameters& parameters,
   mend_tile<kDim>(memory.values(), tiles, item.first_row);
   ++progress.items;
   Consumer consumer(parameters, memory, item, progress, group, steps, tiles);
-  consumer.walk();
+  if (item.rows.any_valid(item.first_row + group * kGroupRows, kGroupRows))
+    consumer.walk();
+  else
+    consumer.assist();
   release(memory.keys_empty());
   // All of the group have multiplied by its values: they are room for results.
   named_barrier_sync(1 + group, kWarpGroup);
@@ -411,13 +441,15 @@ bottleneck_attention_bwd_keys_kernel(MBT_PARAMETERS BackwardParameters parameter
   if (warp_group == 0) {
     give_registers<24>();
     if (thread_index() == 0)
-      for (int number = block_index(); number < parameters.items; number += grid_size())
+      for_each_item(parameters.items, parameters.shift, [&](int number) {
         produce_keys_item(parameters, memory, backward_item(parameters, number), progress);
+      });
   } else {
     take_registers<240>();
-    for (int number = block_index(); number < parameters.items; number += grid_size())
+    for_each_item(parameters.items, parameters.shift, [&](int number) {
       consume_keys_item<Element, kDim, kAddsDq>(
           parameters, memory, backward_item(parameters, number), progress, warp_group - 1);
+    });
     bulk_wait<0>();
   }
 #endif

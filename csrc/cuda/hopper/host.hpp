@@ -49,6 +49,9 @@ std::vector<size_t> longest_first(const std::vector<AnyStream>& streams) {
   return order;
 }
 
+// How many blocks stay and share these items.
+inline int blocks_of(int items) { return std::min(items, multiprocessors()); }
+
 // [B, S, which, H, D] in boxes of `box` rows of 64 channels; `strides` of the first four. Those of
 // dimensions of size 1 mean nothing: any will do.
 inline TensorMap map_of(const std::string& name, const Call& call, void* base, int64_t rows,

@@ -5,7 +5,7 @@
 // the statistics that are kept for the backward hold the same shift.
 //
 // One exponential in kOneIn is computed by multiply-adds: with that number schedulers and special
-// function units need about as many cycles.
+// function units need about as many cycles for a tile.
 #pragma once
 
 #include <math.h>
@@ -17,8 +17,6 @@ namespace mbt_fast::cuda {
 
 template <int kDim>
 struct Softmax {
-  static constexpr int kOneIn = kDim > 64 ? 20 : 10;
-
   float maximum[2], shift[2], sum[2];  // of scores; of scores in units of log2; this thread's part
 
   // The first tile; there is a valid key in it.
@@ -63,6 +61,7 @@ struct Softmax {
     top = fmaxf(top, shuffle_xor(top, 2));
     maximum[kHalf] = top;
     shift[kHalf] = top * scale;
+    constexpr int kOneIn = kDim > 64 ? 20 : kCount > 64 ? 8 : 10;
 #pragma unroll
     for (int i = 0; i < kCount / 2; ++i) {
       float& score = scores[i / 2 * 4 + kHalf * 2 + i % 2];

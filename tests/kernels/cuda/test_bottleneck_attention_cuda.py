@@ -93,6 +93,15 @@ def test_padding_holds_nan(assert_within_tolerance, name):
     assert_within_tolerance(CASES[name], torch.bfloat16, poison=True, update="mean")
 
 
+@pytest.mark.parametrize("key", [0, 33, 73, 101])
+def test_nan_in_a_key_reaches_every_row(key):
+    """Whichever way its exponential is computed, and whether or not the tile is masked."""
+    (stream,) = make_qkv(Case(1, (98,), 4, 1, 64), torch.bfloat16)
+    stream[:, key, 1] = torch.nan
+    (out,) = bottleneck_attention([stream], 4, backend="cuda")
+    assert out.isnan().all()
+
+
 @pytest.mark.parametrize("rows", [112, 113, 144, 176, 177, 208, 209, 352, 416])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_forward_of_rows_around_the_borders_of_key_tiles(rows, head_dim):

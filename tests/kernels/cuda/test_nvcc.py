@@ -213,8 +213,8 @@ def test_exponentials_of_the_backward_run_beside_products():
     walks = {name: c for name, c in machine_code().items() if "bwd_keys" in name or "bwd_q" in name}
     assert len(walks) == len(KEYS | QUERIES)
     for name, code in walks.items():
-        (loop,) = inner_loops(code, "HGMMA")
-        count, hidden = exponentials_of(loop)
+        loops = inner_loops(code, "HGMMA")  # that of a group whose keys do not count has none
+        ((count, hidden),) = filter(any, map(exponentials_of, loops))
         wide = "Li128E" in name and "bwd_keys" in name
         assert count == (32 if wide else 64), name  # a thread's share of a step
         assert hidden >= count - 1, name  # ptxas may put the first one in front of its product
