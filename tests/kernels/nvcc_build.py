@@ -5,6 +5,7 @@ runtime.
 """
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from native_build import COMPILER, ROOT, built_once
 
-NVCC = shutil.which("nvcc")
+HOME = os.environ.get("CUDA_HOME")  # as setup.py looks for it
+NVCC = shutil.which("nvcc", path=os.path.join(HOME, "bin") if HOME else None)
 INSTANCES = list(product(("Bfloat16", "Float16"), (64, 128)))
 MACROS = {"NVCC": "nvcc", "ARCHITECTURES": "sm_90a", "SOURCES": "0"}  # text for bindings.cpp
 

@@ -178,6 +178,14 @@ MBT_DEVICE float exp2_approx(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// The larger one; NaN if one is.
+MBT_DEVICE float max_or_nan(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+MBT_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
+MBT_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 MBT_DEVICE float log2_approx(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -42,14 +42,20 @@ def address_of(operand: Any, space: str) -> Callable[[Step, int, int], int]:
     return lambda step, row, lane: int(step.full(take(step))[row, lane])
 
 
-def global_bytes(step: Step, address: int, size: int) -> Array:
-    """Bytes of global memory, uint8, to read and to write."""
+def global_bytes(step: Step, address: int, size: int, row: int = 0) -> Array:
+    """Bytes of global memory, uint8, to read and to write; it is the same for all rows."""
     _check_multiple("a bulk copy must begin in global memory at", address)
     _check_multiple("a bulk copy must have", size)
     if not step.blocks.launch.memory.holds(np.array(address), size).all():
         raise ValueError(f"{size} bytes at {address:#x} are outside of all tensors")
     start = int(global_places(np.array(address)))
     return PROCESS[start : start + size]
+
+
+def shared_bytes(step: Step, address: int, size: int, row: int) -> Array:
+    """Bytes of the shared memory of a warp's block, uint8, to read and to write."""
+    place = _place(step, row, address, size)
+    return step.blocks.shared.flat[place : place + size]
 
 
 def chunks(step: Step, row: int, address: int, size: int, addresses: Array | None = None) -> Array:

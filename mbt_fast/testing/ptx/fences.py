@@ -27,6 +27,8 @@ def fence(code: Instruction) -> Run:
         if words[2:] not in PROXIES:
             raise PtxError(f"fence.{'.'.join(words)} is not implemented")
         return _between_proxies
+    if words[:2] == ("proxy", "tensormap::generic"):
+        return lambda step: None  # maps are read where a copy is issued
     thread_fence = words[-1] in SCOPES and all(w in (*ORDERS, *SCOPES) for w in words)
     if thread_fence or words == ("mbarrier_init", "release", "cluster"):
         return lambda step: None

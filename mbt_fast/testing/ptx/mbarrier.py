@@ -118,7 +118,7 @@ def _try_wait(code: Instruction) -> Run:
         done = _done(state, step, places, parities, observe=True) & step.lanes
         goes = np.any(done, axis=1, keepdims=True) & step.lanes
         if goes.any():
-            put(step.narrowed(goes), done)
+            put(step.narrowed(goes), done[goes.any(axis=1)])
         if goes.all() or (goes == step.lanes).all():
             return None
 

@@ -31,7 +31,7 @@ OPS: dict[str, Make] = {}
 FAMILIES = (
     *("arithmetic", "bits", "convert", "control", "move", "warp", "tensor", "copy"),
     *("atomics", "carries", "convert_fp8", "local"),
-    *("wgmma", "mbarrier", "bulk", "tensor_copies", "fences"),  # of sm_90
+    *("wgmma", "mbarrier", "bulk", "tensor_copies", "tensor_map_edit", "fences"),  # of sm_90
 )
 
 

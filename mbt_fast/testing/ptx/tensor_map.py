@@ -23,6 +23,22 @@ SWIZZLE_BYTES = (16, 32, 64, 128)  # by CUtensorMapSwizzle
 # The same as a C struct in this order without gaps; sizes of 2^32 and boxes of 256 fit, less one.
 FORMAT = struct.Struct("<H6BQ4Q5I5B5B")
 
+# Where fields of tensormap.replace lie in what FORMAT unpacks, and what is stored of a new value.
+FIELDS = {
+    "elemtype": 1,
+    "rank": 2,
+    "interleave_layout": 3,
+    "swizzle_mode": 4,
+    "fill_mode": 6,
+    "global_address": 7,
+    "global_stride": 8,
+    "global_dim": 12,
+    "box_dim": 17,
+    "element_stride": 22,
+}
+STORED_LESS_ONE = ("global_dim", "box_dim")
+ELEMENT_TYPES = (0, 1, 2, 3, 4, 5, 6, 7, 10, 8, 9)  # CUtensorMapDataType by elemtype
+
 
 @dataclass(frozen=True)
 class TensorMap:
@@ -100,19 +116,47 @@ def decode(packed: bytes) -> TensorMap:
     """Unpack what ``encode`` packed.
 
     Raises:
-        ValueError: These bytes are no tensor map.
+        ValueError: These bytes are no tensor map, or one that cannot be used.
     """
     magic, data_type, rank, *rest = FORMAT.unpack(packed[: FORMAT.size])
     if len(packed) != BYTES or magic != MAGIC:
         raise ValueError("a tensor map must come from the encoder, got other bytes")
     *modes, base = rest[:5]
     strides, sizes, box, steps = rest[5:9], rest[9:14], rest[14:19], rest[19:24]
-    return TensorMap(
+    made = TensorMap(
         *(data_type, base),
         *(tuple(size + 1 for size in sizes[:rank]), tuple(strides[: rank - 1])),
         *(tuple(side + 1 for side in box[:rank]), tuple(steps[:rank])),
         *modes,
     )
+    check(made)  # it may have been put together field by field
+    return made
+
+
+def replaced(packed: bytes, field: str, ordinal: int, value: int) -> bytes:
+    """A map of which a field is changed; one of zeros becomes a map.
+
+    Args:
+        packed: The map.
+        field: By its name in tensormap.replace.
+        ordinal: Which dimension, of fields that each has.
+        value: The field's new value, as tensormap.replace takes it.
+
+    Raises:
+        ValueError: The field cannot hold the value.
+    """
+    fields = list(FORMAT.unpack(packed[: FORMAT.size]))
+    fields[0] = MAGIC
+    if field == "elemtype":
+        if value >= len(ELEMENT_TYPES):
+            raise ValueError(f"elements of type {value} are not implemented")
+        value = ELEMENT_TYPES[value]
+    value += (field == "rank") - (field in STORED_LESS_ONE)
+    fields[FIELDS[field] + ordinal] = value
+    try:
+        return FORMAT.pack(*fields).ljust(BYTES, b"\0")
+    except struct.error:
+        raise ValueError(f"{field} of a tensor map cannot be {value}") from None
 
 
 def check(tensor: TensorMap) -> None:

@@ -1,6 +1,4 @@
-"""Faults planted in the compiled kernels' PTX are caught: by a rule of the executor, or by the
-tolerance rule.
-"""
+"""Faults planted in the PTX of the kernels are caught, by the executor or by the tolerance rule."""
 
 import re
 from typing import NamedTuple
@@ -38,7 +36,7 @@ def add_to_constants(pattern, amount):
 
 # A descriptor's upper half: stride 1024 in units of 16 bytes, and the code of the swizzle.
 DESCRIPTORS = rf"\b{(0x40000040 << 32) // 10**9}\d{{9}}\b"
-PARITY = r"(mbarrier\.try_wait\S+ complete, \[%r\d+\]), (%r\d+);"
+PARITY = r"(mbarrier\.try_wait\S+ complete, \[%\w+\]), (%\w+);"
 
 
 class Fault(NamedTuple):
@@ -67,7 +65,7 @@ FAULTS = {
         "fwd", add_to_constants(DESCRIPTORS, 0x40000000 << 32), NAN
     ),
     "keys of padding unmasked": Fault(
-        "fwd", replace(r"selp\.f32 (.*), 0fFF800000, (%f\d+), .*;", r"mov.f32 \1, \2;"), NAN
+        "fwd", replace(r"selp\.f32 (.*), 0fFF800000, (%\w+), .*;", r"mov.f32 \1, \2;"), NAN
     ),
     "no wait for products": Fault("fwd", drop(r"wgmma\.wait_group"), NAN),
     "no commit of products": Fault("fwd", drop(r"wgmma\.commit_group"), NAN),
@@ -82,7 +80,7 @@ FAULTS = {
     ),
     "no fence of registers": Fault("keys", drop(r"wgmma\.fence"), "a wgmma.fence must come before"),
     "first product adds": Fault(
-        "keys", replace(r"setp\.ne\.b32 p, (%r\d+), 0;", r"setp.eq.b32 p, \1, 0;"), WRONG
+        "keys", replace(r"setp\.ne\.b32 p, (%\w+), 0;", r"setp.eq.b32 p, \1, 0;"), WRONG
     ),
     "operand not transposed": Fault("keys", replace(r"p, 1, 1, 1;", "p, 1, 1, 0;"), NAN),
     "groups do not meet behind zeros": Fault("fwd", drop(r"bar\.sync %r"), NAN),
@@ -92,14 +90,14 @@ FAULTS = {
     "more bytes awaited than come": Fault(
         "fwd",
         replace(
-            r"(mbarrier\.arrive\.expect_tx\S+ _, \[%r\d+\]), (%r\d+);",
+            r"(mbarrier\.arrive\.expect_tx\S+ _, \[%\w+\]), (%\w+);",
             r"{ .reg .b32 more;\nadd.s32 more, \2, 16;\n\1, more; }",
         ),
         "all threads wait",
     ),
     "buffers free after seven warps": Fault(
         "fwd",
-        replace(r"mov\.u32 \t(%r\d+), 8;", r"mov.u32 \t\1, 7;"),
+        replace(r"mov\.u32 \t(%\w+), 8;", r"mov.u32 \t\1, 7;"),
         "no wait has seen phase 0 complete",
         RING,
     ),
@@ -117,13 +115,13 @@ FAULTS = {
     ),
     "dq is not added": Fault("keys", drop(r"cp\.reduce\.async\.bulk"), WRONG),
     "matrices of dS swapped": Fault(
-        "keys", replace(r"(stmatrix\S+ \[%r\d+\], \{%r\d+), (%r\d+), (%r\d+)", r"\1, \3, \2"), WRONG
+        "keys", replace(r"(stmatrix\S+ \[%\w+\], \{%\w+), (%\w+), (%\w+)", r"\1, \3, \2"), WRONG
     ),
-    "quads of another lane": Fault(
-        "fwd", replace(r"(mov\.u32 \t%r\d+), 2;", r"\1, 4;"), WRONG
+    "quads that share a row are of other lanes": Fault(
+        "fwd", replace(r"(shfl\.sync\.bfly\.b32 \t\S+, %\w+), %\w+,", r"\1, 4,"), WRONG
     ),
     "tensor coordinates swapped": Fault(
-        "fwd", replace(r"\{(%r\d+), (%r\d+), (%r\d+),", r"{\1, \3, \2,"), NAN
+        "fwd", replace(r"\{(%\w+), (%\w+), (%\w+),", r"{\1, \3, \2,"), NAN
     ),
     "shared memory begins behind 512 bytes of another array": Fault(
         "fwd",
@@ -134,11 +132,11 @@ FAULTS = {
         "the kernel stopped itself",
     ),
     "stores one chunk too far": Fault(
-        "fwd", replace(r"st\.global\.v4\.u32 \t\[(%rd\d+)\]", r"st.global.v4.u32 \t[\1+16]"),
+        "fwd", replace(r"st\.global\.v4\.u32 \t\[(%\w+)\]", r"st.global.v4.u32 \t[\1+16]"),
         "outside of all tensors",
     ),
     "stores unaligned": Fault(
-        "fwd", replace(r"st\.global\.v4\.u32 \t\[(%rd\d+)\]", r"st.global.v4.u32 \t[\1+8]"),
+        "fwd", replace(r"st\.global\.v4\.u32 \t\[(%\w+)\]", r"st.global.v4.u32 \t[\1+8]"),
         "must be a multiple of 16",
     ),
 }  # fmt: skip

@@ -55,3 +55,28 @@ def test_what_the_driver_or_the_executor_does_not_take_is_refused(change, messag
 def test_other_bytes_are_no_map():
     with pytest.raises(ValueError, match="must come from the encoder"):
         tensor_map.decode(bytes(128))
+
+
+def test_a_map_put_together_field_by_field_is_the_encoded_one():
+    packed = bytes(128)
+    fields = [("global_address", 0, MAP["base"]), ("rank", 0, 4), ("elemtype", 0, 10)]
+    fields += [("interleave_layout", 0, 0), ("swizzle_mode", 0, 3), ("fill_mode", 0, 0)]
+    names = {"sizes": "global_dim", "strides": "global_stride", "box": "box_dim"}
+    for name, field in (names | {"steps": "element_stride"}).items():
+        fields += [(field, i, value) for i, value in enumerate(MAP[name])]
+    for field in fields:
+        packed = tensor_map.replaced(packed, *field)
+    assert packed == tensor_map.encode(**(MAP | {"promotion": 0}))
+
+
+def test_an_unfinished_map_is_refused():
+    packed = tensor_map.replaced(bytes(128), "rank", 0, 1)
+    with pytest.raises(ValueError, match="a tensor map must"):
+        tensor_map.decode(packed)
+
+
+def test_a_field_must_fit():
+    with pytest.raises(ValueError, match="box_dim of a tensor map cannot be 299"):
+        tensor_map.replaced(bytes(128), "box_dim", 0, 300)
+    with pytest.raises(ValueError, match="elements of type 13 are not implemented"):
+        tensor_map.replaced(bytes(128), "elemtype", 0, 13)
