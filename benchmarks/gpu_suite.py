@@ -19,9 +19,9 @@ Needs no installation: it runs a copy of the sources, laid out as they are insta
 checkout ``MBT_FAST_COMMIT`` says which commit they are of.
 
 Without a GPU it rehearses: tiny shapes on the CPU, and each test up to its launches, whose kernels
-are compiled for sm_90. ``suite.json`` then says what that costs. Under the same TRITON_CACHE_DIR,
-and with the same Triton and Python, a run on a GPU finds these kernels: Triton's keys are hashes of
-all that they depend on.
+are compiled for sm_90. ``gpu_suite.json``, which belongs in ``benchmarks/results/aot``, says what
+that costs. Under the same TRITON_CACHE_DIR, and with the same Triton and Python, a run on a GPU
+finds these kernels: Triton's keys are hashes of all that they depend on.
 """
 
 import argparse
@@ -36,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,8 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
                 limit = step.seconds if gpu else 3600  # a rehearsal takes the time that it takes
                 document["steps"].append(run(step._replace(seconds=limit), work))
                 if step.name == "correctness":
-                    shards = [json.loads(p.read_text()) for p in work.glob("compiled-*.json")]
-                    document["compiled"] = compiled(shards if gpu else parts(*shards))
+                    document["compiled"] = count_compilations(work, gpu)
                     write_verified(step, work, document, describe(site))
                 (work / "suite.json").write_text(json.dumps(document, indent=1) + "\n")
                 pack(work, args.out / "suite.tar.gz")
@@ -236,6 +236,15 @@ def write_verified(
         known = json.loads((ROOT / "kernels" / "verified.json").read_text())
         entry = {key: machine[key] for key in KEPT} | {"commit": commit(), "sources": sources}
         (work / "verified.json").write_text(json.dumps([*known, entry], indent=1) + "\n")
+
+
+def count_compilations(work: Path, gpu: bool) -> dict[str, Any]:
+    """What Triton compiled; a rehearsal's belongs in ``benchmarks/results/aot/gpu_suite.json``."""
+    shards = [json.loads(path.read_text()) for path in work.glob("compiled-*.json")]
+    found = compiled(shards if gpu else parts([*chain.from_iterable(shards)]))
+    if not gpu:
+        (work / "gpu_suite.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def collecting(step: Step) -> Step:
