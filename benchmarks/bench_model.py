@@ -1,4 +1,7 @@
-"""The whole model: forward, and a training step with each option of execution on and off."""
+"""The whole model: forward, and a training step with each option of execution on and off.
+
+The forward is raced against other engines too, on a CPU (``peers``).
+"""
 
 from collections.abc import Mapping
 from itertools import count
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from benchmarks import baselines, models
 from benchmarks.calls import BATCHES, DEVICE, ON_GPU, Call, doubled, parametrized_by_dtype
+from benchmarks.peers import ENGINES, peers
 from mbt_fast import MBT
 from mbt_fast.flops import forward_flops, training_flops
 from mbt_fast.profiling.runs import random_inputs
@@ -47,11 +51,11 @@ def test_forward(race, dtype, batch):
     model = models.build("mbt_tiny" if race.tiny else "mbt_base", dtype, DEVICE).eval()
     inputs = random_inputs(model, batch)
     cls_only = models.with_weights_of(model).eval().set_execution(cls_only=True)
-    equal = {
+    equal: dict[str, Call] = {
         "eager": torch.no_grad()(lambda: baselines.forward(model, inputs)),
         "ours, cls_only": run(cls_only, inputs),
     }
-    if ON_GPU:
+    if not race.tiny:
         equal["eager, compiled"] = torch.no_grad()(
             lambda: baselines.forward(
                 model,
@@ -60,19 +64,21 @@ def test_forward(race, dtype, batch):
                 baselines.compiled(baselines.unimodal),
             )
         )
+    if ON_GPU:
         captured = model.capture(inputs)
         equal["ours, captured"] = lambda: captured(inputs)
-    race(
-        run(model, inputs),
-        equal,
-        exact=run(models.double(model).set_backend("reference"), doubled(inputs)),
-        flops=batch * forward_flops(model.config).total,
-        scale=12,
-        memory=True,
-        case="model",
-        mode="forward",
-        **models.facts_of(model, batch),
-    )
+    with peers(model, inputs, {} if ON_GPU or race.tiny else ENGINES) as others:
+        race(
+            run(model, inputs),
+            equal | others,
+            exact=run(models.double(model).set_backend("reference"), doubled(inputs)),
+            flops=batch * forward_flops(model.config).total,
+            scale=12,
+            memory=True,
+            case="model",
+            mode="forward",
+            **models.facts_of(model, batch),
+        )
 
 
 @parametrized_by_dtype()

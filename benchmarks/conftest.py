@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.calls import DEVICE, Call
 from benchmarks.machine import facts
+from benchmarks.peers import Peer
 from mbt_fast.dispatch import BackendError
 from mbt_fast.profiling.machine import dtype_name
 from mbt_fast.testing import assert_close_to_exact, interleaved_times, peak_memory
@@ -186,7 +187,8 @@ class Race:
         info |= {"device": DEVICE.type, "threads": torch.get_num_threads(), "calls": calls, **facts}
         info |= {"baseline": next(iter(others)), "not_run": not_run}
         if memory:
-            peaks = {n: peak_memory(run, DEVICE) for n, run in {"ours": ours, **others}.items()}
+            here = {n: run for n, run in others.items() if not isinstance(run, Peer)}
+            peaks = {n: peak_memory(run, DEVICE) for n, run in {"ours": ours, **here}.items()}
             info["peak_memory"] = peaks
         if graph and DEVICE.type == "cuda":
             ours, others = captured(ours), {name: captured(run) for name, run in others.items()}
@@ -243,7 +245,7 @@ class Race:
             for name in shuffled.sample(list(others), len(others)):
                 start = now()
                 others[name]()
-                times[name].append(now() - start)
+                times[name].append(elapsed(others[name], now() - start))
 
         fitting = int(scale * self._config.getoption("--seconds") / round_takes)
         rounds = 2 if self.tiny else min(MOST_ROUNDS, max(LEAST_ROUNDS, fitting))
@@ -259,6 +261,11 @@ class Race:
         if str(threads) not in found:
             size = 64 if self.tiny else 2048 if DEVICE.type == "cpu" else 8192
             found[str(threads)] = measure_ceilings(size, 0.0 if self.tiny else 3.0)
+
+
+def elapsed(run: Call, seconds: float) -> float:
+    """Seconds of a call: by its own clock if it ran in another process."""
+    return run.seconds if isinstance(run, Peer) else seconds
 
 
 def assert_all_close(actual: list[Tensor], eager: list[Tensor], exact: list[Tensor]) -> None:

@@ -66,8 +66,8 @@ def _taken_by_auto(row: dispatch.Backend, hardware: Hardware) -> str:
         return ""
     if hardware.instruction_set in _never_run():
         return f"as with AVX-512, but {STOCK} for attention in bfloat16"
-    layer = []
-    for op, found in row.min_size.items():
+    isa, layer = hardware.instruction_set, []
+    for op, found in (row.min_size if isa is None else row.min_size[isa]).items():
         dtypes = "" if found.keys() == row.dtypes else f" in {', '.join(map(dtype_name, found))}"
         vendor = f" on {row.measured_on[op]}" if op in row.measured_on else ""
         layer += [op + dtypes + vendor] if op != "bottleneck_attention" else []

@@ -37,7 +37,7 @@ struct BackwardBuffers {
   uint32_t *k, *v, *k_t;
   float *dk, *dv;
   // One block of both: s, dp [kKeys][kQueries] float32; p, ds [kKeys][kQueries words] as left
-  // operands, and ds [kKeys words][kQueries] as a right one.
+  // operands, of float32 in the place of s and dp; and ds [kKeys words][kQueries] as a right one.
   float *s, *dp;
   uint32_t *p, *ds, *ds_across;
   uint32_t* rows;  // rows on their way to be transposed, and dq on its way out
@@ -60,8 +60,8 @@ struct BackwardBuffers {
     dv = arena.take<float>(kKeys * lanes);
     s = arena.take<float>(kKeys * kQueries);
     dp = arena.take<float>(kKeys * kQueries);
-    p = arena.take<uint32_t>(kKeys * words<Product>(kQueries));
-    ds = arena.take<uint32_t>(kKeys * words<Product>(kQueries));
+    p = place_of_p<Product>(arena, s, kKeys * words<Product>(kQueries));
+    ds = place_of_p<Product>(arena, dp, kKeys * words<Product>(kQueries));
     ds_across = arena.take<uint32_t>(keys * kQueries);
     rows = arena.take<uint32_t>(larger(kQueries * larger(width, lanes), keys * lanes));
   }

@@ -33,12 +33,18 @@ namespace mbt_fast::cpu::MBT_FAST_ISA {
 constexpr int64_t kQueries = kQueryVectors * kLanes;
 constexpr float kLowest = -3.402823466e38f;
 
+// Words of p or ds: float32 replaces the scores one by one.
+template <class Product>
+inline uint32_t* place_of_p(Arena& arena, float* scores, int64_t size) {
+  return Product::kDepth == 1 ? reinterpret_cast<uint32_t*>(scores) : arena.take<uint32_t>(size);
+}
+
 template <class Product>
 struct ForwardBuffers {
   uint32_t *k, *v;     // all blocks: [keys][D words], [D][kKeys words]
   uint32_t *q, *q_t;   // one block: [kQueries][D words] and its transpose
   uint32_t* rows;      // rows of v on their way to be transposed: [kKeys words][D]
-  uint32_t *p;         // [kKeys words][kQueries]
+  uint32_t *p;         // [kKeys words][kQueries]; of float32 in the place of s
   float *s, *o, *out;  // [kKeys][kQueries], [D][kQueries], [kQueries][D]
   float *shift, *sum;  // [kQueries]
 
@@ -50,8 +56,8 @@ struct ForwardBuffers {
     q = arena.take<uint32_t>(kQueries * width);
     q_t = arena.take<uint32_t>(width * kQueries);
     rows = arena.take<uint32_t>(words<Product>(kKeys) * lanes);
-    p = arena.take<uint32_t>(words<Product>(kKeys) * kQueries);
     s = arena.take<float>(kKeys * kQueries);
+    p = place_of_p<Product>(arena, s, words<Product>(kKeys) * kQueries);
     o = arena.take<float>(lanes * kQueries);
     out = arena.take<float>(kQueries * lanes);
     shift = arena.take<float>(kQueries);

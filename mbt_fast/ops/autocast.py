@@ -17,8 +17,9 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
 
 def autocast(tensors: Sequence[Any]) -> list[Any]:
     """Tensors on one device, or ``None`` but for the first, in the dtypes in which an op runs."""
-    kind = tensors[0].device.type
-    if not _is_available(kind) or not torch.is_autocast_enabled(kind):
+    first = tensors[0]  # the CPU is asked for quickly, because short streams wait for this
+    kind = "cpu" if first.is_cpu else first.device.type
+    if not (kind == "cpu" or _is_available(kind)) or not torch.is_autocast_enabled(kind):
         return list(tensors)
     return [None if tensor is None else tensor.to(autocast_dtype(tensor)) for tensor in tensors]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mbt_fast.ops import stock, vmap
-from mbt_fast.ops.autocast import autocast, autocast_dtype
+from mbt_fast.ops.autocast import autocast
 from mbt_fast.ops.backends import on_every_backend
 from mbt_fast.ops.checks import (
     MAX_HEAD_DIM,
@@ -135,9 +135,11 @@ def attend(
     """``bottleneck_attention`` of arguments that were checked; outputs and log-sum-exps."""
     streams = autocast(qkv)
     implementation = BY_BACKEND[select(describe(streams), backend).name]
-    factor = streams[0].shape[-1] ** -0.5 if scale is None else float(scale)
-    results = implementation.run(streams, lengths, n_bottlenecks, update_mean, factor, return_lse)
-    return results[0], results[1]
+    factor = streams[0].shape[4] ** -0.5 if scale is None else float(scale)
+    outs, lses, *_ = implementation.run(
+        streams, lengths, n_bottlenecks, update_mean, factor, return_lse
+    )
+    return outs, lses
 
 
 def check(
@@ -162,20 +164,24 @@ def check(
 
 
 def _check_qkv(qkv: Sequence[Tensor]) -> None:
+    """Streams of one kind; short streams wait for these checks, so they read a shape once."""
     check_sequence("qkv", qkv)
+    first = qkv[0]
     for index, stream in enumerate(qkv):
         name = f"qkv[{index}]"
         check_tensor(name, stream)
-        if stream.ndim != 5 or stream.shape[2] != 3:
-            raise ValueError(f"{name} must have shape [B, S, 3, H, D], got {list(stream.shape)}")
-        check_alike(name, stream, "qkv[0]", qkv[0])
-        batch, _, _, heads, head_dim = qkv[0].shape
-        expected = (batch, stream.shape[1], 3, heads, head_dim)
-        if tuple(stream.shape) != expected:
-            raise ValueError(
-                f"{name} must have shape {list(expected)} like qkv[0], got {list(stream.shape)}"
-            )
-    head_dim = qkv[0].shape[-1]
+        shape = stream.shape
+        if len(shape) != 5 or shape[2] != 3:
+            raise ValueError(f"{name} must have shape [B, S, 3, H, D], got {list(shape)}")
+        if stream is not first:
+            check_alike(name, stream, "qkv[0]", first)
+            batch, _, _, heads, head_dim = first.shape
+            if shape[0] != batch or shape[3] != heads or shape[4] != head_dim:
+                expected = [batch, shape[1], 3, heads, head_dim]
+                raise ValueError(
+                    f"{name} must have shape {expected} like qkv[0], got {list(shape)}"
+                )
+    head_dim = shape[4]
     if not MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM:
         raise ValueError(
             f"qkv must have a head dimension D of {MIN_HEAD_DIM} to {MAX_HEAD_DIM}, got {head_dim}"
@@ -183,10 +189,11 @@ def _check_qkv(qkv: Sequence[Tensor]) -> None:
 
 
 def describe(qkv: Sequence[Tensor]) -> Call:
-    """A call, as dispatch sees it."""
-    first = qkv[0]
-    rows = None if torch.compiler.is_compiling() else max(x.shape[1] for x in qkv)
-    return Call("bottleneck_attention", first.device, autocast_dtype(first), rows, first.shape[-1])
+    """A call, as dispatch sees it, of streams in the dtype in which the op runs."""
+    first, rows = qkv[0], None
+    if not torch.compiler.is_compiling():
+        rows = max([x.shape[1] for x in qkv])
+    return Call("bottleneck_attention", first.device, first.dtype, rows, first.shape[4])
 
 
 def _by_stream(
@@ -206,10 +213,11 @@ def _by_stream(
     """
     outs, lses = [], []
     for stream, length in zip(qkv, lengths, strict=True):
-        valid = valid_rows(length, stream.shape[1], n_bottlenecks)
-        query, key, value = heads_first(drop_padding(stream, valid))
+        valid = None if length is None else valid_rows(length, stream.shape[1], n_bottlenecks)
+        packed = stream if valid is None else drop_padding(stream, valid)
+        query, key, value = heads_first(packed)
         out = attend_one(query, key, value, valid, scale).transpose(1, 2)
-        outs.append(drop_padding(out, valid))
+        outs.append(out if valid is None else drop_padding(out, valid))
         if return_lse:
             lses.append(mask_lse(lse_of(query, key, valid, scale), valid))
     if update_mean:

@@ -106,7 +106,8 @@ def check_per_stream(name: str, entries: Any, streams: Sequence[Tensor]) -> None
 
 def check_sequence(name: str, tensors: Sequence[Tensor]) -> None:
     """A sequence of tensors, not empty."""
-    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+    usual = isinstance(tensors, (list, tuple))  # asked first, because ``Sequence`` takes its time
+    if not usual and (isinstance(tensors, Tensor) or not isinstance(tensors, Sequence)):
         raise TypeError(
             f"{name} must be a sequence of tensors, one per stream, got {kind(tensors)}"
         )
@@ -134,8 +135,10 @@ def check_alike(name: str, tensor: Tensor, first_name: str, first: Tensor) -> No
 
 def check_n_bottlenecks(name: str, n_bottlenecks: int, streams: Sequence[Tensor]) -> None:
     """An integer from 0 to the rows of every stream."""
-    integral = isinstance(n_bottlenecks, (Integral, torch.SymInt))
-    if isinstance(n_bottlenecks, bool) or not integral:
+    plain = type(n_bottlenecks) is int  # asked first, because ``Integral`` takes its time
+    if not plain and (
+        isinstance(n_bottlenecks, bool) or not isinstance(n_bottlenecks, (Integral, torch.SymInt))
+    ):
         raise TypeError(f"n_bottlenecks must be an integer, got {n_bottlenecks!r}")
     if n_bottlenecks < 0:
         raise ValueError(f"n_bottlenecks must be at least 0, got {n_bottlenecks}")
@@ -149,8 +152,9 @@ def check_n_bottlenecks(name: str, n_bottlenecks: int, streams: Sequence[Tensor]
 
 def check_scale(scale: float | None) -> None:
     """A number or ``None``."""
-    number = isinstance(scale, (Real, torch.SymFloat)) and not isinstance(scale, bool)
-    if scale is not None and not number:
+    if scale is None:
+        return
+    if isinstance(scale, bool) or not isinstance(scale, (Real, torch.SymFloat)):
         raise TypeError(f"scale must be a number or None, got {kind(scale)}")
 
 

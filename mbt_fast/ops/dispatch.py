@@ -12,12 +12,14 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mbt_fast.ops import cpu, cuda, extension, triton
+from mbt_fast.ops.autocast import autocast
+from mbt_fast.ops.min_sizes import CPU_MIN_SIZE
 
 ATTENTION = frozenset({"bottleneck_attention"})
 LAYER = frozenset({"bias_gelu", "add_layer_norm", "residual_add"})
@@ -25,14 +27,12 @@ LINEAR = frozenset({"linear"})
 EVERY = ATTENTION | LAYER | LINEAR | {"dense_attention"}
 HALF = frozenset({torch.float16, torch.bfloat16})
 KERNEL_DTYPES = HALF | {torch.float32}
-Sizes = Mapping[torch.dtype, int | Mapping[str, int]]  # maybe by instruction set of the CPU
 # Under TRITON_INTERPRET=1 the Triton kernels run on CPU tensors. The interpreter computes wrong
 # values for bfloat16 (Triton 3.6 to 3.9).
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What dispatch may look at: metadata, never values, so that ``torch.compile`` can trace it.
 
     Args:
@@ -72,7 +72,7 @@ class Backend:
         max_width: By op, the largest.
         forms: By op, the forms that it has.
         min_size: By op and dtype, the size from which on it is measured to win; ``auto`` takes
-            kernels for no other.
+            kernels for no other. Of the C++ kernels by instruction set first.
         measured_on: By op, the one vendor, as cpuid names it, on whose CPUs it is measured to win.
         unmeasured: ``auto`` does not take it at all.
     """
@@ -88,7 +88,7 @@ class Backend:
     widths: Mapping[str, Collection[int]] = field(default_factory=dict)
     max_width: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, Collection[str]] = field(default_factory=dict)
-    min_size: Mapping[str, Sizes] = field(default_factory=dict)
+    min_size: Mapping[str, Any] = field(default_factory=dict)
     measured_on: Mapping[str, str] = field(default_factory=dict)
     unmeasured: bool = False
 
@@ -108,15 +108,27 @@ class Backend:
             reasons.append(f"dtype is {call.dtype}, needs {_names(self.dtypes)}")
         return reasons if call.width is None else reasons + self._unsupported_width(call)
 
+    def min_size_of(self, op: str) -> Mapping[torch.dtype, int] | None:
+        """By dtype, the size from which on it is measured to win here; ``None`` if it was not."""
+        if self.launchers is cpu:
+            return self.min_size.get(extension.instruction_set(), {}).get(op)
+        return self.min_size.get(op)
+
+    def smallest(self, call: Call) -> int:
+        """The size below which ``auto`` passes this backend over, whatever the machine."""
+        tables = self.min_size.values() if self.launchers is cpu else [self.min_size]
+        return min((t.get(call.op, {}).get(call.dtype, 0) for t in tables), default=0)
+
     def opt_in_reason(self, call: Call | None) -> str | None:
         """Why ``auto`` passes this backend over though it can run the call, if it does."""
         slow = _slow_cuda_build() if self.launchers is cuda else None
         if slow:
             return slow
-        measured = call is None or self.launchers is None or call.op in self.min_size
+        sizes = None if call is None else self.min_size_of(call.op)
+        measured = call is None or self.launchers is None or sizes is not None
         if self.unmeasured or not measured:
             return "no recorded measurement shows that it is not slower than torch's own"
-        if call is None or call.op not in self.min_size:
+        if call is None or sizes is None:
             return None
         if call.op in ATTENTION and call.dtype == torch.bfloat16 and self.launchers is cpu:
             untried = _untried_in_bfloat16()
@@ -125,7 +137,7 @@ class Backend:
         vendor = self.measured_on.get(call.op)
         if vendor is not None and _cpu_vendor() != vendor:
             return f"{call.op} is measured on CPUs by {vendor} alone, and this is {_cpu_vendor()}"
-        return self._too_small(call)
+        return _too_small(call, sizes.get(call.dtype))
 
     def reasons(self, call: Call | None) -> list[str]:
         """Everything that speaks against this backend, for ``call`` or, with ``None``, for any."""
@@ -153,36 +165,7 @@ class Backend:
             return [f"rows have {call.width} channels, and it takes at most {most}"]
         return []
 
-    def _too_small(self, call: Call) -> str | None:
-        if call.op in LAYER and torch.compiler.is_compiling():
-            return "a compiler fuses torch's own with what surrounds it"
-        least = self.min_size[call.op].get(call.dtype)
-        if isinstance(least, Mapping):
-            least = least.get(_instruction_set())
-        if least is None:
-            return f"{call.op} in {call.dtype} is not always faster than torch's own"
-        if call.size is None or call.size >= least:
-            return None
-        if call.op in LINEAR:
-            return f"it has {call.size} multiply-adds, and the kernel wins from {least} on"
-        if call.op in ATTENTION:
-            return f"streams have at most {call.size} rows, and it wins from {least} on"
-        return f"{call.size} elements gain from a kernel, and it wins from {least} on"
 
-
-# Where the C++ kernels win in spite of a launcher in Python; tests compare this with the records
-# under benchmarks/results. LayerNorm in float32 waits for memory, whoever computes it. float16,
-# which is not in the records of attention, is computed as float32.
-CPU_MIN_SIZE: dict[str, Sizes] = {
-    "bottleneck_attention": {torch.bfloat16: 48, torch.float32: 128, torch.float16: 128},
-    "bias_gelu": dict.fromkeys(KERNEL_DTYPES, 2**16),
-    "add_layer_norm": {torch.bfloat16: 2**20},
-    "residual_add": {torch.bfloat16: 2**20},
-    "linear": {
-        torch.float32: 2**23,
-        torch.bfloat16: {"avx512_bf16": 2**28, "avx512": 2**22, "avx2": 2**22},
-    },
-}
 # Torch multiplies float32 by MKL, which has its AVX-512 for CPUs of another vendor.
 CPU_MEASURED_ON = {"linear": "AuthenticAMD"}
 CPU = ATTENTION | LAYER | LINEAR
@@ -241,22 +224,16 @@ def select(call: Call, backend: str = "auto") -> Backend:
         ValueError: ``backend`` is not a name of the table.
         BackendError: The requested backend cannot run this call.
     """
-    if torch.compiler.is_compiling() or isinstance(call.width, torch.SymInt):  # has no hash
-        candidates = _candidates(call, backend)
-    else:
-        key = (BACKENDS, backend, call.op, call.device, call.dtype, call.width, call.form)
-        if key not in _CANDIDATES:
-            _CANDIDATES[key] = _candidates(call, backend)
-        candidates = _CANDIDATES[key]
-    for row in candidates:
-        if backend != "auto" or not row.opt_in_reason(call):
+    for row, smallest in _candidates(call, backend):
+        short = call.size is not None and call.size < smallest
+        if backend != "auto" or not (short or row.opt_in_reason(call)):
             return row
     raise BackendError(f"backend {backend!r} cannot run this call\n{format_table(call)}")
 
 
 def format_table(call: Call | None = None) -> str:
     """The table as text: one line per backend, with every reason against it."""
-    usable = (row for row in BACKENDS if not row.opt_in_reason(call) and not row.reasons(call))
+    usable = (row for row in BACKENDS if not row.reasons(call) and not row.opt_in_reason(call))
     taken = next(usable, None)
     lines = []
     for row in BACKENDS:
@@ -300,17 +277,47 @@ def explain(
     if qkv is None:
         return format_table()
     check(qkv, n_bottlenecks, lengths, update, scale, return_lse)
-    return format_table(describe(qkv))
+    return format_table(describe(autocast(qkv)))
+
+
+def _too_small(call: Call, least: int | None) -> str | None:
+    """Why a call is none of those of at least a size, in which kernels win; ``None`` if it is."""
+    if call.op in LAYER and torch.compiler.is_compiling():
+        return "a compiler fuses torch's own with what surrounds it"
+    if least is None:
+        return f"{call.op} in {call.dtype} is not always faster than torch's own"
+    if call.size is None or call.size >= least:
+        return None
+    if call.op in LINEAR:
+        return f"it has {call.size} multiply-adds, and the kernel wins from {least} on"
+    if call.op in ATTENTION:
+        return f"streams have at most {call.size} rows, and it wins from {least} on"
+    return f"{call.size} elements gain from a kernel, and it wins from {least} on"
 
 
 # Not functools.cache: Dynamo looks through it and warns.
 _MISSING: dict[str, list[str]] = {}
 _VENDOR: list[str] = []
-_CANDIDATES: dict[tuple[Any, ...], list[Backend]] = {}
+_CANDIDATES: dict[tuple[Any, ...], list[tuple[Backend, int]]] = {}
 
 
-def _candidates(call: Call, backend: str) -> list[Backend]:
-    """The rows that can run a call of any size, in order; only that of a named backend."""
+def _candidates(call: Call, backend: str) -> list[tuple[Backend, int]]:
+    """The rows that can run a call of any size, in order, each with its ``smallest``.
+
+    Kept, because the host's time is what short streams wait for. A traced call has no size, and a
+    symbolic width has no hash.
+    """
+    op, device, dtype, _, width, form = call
+    if torch.compiler.is_compiling() or isinstance(width, torch.SymInt):
+        return [(row, 0) for row in _able(call, backend)]
+    key = (backend, op, device, dtype, width, form)
+    if key not in _CANDIDATES:
+        _CANDIDATES[key] = [(row, row.smallest(call)) for row in _able(call, backend)]
+    return _CANDIDATES[key]
+
+
+def _able(call: Call, backend: str) -> list[Backend]:
+    """The rows that can run a call of any size; of a named backend only its own."""
     check_name(backend)
     return [row for row in BACKENDS if backend in ("auto", row.name) and not row.reasons(call)]
 
@@ -340,11 +347,6 @@ def _cpu_vendor() -> str:
     return _VENDOR[0]
 
 
-def _instruction_set() -> str:
-    """``extension.instruction_set``; of a machine that has our kernels."""
-    return extension.instruction_set()
-
-
 def _slow_cuda_build() -> str | None:
     """``extension.why_slow_cuda_kernels``, of an installation that has our kernels."""
     return None if _missing(extension.CUDA_MODULE) else extension.why_slow_cuda_kernels()
@@ -352,8 +354,8 @@ def _slow_cuda_build() -> str | None:
 
 # What torch.compiler.assume_constant_result does, which would import torch._dynamo: one second.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+extension.instruction_set._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _untried_in_bfloat16._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_instruction_set._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _cpu_vendor._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _slow_cuda_build._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

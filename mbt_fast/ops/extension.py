@@ -29,6 +29,7 @@ _INSTALL = {
     "MBT_FAST_CUDA=0; install mbt-fast again with MBT_FAST_CUDA=1 to see why",
 }
 _LOADED: dict[str, ModuleType] = {}
+_USABLE: list[str] = []
 
 
 def module() -> ModuleType:
@@ -114,10 +115,17 @@ def cpu_kernels() -> tuple[ModuleType, str]:
     named = os.environ.get("MBT_FAST_CPU")
     if named:
         return loaded, named
-    for name in loaded.instruction_sets():
+    for name in _usable():
         if name not in NEVER_RUN:
             return loaded, name
     raise ImportError("; ".join(why_no_cpu_kernels()))
+
+
+def _usable() -> list[str]:
+    """Instruction sets that this machine has, best first; kept, because every call asks."""
+    if not _USABLE:
+        _USABLE.extend(module().instruction_sets())
+    return _USABLE
 
 
 def instruction_set() -> str:
@@ -127,7 +135,7 @@ def instruction_set() -> str:
 
 def why_not_in_bfloat16() -> str | None:
     """Why the CPU kernels may lose to torch in bfloat16 on this machine, if they may."""
-    if cpu_features().get("amx_bf16") and instruction_set() != "amx":
+    if "amx" in _usable() and instruction_set() != "amx":
         return (
             "torch multiplies bfloat16 by AMX here; MBT_FAST_CPU=amx takes kernels for it, untried"
         )

@@ -48,7 +48,13 @@ def mask_lse(lse: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def heads_first(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """View packed ``[B, S, 3, H, D]`` as query, key and value ``[B, H, S, D]``."""
+    """View packed ``[B, S, 3, H, D]`` as query, key and value ``[B, H, S, D]``.
+
+    Two views are made quicker than four, but the gradient of these two would not be contiguous.
+    """
+    if not (packed.requires_grad and torch.is_grad_enabled()):
+        query, key, value = packed.transpose(1, 3).unbind(2)
+        return query, key, value
     query, key, value = packed.unbind(2)
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 

@@ -7,6 +7,7 @@ from benchmarks import baselines, bench_layer, bench_sweeps, models
 from mbt_fast import bottleneck_attention, dispatch
 from mbt_fast.flops import forward_flops
 from mbt_fast.ops import dispatch as ops_dispatch
+from mbt_fast.ops import extension, min_sizes
 from mbt_fast.profiling.runs import random_inputs
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
@@ -119,8 +120,9 @@ def test_operators_of_a_layer(dtype):
 @pytest.mark.usefixtures("amd")
 def test_operators_of_a_layer_whose_streams_are_normed_and_summed_at_once(monkeypatch):
     """Attention, two norms, GELU, a sum with the slots; four times the Linears of both streams."""
+    sizes = min_sizes.CPU_MIN_SIZE[extension.instruction_set()]
     for op in ("add_layer_norm", "residual_add"):
-        monkeypatch.setitem(ops_dispatch.CPU_MIN_SIZE, op, {torch.float32: 0})
+        monkeypatch.setitem(sizes, op, {torch.float32: 0})
     assert operators(torch.float32) == [9, 24]
 
 

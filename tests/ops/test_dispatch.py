@@ -29,7 +29,12 @@ def select(call, backend="auto"):
 @pytest.fixture
 def table(monkeypatch):
     """Puts rows in the place of the table."""
-    return lambda *rows: monkeypatch.setattr(dispatch, "BACKENDS", rows)
+
+    def put(*rows):
+        monkeypatch.setattr(dispatch, "_CANDIDATES", {})
+        monkeypatch.setattr(dispatch, "BACKENDS", rows)
+
+    return put
 
 
 def test_contract_of_names():
@@ -120,11 +125,9 @@ def test_auto_leaves_bfloat16_to_torch_where_it_has_amx_and_we_are_untried(monke
 @needs_cpu_kernels
 def test_auto_takes_the_layer_kernels_where_they_win(monkeypatch):
     monkeypatch.setattr(dispatch, "_VENDOR", list(dispatch.CPU_MEASURED_ON.values()))
-    for op, dtypes_from in dispatch.CPU_MIN_SIZE.items():
+    for op, dtypes_from in dispatch.CPU_MIN_SIZE[extension.instruction_set()].items():
         for dtype in (*DTYPES, torch.float64):
             least = dtypes_from.get(dtype, 2**40)
-            if not isinstance(least, int):
-                least = least[extension.instruction_set()]
             enough, few = (call_of(op, dtype, size=n) for n in (least, least - 1))
             assert (select(enough) == "cpu") == (dtype in dtypes_from)
             assert select(few) == "sdpa"
@@ -146,7 +149,8 @@ def operators_of(run):
 @needs_cpu_kernels
 def test_auto_leaves_a_plain_sum_to_torch(monkeypatch):
     """There is nothing to fuse; with slots or dropped branches the kernel runs."""
-    monkeypatch.setitem(dispatch.CPU_MIN_SIZE, "residual_add", {torch.float32: 1})
+    sizes = {"residual_add": {torch.float32: 1}}
+    monkeypatch.setitem(dispatch.CPU_MIN_SIZE, extension.instruction_set(), sizes)
     xs = [torch.zeros(1, rows, 8) for rows in (9, 5)]
     keep = [torch.ones(1, dtype=torch.bool), None]
     for given in ({}, {"n_bottlenecks": 4}, {"keep": keep}):

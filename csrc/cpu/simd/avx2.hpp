@@ -34,7 +34,8 @@ MBT_FAST_INLINE Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 MBT_FAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 MBT_FAST_INLINE Floats fms(Floats a, Floats b, Floats c) { return _mm256_fmsub_ps(a, b, c); }
 MBT_FAST_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
-// Parts of exp2, for x <= 0. Powers below the normal numbers become 0, and so do those of -infinity.
+// Parts of exp2, for x below 128. Powers below the normal numbers become 0, and so does that of
+// -infinity.
 MBT_FAST_INLINE Floats finite_exponent(Floats x) {
   return max(splat(-127.0f), x);  // the second operand wins if it is NaN
 }
