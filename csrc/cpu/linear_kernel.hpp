@@ -170,17 +170,23 @@ inline Left left_operand(const LinearBlock& block, int64_t row, int64_t count, i
   }
 }
 
+// A part of a sum.
+struct Piece {
+  int64_t words;
+  bool is_first, is_last;
+};
+
 // A tile of a piece is added to the sums; the last piece completes the rows of the result.
 template <class T>
 inline void finish(const LinearBlock& block, const float* tile, int64_t width, int64_t row,
-                   int64_t count, float* sums, bool is_first, bool is_last) {
+                   int64_t count, float* sums, Piece piece) {
   for (int64_t i = 0; i < count; ++i) {
     T* out = static_cast<T*>(block.out) + (row + i) * block.out_stride;
     float* sum = sums + (row + i) * width;
     for (int64_t j = 0; j < block.columns; j += kLanes) {
       Floats x = load(tile + i * width + j);
-      if (!is_first) x = add(load(sum + j), x);
-      if (!is_last) {
+      if (!piece.is_first) x = add(load(sum + j), x);
+      if (!piece.is_last) {
         store(sum + j, x);
         continue;
       }
@@ -191,30 +197,50 @@ inline void finish(const LinearBlock& block, const float* tile, int64_t width, i
   }
 }
 
+// A part of `count` left rows of so many words, the `part`-th of `parts`, is asked for.
+inline void prefetch_rows(Left rows, int64_t count, int64_t steps, int64_t part, int64_t parts) {
+  constexpr int64_t kLine = 64 / sizeof(uint32_t);
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t word = part * steps / parts; word < (part + 1) * steps / parts; word += kLine) {
+      __builtin_prefetch(rows.words + r * rows.stride + word);
+    }
+  }
+}
+
+// Rows of a piece of the left operand times all panels, a tile at a time. Meanwhile the rows of the next tile come to the first cache.
+template <class Product, class T, class Buffers>
+inline void multiply_rows(const LinearBlock& block, const Buffers& b, Left left, int64_t first_row,
+                          int64_t rows, int64_t steps, Piece piece) {
+  const int64_t width = round_up(block.columns, kPanel), panels = width / kPanel;
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    const int64_t count = smaller(kTileRows, rows - row), next = row + kTileRows;
+    const Left here{left.words + row * left.stride, left.stride};
+    const Left after{left.words + next * left.stride, left.stride};
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t column = panel * kPanel;
+      prefetch_rows(after, smaller(kTileRows, rows - next), piece.words, panel, panels);
+      multiply<Product, false>(here, {b.right + column * steps, kPanel}, {b.tile + column, width},
+                               count, ceil_div(smaller(kPanel, block.columns - column), kLanes),
+                               piece.words);
+    }
+    finish<T>(block, b.tile, width, first_row + row, count, b.sums, piece);
+  }
+}
+
 template <class Product, class T, bool kTransposedLeft, bool kTransposedRight>
 void linear_block(const LinearBlock& block, void* scratch) {
   Arena arena(scratch);
   const LinearBuffers<Product, kTransposedLeft> b(arena, block.rows, block.columns, block.depth);
   const int64_t steps = piece_steps<Product, kTransposedLeft>(block.depth);
-  const int64_t width = round_up(block.columns, kPanel);
   for (int64_t first = 0; first < block.depth; first += steps * Product::kDepth) {
     const int64_t size = smaller(steps * Product::kDepth, block.depth - first);
+    const Piece piece{words<Product>(size), first == 0, first + size == block.depth};
     pack_right<Product, T, kTransposedRight>(block, first, size, b.right, steps);
-    for (int64_t group = 0; group < block.rows; group += kLeftRows) {
-      const int64_t rows = smaller(kLeftRows, block.rows - group);
-      const Left left = left_operand<Product, T, kTransposedLeft>(block, group, rows, first, size,
-                                                                  b.left, steps);
-      for (int64_t row = 0; row < rows; row += kTileRows) {
-        const int64_t count = smaller(kTileRows, rows - row);
-        for (int64_t column = 0; column < block.columns; column += kPanel) {
-          const int64_t vectors = ceil_div(smaller(kPanel, block.columns - column), kLanes);
-          multiply<Product, false>({left.words + row * left.stride, left.stride},
-                                   {b.right + column * steps, kPanel}, {b.tile + column, width},
-                                   count, vectors, words<Product>(size));
-        }
-        finish<T>(block, b.tile, width, group + row, count, b.sums, first == 0,
-                  first + size == block.depth);
-      }
+    for (int64_t row = 0; row < block.rows; row += kLeftRows) {
+      const int64_t rows = smaller(kLeftRows, block.rows - row);
+      const Left left =
+          left_operand<Product, T, kTransposedLeft>(block, row, rows, first, size, b.left, steps);
+      multiply_rows<Product, T>(block, b, left, row, rows, steps, piece);
     }
   }
 }
