@@ -83,7 +83,7 @@ sanitize: setup
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		PYTHONPATH=build/sanitize $(BIN)/pytest -q -k "not sdpa and not triton" \
 		tests/kernels/test_bottleneck_attention_cpu.py tests/ops/test_bottleneck_attention.py tests/ops/test_layer_ops.py \
-		tests/ops/test_residual_add.py
+		tests/ops/test_residual_add.py tests/ops/test_linear.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mbt_fast/*.so profile.json profile.html .mypy_cache .pytest_cache .ruff_cache

@@ -283,12 +283,13 @@ def extensions() -> dict:
     return {"ext_modules": modules, "cmdclass": commands}
 
 
-setup(
-    package_dir=ROOTS,
-    packages=[
-        f"{name}.{sub}" if sub else name
-        for name, folder in ROOTS.items()
-        for sub in ("", *find_packages(folder))
-    ],
-    **extensions(),
-)
+if __name__ == "__main__":  # benchmarks/gpu_suite.py takes functions from here
+    setup(
+        package_dir=ROOTS,
+        packages=[
+            f"{name}.{sub}" if sub else name
+            for name, folder in ROOTS.items()
+            for sub in ("", *find_packages(folder))
+        ],
+        **extensions(),
+    )

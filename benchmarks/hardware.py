@@ -66,13 +66,11 @@ def _taken_by_auto(row: dispatch.Backend, hardware: Hardware) -> str:
         return ""
     if hardware.instruction_set in _never_run():
         return f"as with AVX-512, but {STOCK} for attention in bfloat16"
-    isa = hardware.instruction_set
-    sizes = row.min_size if isa is None else row.min_size[isa]
-    layer = [
-        op if found.keys() == row.dtypes else f"{op} in {', '.join(map(dtype_name, found))}"
-        for op, found in sizes.items()
-        if op != "bottleneck_attention"
-    ]
+    isa, layer = hardware.instruction_set, []
+    for op, found in (row.min_size if isa is None else row.min_size[isa]).items():
+        dtypes = "" if found.keys() == row.dtypes else f" in {', '.join(map(dtype_name, found))}"
+        vendor = f" on {row.measured_on[op]}" if op in row.measured_on else ""
+        layer += [op + dtypes + vendor] if op != "bottleneck_attention" else []
     return f"{', '.join(['attention', *layer])} (`{row.name}`)"
 
 

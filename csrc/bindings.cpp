@@ -14,6 +14,7 @@
 #include "cpu/bottleneck_attention.hpp"
 #include "cpu/bias_gelu.hpp"
 #include "cpu/features.hpp"
+#include "cpu/linear.hpp"
 #include "cpu/residual_add.hpp"
 
 namespace py = pybind11;
@@ -156,12 +157,32 @@ ResidualBackward residual_backward_stream(const Tokens& dsums, const Tokens& dx,
           to<int32_t>(lengths)};
 }
 
+LinearCall linear_call(const std::string& isa, const std::string& dtype, int threads) {
+  return {instruction_set(isa), dtype_named(dtype), threads};
+}
+
+LinearShape linear_shape(const std::array<int64_t, 3>& shape) {
+  return {shape[0], shape[1], shape[2]};
+}
+
+LinearForward linear_forward_stream(const std::array<int64_t, 3>& shape, Pointer x, Pointer weight,
+                                    Pointer bias, Pointer out) {
+  return {linear_shape(shape), to<void>(x), to<void>(weight), to<float>(bias), to<void>(out)};
+}
+
+LinearBackward linear_backward_stream(const std::array<int64_t, 3>& shape, Pointer dout, Pointer x,
+                                      Pointer weight, Pointer dx, Pointer dweight, Pointer dbias) {
+  return {linear_shape(shape), to<void>(dout), to<void>(x), to<void>(weight), to<void>(dx),
+          to<void>(dweight), to<float>(dbias)};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of mbt_fast.";
   m.attr("compiler") = __VERSION__;
   m.def("cpu_features", &cpu_features, "Instruction sets that this process may use, by name.");
+  m.def("cpu_vendor", &cpu_vendor, "Who made this CPU, in the words of cpuid.");
   m.def("instruction_sets", &usable_instruction_sets, "Those with kernels, best first.");
 
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
@@ -230,4 +251,15 @@ PYBIND11_MODULE(_C, m) {
            py::arg("dbranch"), py::arg("rows"), py::arg("keep"), py::arg("lengths"));
   m.def("residual_add_fwd", &residual_add_fwd, py::arg("call"), py::arg("streams"), no_gil);
   m.def("residual_add_bwd", &residual_add_bwd, py::arg("call"), py::arg("streams"), no_gil);
+
+  py::class_<LinearCall>(m, "LinearCall")
+      .def(py::init(&linear_call), py::arg("isa"), py::arg("dtype"), py::arg("threads"));
+  py::class_<LinearForward>(m, "LinearForward")
+      .def(py::init(&linear_forward_stream), py::arg("shape"), py::arg("x"), py::arg("weight"),
+           py::arg("bias"), py::arg("out"));
+  py::class_<LinearBackward>(m, "LinearBackward")
+      .def(py::init(&linear_backward_stream), py::arg("shape"), py::arg("dout"), py::arg("x"),
+           py::arg("weight"), py::arg("dx"), py::arg("dweight"), py::arg("dbias"));
+  m.def("linear_fwd", &linear_fwd, py::arg("call"), py::arg("streams"), no_gil);
+  m.def("linear_bwd", &linear_bwd, py::arg("call"), py::arg("streams"), no_gil);
 }

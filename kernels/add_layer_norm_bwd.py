@@ -34,6 +34,7 @@ from mbt_fast.kernels.launch import (
     given_lengths,
     given_masks,
     last_dim_contiguous,
+    numbers,
     one_dtype,
     strides_of,
 )
@@ -149,9 +150,7 @@ def _chunk_of_rows(
     tl.store(out_ptr + tl.cast(all_chunks, tl.int64) * C, tl.sum(dbias, 0), mask=channel < C)
 
 
-@triton.jit(
-    do_not_specialize=["B", "P", "rows", "tiles", "chunks", "step", "all_chunks", "slot_tiles"]
-)
+@triton.jit(do_not_specialize=["B", "P", "step", "all_chunks", "slot_tiles"])
 def add_layer_norm_bwd_kernel(
     x_ptrs,  # M x [B, S_m, C]: what was normalised
     dnormed_ptrs,  # M x [B, S_m, C]
@@ -236,9 +235,10 @@ def launch(
             add_layer_norm_bwd_kernel[(sum(chunks) + slot_tiles * batch,)](
                 tuple(sums), tuple(dnormed), also, tuple(dxs), tuple(dbranches),
                 tuple(stat.contiguous() for stat in stats), wide, partial, masks, valid,
-                strides_of(sums), strides_of(dnormed), strides_of(also), rows, tiles, chunks, step,
-                sum(chunks), slot_tiles, batch, n_bottlenecks, M=len(sums), HAS_DSUM=has_dsum,
-                HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
+                strides_of(sums), strides_of(dnormed), strides_of(also), numbers(rows),
+                numbers(tiles), numbers(chunks), step, sum(chunks), slot_tiles, batch,
+                n_bottlenecks, M=len(sums), HAS_DSUM=has_dsum, HAS_KEEP=has_keep,
+                HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
                 BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps, **OPTIONS,
             )  # fmt: skip
         sum_columns(partial.flatten(0, 1), dparameters, (*chunks, *chunks))

@@ -28,6 +28,7 @@ from mbt_fast.kernels.launch import (
     given_lengths,
     given_masks,
     last_dim_contiguous,
+    numbers,
     one_dtype,
     strides_of,
 )
@@ -82,7 +83,7 @@ def _slots_of_all(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["B", "P", "rows", "tiles", "slot_tiles"])
+@triton.jit(do_not_specialize=["B", "P", "slot_tiles"])
 def add_layer_norm_fwd_kernel(
     stream_ptrs,  # M x [B, S_m, C]
     branch_ptrs,  # M x [B, S_m, C], where bit m of HAS_BRANCH is set
@@ -167,8 +168,9 @@ def launch(
     with device_of(streams[0]):
         add_layer_norm_fwd_kernel[(programs,)](
             tuple(streams), added, tuple(sums), tuple(normed), tuple(stats), one_dtype(weights),
-            one_dtype(biases), masks, valid, strides_of(streams), strides_of(added), rows, tiles,
-            slot_tiles, batch, n_bottlenecks, eps, M=len(streams), HAS_BRANCH=has_branch,
+            one_dtype(biases), masks, valid, strides_of(streams), strides_of(added), numbers(rows),
+            numbers(tiles), slot_tiles, batch, n_bottlenecks, eps, M=len(streams),
+            HAS_BRANCH=has_branch,
             WRITES_SUM=sum(1 << m for m, is_written in enumerate(written) if is_written),
             HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
             BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps, **OPTIONS,

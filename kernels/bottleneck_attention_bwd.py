@@ -43,6 +43,7 @@ from mbt_fast.kernels.launch import (
     block_d,
     device_of,
     last_dim_contiguous,
+    numbers,
     precision_of,
     strides_of,
 )
@@ -134,7 +135,7 @@ def _error_of(
     return error
 
 
-@triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles"])
+@triton.jit(do_not_specialize=["B", "H", "P"])
 def bottleneck_attention_bwd_delta_kernel(
     qkv_ptrs,  # M x [B, S_m, 3, H, D]
     out_ptrs,  # M x [B, S_m, H, D], contiguous
@@ -201,7 +202,7 @@ def bottleneck_attention_bwd_delta_kernel(
     tl.store(pick(delta_ptrs, m, M) + offset, delta, mask=row < S)
 
 
-@triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles"])
+@triton.jit(do_not_specialize=["B", "H", "P"])
 def bottleneck_attention_bwd_dkdv_kernel(
     qkv_ptrs,  # M x [B, S_m, 3, H, D]
     dout_ptrs,  # M x [B, S_m, H, D]
@@ -277,7 +278,7 @@ def bottleneck_attention_bwd_dkdv_kernel(
     store_tile(dk_ptr + H * D, row, 3 * H * D, dv, row < S, D, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles"])
+@triton.jit(do_not_specialize=["B", "H", "P"])
 def bottleneck_attention_bwd_dq_kernel(
     qkv_ptrs,  # M x [B, S_m, 3, H, D]
     dout_ptrs,  # M x [B, S_m, H, D]
@@ -382,7 +383,8 @@ def launch(
     def place(block: int) -> tuple[tuple[int], tuple[object, ...]]:
         """The grid for tiles of ``block`` rows, and the sizes that every kernel takes."""
         tiles = tuple(triton.cdiv(count, block) for count in streams.rows())
-        return (sum(tiles) * batch * heads,), (streams.rows(), tiles, batch, heads, n_bottlenecks)
+        sizes = (numbers(streams.rows()), numbers(tiles), batch, heads, n_bottlenecks)
+        return (sum(tiles) * batch * heads,), sizes
 
     with device_of(qkv[0]):
         tiles = tiles_for("delta", qkv[0])

@@ -41,7 +41,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mbt_fast.kernels.launch import OPTIONS, Streams, block_d, device_of, precision_of, strides_of
+from mbt_fast.kernels.launch import (
+    OPTIONS,
+    Streams,
+    block_d,
+    device_of,
+    numbers,
+    precision_of,
+    strides_of,
+)
 from mbt_fast.kernels.table import RowTile, tiles_for
 from mbt_fast.kernels.tiles import (
     LN_2,
@@ -136,7 +144,7 @@ def _store_lse(lse_ptr, stats_ptr, offset, half, top, log2_sum, mask):
     tl.store(stats_ptr + half + offset, log2_sum, mask=mask)
 
 
-@triton.jit(do_not_specialize=["B", "H", "P", "rows", "tiles"])
+@triton.jit(do_not_specialize=["B", "H", "P"])
 def bottleneck_attention_fwd_kernel(
     qkv_ptrs,  # M x [B, S_m, 3, H, D]
     out_ptrs,  # M x [B, S_m, H, D], contiguous
@@ -186,7 +194,7 @@ def bottleneck_attention_fwd_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["B", "P", "width", "rows"])
+@triton.jit(do_not_specialize=["B", "P", "width"])
 def bottleneck_attention_slots_kernel(
     slot_ptr,  # [M, B, P, width], contiguous
     out_ptrs,  # M x [B, S_m, width], contiguous
@@ -244,16 +252,16 @@ def launch(
     batch, _, _, heads, head_dim = qkv[0].shape
     update_mean = update_mean and n_bottlenecks > 0
     tiles = tiles_for("fwd", qkv[0])
-    row_tiles = tuple(triton.cdiv(rows, tiles.block_m) for rows in streams.rows())
+    row_tiles = tuple(triton.cdiv(count, tiles.block_m) for count in streams.rows())
     programs = sum(row_tiles) * batch * heads
     if not programs:
         return
-    outs = tuple(streams.arrange(outs))
+    outs, rows = tuple(streams.arrange(outs)), numbers(streams.rows())
     masked = {"M": len(qkv), "HAS_LENGTHS": streams.has_lengths}
     with device_of(qkv[0]):
         bottleneck_attention_fwd_kernel[(programs,)](
             tuple(streams.qkv), outs, *(tuple(streams.arrange(kind)) for kind in (lses, stats)),
-            slots[0], tuple(streams.lengths), strides_of(streams.qkv), streams.rows(), row_tiles,
+            slots[0], tuple(streams.lengths), strides_of(streams.qkv), rows, numbers(row_tiles),
             batch, heads, n_bottlenecks, scale * math.log2(math.e), UPDATE_MEAN=update_mean,
             D=head_dim, BLOCK_D=block_d(head_dim), BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
             PRECISION=precision_of(qkv[0].dtype), num_warps=tiles.num_warps,
@@ -263,8 +271,8 @@ def launch(
             width = heads * head_dim
             chunks = triton.cdiv(n_bottlenecks * width, SLOT_TILE.block_c)
             bottleneck_attention_slots_kernel[(batch * chunks,)](
-                slots[0], outs, tuple(streams.lengths), streams.rows(), batch, n_bottlenecks,
-                width, BLOCK_C=SLOT_TILE.block_c, num_warps=SLOT_TILE.num_warps, **masked,
+                slots[0], outs, tuple(streams.lengths), rows, batch, n_bottlenecks, width,
+                BLOCK_C=SLOT_TILE.block_c, num_warps=SLOT_TILE.num_warps, **masked,
                 **OPTIONS,
             )  # fmt: skip
 

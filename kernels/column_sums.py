@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mbt_fast.kernels.launch import OPTIONS
+from mbt_fast.kernels.launch import OPTIONS, numbers
 from mbt_fast.kernels.table import RowTile
 from mbt_fast.kernels.tiles import pick, pick_int
 
@@ -18,7 +18,7 @@ MOST_CHUNKS = 1024  # of the first stage: enough programs for any GPU
 LEAST_ROWS = 8  # of a chunk: its partial sums cost less than an eighth of what it reads
 
 
-@triton.jit(do_not_specialize=["firsts", "counts"])
+@triton.jit
 def column_sums_kernel(
     partial_ptr,  # float32 [rows, C], contiguous
     out_ptrs,  # K x [C]
@@ -54,9 +54,9 @@ def sum_columns(partial: Tensor, outs: Sequence[Tensor], counts: Sequence[int]) 
         counts: Rows of each sum, one sum after the other.
     """
     channels, tile = partial.shape[-1], SUM_TILE
-    firsts = tuple(sum(counts[:k]) for k in range(len(counts)))
+    firsts = [sum(counts[:k]) for k in range(len(counts))]
     column_sums_kernel[(len(outs) * triton.cdiv(channels, tile.block_c),)](
-        partial, tuple(outs), firsts, tuple(counts), K=len(outs), C=channels,
+        partial, tuple(outs), numbers(firsts), numbers(counts), K=len(outs), C=channels,
         BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps, **OPTIONS,
     )  # fmt: skip
 

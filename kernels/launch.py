@@ -1,6 +1,6 @@
 """What the launchers share: a call's tensors as kernel arguments."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -97,6 +97,16 @@ def strides_of(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
         )
         for tensor in tensors
     )
+
+
+def numbers(values: Iterable[int]) -> tuple[int, ...]:
+    """Integers from 0 on that vary from call to call, as a tuple that a kernel takes.
+
+    Triton compiles anew for an integer of a tuple that is 1 or divisible by 16, whatever
+    ``do_not_specialize`` says of the tuple (3.6 to 3.9). So each goes as an odd number from 3 on;
+    ``tiles.number`` undoes it.
+    """
+    return tuple(2 * value + 3 for value in values)
 
 
 def block_d(head_dim: int) -> int:

@@ -28,6 +28,7 @@ from mbt_fast.kernels.launch import (
     given_lengths,
     given_masks,
     last_dim_contiguous,
+    numbers,
     strides_of,
 )
 from mbt_fast.kernels.rows import is_marked, load_rows, store_branch_gradient
@@ -72,7 +73,7 @@ def _slots_of_all(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["B", "P", "rows", "tiles", "slot_tiles"])
+@triton.jit(do_not_specialize=["B", "P", "slot_tiles"])
 def residual_add_bwd_kernel(
     dsum_ptrs,  # M x [B, S_m, C]
     dx_ptrs,  # M x [B, S_m, C], contiguous, if SHARES
@@ -138,8 +139,8 @@ def launch(
         return
     with device_of(dsums[0]):
         residual_add_bwd_kernel[(programs,)](
-            tuple(dsums), tuple(dxs), tuple(dbranches), masks, valid, strides_of(dsums), rows,
-            tiles, slot_tiles, batch, n_bottlenecks, M=len(dsums), HAS_KEEP=has_keep,
-            HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
+            tuple(dsums), tuple(dxs), tuple(dbranches), masks, valid, strides_of(dsums),
+            numbers(rows), numbers(tiles), slot_tiles, batch, n_bottlenecks, M=len(dsums),
+            HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths, SHARES=n_bottlenecks > 0, C=channels,
             BLOCK_R=tile.block_r, BLOCK_C=tile.block_c, num_warps=tile.num_warps, **OPTIONS,
         )  # fmt: skip

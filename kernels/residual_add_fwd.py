@@ -27,6 +27,7 @@ from mbt_fast.kernels.launch import (
     given_lengths,
     given_masks,
     last_dim_contiguous,
+    numbers,
     strides_of,
 )
 from mbt_fast.kernels.rows import load_sum, mean_of_slots
@@ -34,7 +35,7 @@ from mbt_fast.kernels.table import row_tile
 from mbt_fast.kernels.tiles import find_stream, pick, pick_int, store_tile
 
 
-@triton.jit(do_not_specialize=["B", "P", "rows", "tiles", "slot_tiles"])
+@triton.jit(do_not_specialize=["B", "P", "slot_tiles"])
 def residual_add_fwd_kernel(
     stream_ptrs,  # M x [B, S_m, C]
     branch_ptrs,  # M x [B, S_m, C]
@@ -106,7 +107,7 @@ def launch(
     with device_of(streams[0]):
         residual_add_fwd_kernel[(programs,)](
             tuple(streams), tuple(branches), tuple(sums), masks, valid, strides_of(streams),
-            strides_of(branches), rows, tiles, slot_tiles, batch, n_bottlenecks,
+            strides_of(branches), numbers(rows), numbers(tiles), slot_tiles, batch, n_bottlenecks,
             M=len(streams), HAS_KEEP=has_keep, HAS_LENGTHS=has_lengths,
             SHARES=n_bottlenecks > 0, C=channels, BLOCK_R=tile.block_r, BLOCK_C=tile.block_c,
             num_warps=tile.num_warps, **OPTIONS,

@@ -27,12 +27,18 @@ def pick(values, m, M: tl.constexpr):
 
 
 @triton.jit
+def number(value):
+    """The integer behind one of ``launch.numbers``, as int64."""
+    return (tl.cast(value, tl.int64) >> 1) - 1
+
+
+@triton.jit
 def pick_int(values, m, M: tl.constexpr):
-    """The ``m``-th of ``M`` integers, as int64; some may be constants of the specialisation."""
-    chosen = tl.cast(values[0], tl.int64)
+    """The ``m``-th of ``M`` integers that ``launch.numbers`` made ready, as int64."""
+    chosen = values[0]
     for i in tl.static_range(1, M):
-        chosen = tl.where(m == i, tl.cast(values[i], tl.int64), chosen)
-    return chosen
+        chosen = tl.where(m == i, values[i], chosen)
+    return number(chosen)
 
 
 @triton.jit
@@ -60,12 +66,12 @@ def find_stream(pid, tiles, heads, M: tl.constexpr):
     """
     m = 0
     first = tl.cast(0, tl.int64)
-    end = tl.cast(tiles[0], tl.int64) * heads
+    end = number(tiles[0]) * heads
     for i in tl.static_range(1, M):
         beyond = pid >= end
         m = tl.where(beyond, i, m)
         first = tl.where(beyond, end, first)
-        end += tl.cast(tiles[i], tl.int64) * heads
+        end += number(tiles[i]) * heads
     per_head = pick_int(tiles, m, M)
     mine = pid - first
     return m, mine // per_head, mine % per_head

@@ -14,23 +14,16 @@ MARKERS = {  # by file; a test may have others of its own
     "models/test_training_curves.py": "slow",
     "project/test_build.py": "slow",
 }
-SLOW = {"aot", "distributed", "native"}
+SLOW = {"aot", "distributed", "exhaustive", "native"}
 # Fixtures that take long: all tests of one of these stay in one worker of pytest-xdist.
 BUILT_ONCE = ("wheel",)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    """Mark by file, keep shared builds together, and skip what needs a GPU.
-
-    With MBT_FAST_SHARD=i/n keep every n-th test from the i-th on.
-    """
-    shard, _, count = os.environ.get("MBT_FAST_SHARD", "0/1").partition("/")
-    others = [item for index, item in enumerate(items) if index % int(count) != int(shard)]
-    items[:] = items[int(shard) :: int(count)]
+def pytest_collection_modifyitems(items):
+    """Mark by file, keep shared builds together, and skip what needs a GPU."""
     for item in items:
         mark(item)
-    config.hook.pytest_deselected(items=others)
 
 
 def mark(item):

@@ -7,15 +7,20 @@ tensor cores and shared memory. With one warp group alone on a multiprocessor no
 
 A walk of S rows has ``ceil(S / block_m)`` items for each head of each example, and each item
 ``ceil(S / block_n) + start / block_n`` turns: what stands before and behind a loop costs as much
-as ``start`` rows of it. Items go to all multiprocessors evenly. Small kernels take the time of the
-bytes that they move. ``useful FLOP / time`` is the prediction; padding of tiles is of no use.
+as ``start`` rows of it. Items go to all multiprocessors evenly, unless blocks stay and take items
+in rounds: then the block counts that takes longest. Warp groups that have no row of an item may
+skip it. The others then need their share of ``v`` and ``t``, but the start takes as long as ever.
+Small kernels take the time of the bytes that they move. ``useful FLOP / time`` is the prediction;
+padding of tiles is of no use.
 
 ``unhidden`` and ``start`` are fitted to published speeds (``benchmarks/aot/calibration.py``): once
 to a kernel that waits for its products before the exponentials, once to one that does not. Between
 the two goes the share of exponentials that a kernel's machine code hides.
 """
 
-from math import ceil
+from collections.abc import Sequence
+from itertools import count
+from math import ceil, gcd
 from typing import NamedTuple
 
 from benchmarks.aot.turns import Turn
@@ -46,6 +51,8 @@ class Walk(NamedTuple):
     block_n: int
     groups: int  # warp groups on a multiprocessor that multiply
     start: float | None = None  # instead of the fitted one
+    stays: bool = False  # blocks do, one on a multiprocessor
+    skips: bool = False  # groups do, where they have no row
 
 
 class Problem(NamedTuple):
@@ -69,14 +76,38 @@ def cycles_of_turn(turn: Turn, groups: int, unhidden: float) -> float:
     return max(threads, products) + share * min(threads, products)
 
 
-def seconds_of_walk(walk: Walk, problem: Problem) -> float:
-    """Of one kernel."""
+def cycles_of_item(walk: Walk, rows: int, own: int) -> float:
+    """Of one that walks along some rows, and has ``own`` rows itself."""
     unhidden, start = fit_of(walk.turn)
     start = start if walk.start is None else walk.start
-    items = problem.heads * ceil(problem.rows / walk.block_m)
-    turns = ceil(problem.rows / walk.block_n) + start / walk.block_n
-    cycles = items * turns * cycles_of_turn(walk.turn, walk.groups, unhidden)
-    return cycles / (MULTIPROCESSORS * CYCLES)
+    groups = ceil(own / (walk.block_m / walk.groups)) if walk.skips else walk.groups
+    whole = cycles_of_turn(walk.turn, walk.groups, unhidden)
+    turn = groups / walk.groups * cycles_of_turn(walk.turn, groups, unhidden)
+    return ceil(rows / walk.block_n) * turn + start / walk.block_n * whole
+
+
+def seconds_of_walk(walk: Walk, problem: Problem) -> float:
+    """Of one kernel."""
+    rows = problem.rows
+    firsts = range(0, rows, walk.block_m)
+    head = [cycles_of_item(walk, rows, min(rows - first, walk.block_m)) for first in firsts]
+    even = problem.heads * sum(head) / MULTIPROCESSORS
+    cycles = longest_block(head * problem.heads, shift_of(len(head))) if walk.stays else even
+    return cycles / CYCLES
+
+
+def shift_of(tiles: int) -> int:
+    """As ``csrc/cuda/hopper/items.cuh`` chooses it, for one length."""
+    return next(shift for shift in count() if gcd(MULTIPROCESSORS + shift, tiles) == 1)
+
+
+def longest_block(items: Sequence[float], shift: int) -> float:
+    """Cycles of the block that takes longest, if each round moves the blocks on by ``shift``."""
+    blocks = [0.0] * MULTIPROCESSORS
+    for number, cycles in enumerate(items):
+        rounds, place = divmod(number, MULTIPROCESSORS)
+        blocks[(place - rounds * shift) % MULTIPROCESSORS] += cycles
+    return max(blocks)
 
 
 def tflops(

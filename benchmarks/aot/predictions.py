@@ -56,9 +56,9 @@ def _cuda_forward(record: Record, rows: int) -> Walk:
     per_key = CUDA_BLOCK // 16  # cycles of the tensor cores
     turns = {turn["tensor"] // per_key: Turn(**turn) for turn in entry["turns"]}
     keys = min(turns, key=lambda keys: (ceil(rows / keys) * keys, -keys))
-    return Walk(turns[keys], CUDA_BLOCK, keys, groups=2)
+    return Walk(turns[keys], CUDA_BLOCK, keys, groups=2, stays=True, skips=True)
 
 
 def _cuda_backward(record: Record) -> Walk:
     (turn,) = record["kernels"][f"bottleneck_attention_bwd_keys bfloat16 {HEAD_DIM} 1"]["turns"]
-    return Walk(Turn(**turn), CUDA_BLOCK, CUDA_BLOCK, groups=2, start=BACKWARD_START)
+    return Walk(Turn(**turn), CUDA_BLOCK, CUDA_BLOCK, groups=2, start=BACKWARD_START, stays=True)

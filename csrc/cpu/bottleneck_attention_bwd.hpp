@@ -37,7 +37,7 @@ struct BackwardBuffers {
   uint32_t *k, *v, *k_t;
   float *dk, *dv;
   // One block of both: s, dp [kKeys][kQueries] float32; p, ds [kKeys][kQueries words] as left
-  // operands, and ds [kKeys words][kQueries] as a right one.
+  // operands, of float32 in the place of s and dp; and ds [kKeys words][kQueries] as a right one.
   float *s, *dp;
   uint32_t *p, *ds, *ds_across;
   uint32_t* rows;  // rows on their way to be transposed, and dq on its way out
@@ -60,8 +60,8 @@ struct BackwardBuffers {
     dv = arena.take<float>(kKeys * lanes);
     s = arena.take<float>(kKeys * kQueries);
     dp = arena.take<float>(kKeys * kQueries);
-    p = arena.take<uint32_t>(kKeys * words<Product>(kQueries));
-    ds = arena.take<uint32_t>(kKeys * words<Product>(kQueries));
+    p = place_of_p<Product>(arena, s, kKeys * words<Product>(kQueries));
+    ds = place_of_p<Product>(arena, dp, kKeys * words<Product>(kQueries));
     ds_across = arena.take<uint32_t>(keys * kQueries);
     rows = arena.take<uint32_t>(larger(kQueries * larger(width, lanes), keys * lanes));
   }
@@ -104,6 +104,7 @@ class Queries {
     const RowsOf<T> q{h_.q, h_.own, h_.count}, dout{h_.dout, h_.own, h_.count};
     for (int64_t first = 0; first < h_.count; first += kQueries) {
       pack_both_ways(q, first, b_.q_t + first * width_, b_.q + words<Product>(first) * lanes_);
+      scale_queries<Product>(b_.q_t + first * width_, h_.dim, h_.scale * kLog2E);
       pack_both_ways(dout, first, b_.dout_t + first * width_,
                      b_.dout + words<Product>(first) * lanes_);
     }
@@ -195,7 +196,7 @@ struct SoftmaxOf {  // what is constant along the keys
 
   template <class Product>
   MBT_FAST_INLINE Floats probabilities(const float* s) const {
-    const Floats x = sub(sub(mul(load(s), scale), shift), log2_sum);
+    const Floats x = sub(sub(scaled<Product>(s, scale), shift), log2_sum);
     return keep_first(exp2<Product::kExpDegree>(x), lanes);
   }
   template <class Product>

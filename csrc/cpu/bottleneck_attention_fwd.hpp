@@ -33,12 +33,18 @@ namespace mbt_fast::cpu::MBT_FAST_ISA {
 constexpr int64_t kQueries = kQueryVectors * kLanes;
 constexpr float kLowest = -3.402823466e38f;
 
+// Words of p or ds: float32 replaces the scores one by one.
+template <class Product>
+inline uint32_t* place_of_p(Arena& arena, float* scores, int64_t size) {
+  return Product::kDepth == 1 ? reinterpret_cast<uint32_t*>(scores) : arena.take<uint32_t>(size);
+}
+
 template <class Product>
 struct ForwardBuffers {
   uint32_t *k, *v;     // all blocks: [keys][D words], [D][kKeys words]
   uint32_t *q, *q_t;   // one block: [kQueries][D words] and its transpose
   uint32_t* rows;      // rows of v on their way to be transposed: [kKeys words][D]
-  uint32_t *p;         // [kKeys words][kQueries]
+  uint32_t *p;         // [kKeys words][kQueries]; of float32 in the place of s
   float *s, *o, *out;  // [kKeys][kQueries], [D][kQueries], [kQueries][D]
   float *shift, *sum;  // [kQueries]
 
@@ -50,8 +56,8 @@ struct ForwardBuffers {
     q = arena.take<uint32_t>(kQueries * width);
     q_t = arena.take<uint32_t>(width * kQueries);
     rows = arena.take<uint32_t>(words<Product>(kKeys) * lanes);
-    p = arena.take<uint32_t>(words<Product>(kKeys) * kQueries);
     s = arena.take<float>(kKeys * kQueries);
+    p = place_of_p<Product>(arena, s, words<Product>(kKeys) * kQueries);
     o = arena.take<float>(lanes * kQueries);
     out = arena.take<float>(kQueries * lanes);
     shift = arena.take<float>(kQueries);
@@ -75,34 +81,63 @@ inline void pack_along_rows(RowsOf<T> x, int64_t first, int64_t dim, uint32_t* t
   transpose_words(temporary, lanes, steps, lanes, to, steps, lanes);
 }
 
+// Float32 queries take the scale along into their products; bfloat16 would round it.
+template <class Product>
+inline void scale_queries(uint32_t* q_t, int64_t dim, float scale) {
+  if constexpr (Product::kScalesQueries) {
+    for (int64_t i = 0; i < words<Product>(dim) * kQueries; i += kLanes) {
+      store_words(q_t + i, as_words(mul(as_floats(load_words(q_t + i)), splat(scale))));
+    }
+  }
+}
+
+// Scores in units of log2.
+template <class Product>
+MBT_FAST_INLINE Floats scaled(const float* s, Floats scale) {
+  return Product::kScalesQueries ? load(s) : mul(load(s), scale);
+}
+
 template <class Product>
 MBT_FAST_INLINE Floats exponential(const float* s, Floats scale, Floats shift) {
-  return exp2<Product::kExpDegree>(sub(mul(load(s), scale), shift));
+  return exp2<Product::kExpDegree>(sub(scaled<Product>(s, scale), shift));
 }
 
 // p^T = exp2(scale * s^T - shift) for one vector of queries, and its sum over the keys.
 template <class Product>
 inline Floats exponentials(const float* s, int64_t keys, Floats scale, Floats shift, uint32_t* p) {
+  constexpr int64_t kApart = words<Product>(kKeys) / Product::kParts * kQueries;
   Floats sum = zeros();
-  if constexpr (Product::kDepth == 1) {
-    for (int64_t key = 0; key < keys; ++key) {
-      const Floats x = exponential<Product>(s + key * kQueries, scale, shift);
-      sum = add(sum, x);
+  for (int64_t key = 0; key < keys; key += 2) {
+    const float* at = s + key * kQueries;
+    const Floats x = exponential<Product>(at, scale, shift);
+    const Floats y = key + 1 < keys ? exponential<Product>(at + kQueries, scale, shift) : zeros();
+    sum = add(sum, add(x, y));
+    if constexpr (Product::kDepth == 1) {
       store_words(p + key * kQueries, as_words(x));
-    }
-  } else {
-    constexpr int64_t kApart = words<Product>(kKeys) / Product::kParts * kQueries;
-    for (int64_t key = 0; key < keys; key += 2) {
-      const float* at = s + key * kQueries;
-      const Floats x = exponential<Product>(at, scale, shift);
-      const Floats y =
-          key + 1 < keys ? exponential<Product>(at + kQueries, scale, shift) : zeros();
-      sum = add(sum, add(x, y));
+      store_words(p + (key + 1) * kQueries, as_words(y));
+    } else {
       store_parts(p + key / 2 * kQueries, kApart, Product::pair(Product::narrow(x, y)));
     }
-    pad_steps<Product>(p, kApart, keys, kQueries);
   }
+  pad_steps<Product>(p, kApart, keys, kQueries);
   return sum;
+}
+
+// The largest score of each query in one vector, if it exceeds `least`. Four at a time, because each
+// waits for the one before.
+template <class Product>
+inline Floats maximum(const float* s, int64_t keys, Floats scale, Floats least) {
+  constexpr int kChains = 4;
+  Floats most[kChains];
+  for (Floats& one : most) one = least;
+  int64_t key = 0;
+  for (; key + kChains <= keys; key += kChains) {
+    for (int i = 0; i < kChains; ++i) {
+      most[i] = max(most[i], scaled<Product>(s + (key + i) * kQueries, scale));
+    }
+  }
+  for (; key < keys; ++key) most[0] = max(most[0], scaled<Product>(s + key * kQueries, scale));
+  return max(max(most[0], most[1]), max(most[2], most[3]));
 }
 
 // One block of scores becomes exponentials; where the maximum grows, o and sum are scaled down.
@@ -112,10 +147,7 @@ inline void softmax(const ForwardBuffers<Product>& b, int64_t keys, int64_t vect
   const Floats scale = splat(factor);
   for (int64_t lane = 0; lane < vectors * kLanes; lane += kLanes) {
     const Floats before = load(b.shift + lane);
-    Floats shift = before;
-    for (int64_t key = 0; key < keys; ++key) {
-      shift = max(shift, mul(load(b.s + key * kQueries + lane), scale));
-    }
+    const Floats shift = maximum<Product>(b.s + lane, keys, scale, before);
     Floats sum = load(b.sum + lane);
     if (any_greater(shift, before)) {
       const Floats shrink = exp2<6>(sub(before, shift));
@@ -165,6 +197,7 @@ inline void start_queries(const HeadForward& h, const ForwardBuffers<Product>& b
   const int64_t width = row_words<Product>(h.dim), lanes = round_up(h.dim, kLanes);
   pack_along_d<Product>(q, first, kQueries, h.dim, b.q);
   transpose_words(b.q, width, kQueries, width, b.q_t, kQueries, words<Product>(h.dim));
+  scale_queries<Product>(b.q_t, h.dim, h.scale * kLog2E);
   for (int64_t i = 0; i < kQueries; ++i) b.shift[i] = kLowest, b.sum[i] = 0;
   for (int64_t i = 0; i < lanes * kQueries; ++i) b.o[i] = 0;
 }

@@ -71,4 +71,14 @@ const Features& features() {
   return found;
 }
 
+std::string cpu_vendor() {
+#if defined(__x86_64__)
+  uint32_t most = 0, words[3] = {0, 0, 0};  // of the name, in the order ebx, edx, ecx
+  if (__get_cpuid(0, &most, &words[0], &words[2], &words[1])) {
+    return std::string(reinterpret_cast<const char*>(words), sizeof words);
+  }
+#endif
+  return "";
+}
+
 }  // namespace mbt_fast::cpu

@@ -1,6 +1,8 @@
 // What this x86-64 CPU and its operating system let a kernel use.
 #pragma once
 
+#include <string>
+
 namespace mbt_fast::cpu {
 
 // One flag per instruction set that a kernel may be built for. All false on other architectures.
@@ -14,5 +16,8 @@ struct Features {
 // Detected once per process. The first call asks the kernel for permission to use AMX tiles: Linux
 // grants their state per process and on request, so the answer, not cpuid, decides.
 const Features& features();
+
+// Who made the CPU, in cpuid's words, such as "AuthenticAMD"; empty on other architectures.
+std::string cpu_vendor();
 
 }  // namespace mbt_fast::cpu

@@ -14,6 +14,7 @@ struct InstructionSet {
   bool Features::*needs;
   const HeadKernels* heads[kDtypes];  // float32, bfloat16, float16
   const LayerKernels* layers[kDtypes];
+  const LinearKernels* linears[kDtypes];
 };
 
 // Best first; empty on other architectures than x86-64.

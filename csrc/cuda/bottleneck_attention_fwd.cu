@@ -33,6 +33,10 @@ ForwardStream stream_of(const std::string& name, const Call& call, const StreamF
           static_cast<int>(tiles_of(stream.rows, kQueryTile))};
 }
 
+int blocks_of(const ForwardParameters& parameters) {
+  return std::min(parameters.items, multiprocessors());
+}
+
 template <int kDim>
 ForwardParameters parameters_of(const Call& call, const std::vector<StreamForward>& streams) {
   ForwardParameters parameters = {};
@@ -42,11 +46,14 @@ ForwardParameters parameters_of(const Call& call, const std::vector<StreamForwar
   // Not 0: masked scores are -inf, and must stay so.
   parameters.scale = std::max(static_cast<float>(std::fabs(call.scale) * kLog2E), FLT_MIN);
   parameters.negate = call.scale < 0;
+  std::vector<int> tiles;
   for (const size_t m : longest_first(streams)) {
     const ForwardStream stream = stream_of<kDim>("qkv[" + std::to_string(m) + "]", call, streams[m]);
     parameters.items += stream.query_tiles * parameters.batch * parameters.heads;
     parameters.streams[parameters.stream_count++] = stream;
+    tiles.push_back(stream.query_tiles);
   }
+  parameters.shift = choose_shift(blocks_of(parameters), tiles);
   return parameters;
 }
 
@@ -75,8 +82,7 @@ void Instance<Element, kDim>::fwd(const Call& call, const std::vector<StreamForw
   check(call, streams);
   const ForwardParameters parameters = parameters_of<kDim>(call, streams);
   if (parameters.items == 0) return;
-  const int grid = std::min(parameters.items, multiprocessors());
-  launch(bottleneck_attention_fwd_kernel<Element, kDim>, grid, kPipelineThreads,
+  launch(bottleneck_attention_fwd_kernel<Element, kDim>, blocks_of(parameters), kPipelineThreads,
          ForwardMemory<kDim>::kBytes, call.queue, parameters);
   if (streams[0].kept) launch_mean<Element>(mean_of(call, streams), call.queue);
 }

@@ -134,9 +134,8 @@ class Block(nn.Module):
         first = sample_keep(x, self.drop_rate, skip=skip)
         return first, sample_keep(x, self.drop_rate, skip=skip)
 
-    def attention_branch(self, heads: Tensor) -> Tensor:
-        """What attention adds: its heads ``[B, S, H, D]``, projected back to ``[B, S, C]``."""
-        branch = self.attn.proj(heads.flatten(2))
+    def drop(self, branch: Tensor) -> Tensor:
+        """What attention adds, under dropout."""
         return dropout(branch, self.dropout, True) if self.training and self.dropout else branch
 
     def is_mlp_unmodified(self) -> bool:

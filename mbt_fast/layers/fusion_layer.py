@@ -17,7 +17,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn import functional
 
 from mbt_fast.layers.attention import Attention, attend_within, dense_backend
 from mbt_fast.layers.block import GELU, Block, Mlp, apply_norm
@@ -35,7 +35,7 @@ from mbt_fast.layers.recompute import (
 )
 from mbt_fast.layers.reentrant import refuse_hidden_streams
 from mbt_fast.layers.rows import Lengths, Rows, Streams, joint_valid, row_ranges, take_rows
-from mbt_fast.ops import add_layer_norm, bias_gelu, residual_add
+from mbt_fast.ops import add_layer_norm, bias_gelu, linear, residual_add
 from mbt_fast.ops.autocast import autocast_dtype
 from mbt_fast.ops.dense_attention import attend as attend_densely
 from mbt_fast.ops.dispatch import STOCK, implements
@@ -58,7 +58,7 @@ class FusionLayer(nn.ModuleDict):
         super().__init__(blocks)
         self._name = name
         self._execution = Execution()
-        self._backend = self._layer_backend = "auto"
+        self._backend = self._layer_backend = self._linear_backend = "auto"
 
     @property
     def chosen_backend(self) -> str:
@@ -66,9 +66,10 @@ class FusionLayer(nn.ModuleDict):
         return self._backend
 
     def set_backend(self, backend: str) -> None:
-        """Choose the backend of every op; where it has attention alone, the rest is stock."""
+        """Choose the backend of every op; what it does not have is stock."""
         self._backend = backend
         self._layer_backend = backend if implements(backend, "add_layer_norm") else STOCK.name
+        self._linear_backend = backend if implements(backend, "linear") else STOCK.name
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = self._backend
@@ -138,7 +139,7 @@ class FusionLayer(nn.ModuleDict):
             else:
                 heads = self._attend_within(blocks, streams, lengths, attention, n_slots)
             with self._range(" / proj"):
-                branches = [b.attention_branch(h) for b, h in zip(blocks, heads, strict=True)]
+                branches = self._project(blocks, heads)
             with self._range(" / mlp"):
                 sums, branches = self._pass_mlps(blocks, xs, branches, attention, mlp)
             with self._range(" / residual, shared slots"):
@@ -228,12 +229,26 @@ class FusionLayer(nn.ModuleDict):
             else:  # called once, with all rows
                 normed = apply_norm(block.norm1, x)
                 products = [
-                    linear(take_rows(normed, rows), *of_query),
-                    linear(normed, *of_key_value),
+                    functional.linear(take_rows(normed, rows), *of_query),
+                    functional.linear(normed, *of_key_value),
                 ]
             query = attn.split(products[0]).squeeze(2)
             key, value = attn.split(products[1]).unbind(2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _project(self, blocks: Sequence[Block], heads: Sequence[Tensor]) -> list[Tensor]:
+        """What attention adds to each stream: its heads ``[B, S, H, D]`` back in ``[B, S, C]``."""
+        together = are_unmodified((nn.Linear, [b.attn.proj for b in blocks]))
+        branches: list[Tensor] = []
+        for part in [slice(None)] if together else one_by_one(blocks):
+            modules, rows = [b.attn.proj for b in blocks[part]], [h.flatten(2) for h in heads[part]]
+            if together or are_unmodified((nn.Linear, modules)):
+                linears = affines(modules)
+                chosen = self._choose_linear(rows, linears)
+                branches += linear.products(chosen, rows, *zip(*linears, strict=True))
+            else:
+                branches += [module(x) for module, x in zip(modules, rows, strict=True)]
+        return [b.drop(branch) for b, branch in zip(blocks, branches, strict=True)]
 
     def _pass_mlps(
         self,
@@ -284,8 +299,9 @@ class FusionLayer(nn.ModuleDict):
             if all(unmodified[part]):
                 biases = [b.mlp.fc1.bias if adds_bias else None for b in blocks[part]]
                 seconds = affines([b.mlp.fc2 for b in blocks[part]])
+                chosen = self._choose_linear(hidden[part], seconds)
                 hidden[part] = gelu_linear(
-                    hidden[part], biases, seconds, GELU, gelu, recompute=recompute != "none"
+                    hidden[part], biases, seconds, GELU, gelu, chosen, recompute=recompute != "none"
                 )
         return sums, hidden
 
@@ -303,7 +319,10 @@ class FusionLayer(nn.ModuleDict):
             first = affines([b.mlp.fc1 for b in blocks[part]])
             second = affines([b.mlp.fc2 for b in blocks[part]])
             norm = add_layer_norm.choose(streams, self._layer_backend)
-            outs += norm_mlp(streams, affines(norms), first, second, norms[0].eps, GELU, norm, gelu)
+            chosen = self._choose_linear(streams, first)  # for the second too, which is as large
+            outs += norm_mlp(
+                streams, affines(norms), first, second, norms[0].eps, GELU, norm, gelu, chosen
+            )
         return outs
 
     def _norm_linears(
@@ -323,13 +342,14 @@ class FusionLayer(nn.ModuleDict):
             call = (xs[part], branches[part], masks[part], norms[part], linears[part])
             if fits:
                 norm = add_layer_norm.choose(xs[part], self._layer_backend)
-                affine = [Affine(each.weight, each.bias) for each in norms[part]]
+                parameters = affines(linears[part])
                 results = add_norm_linear(
                     *call[:3],
-                    affine,
-                    affines(linears[part]),
+                    affines(norms[part]),
+                    parameters,
                     norms[part][0].eps,
                     norm,
+                    self._choose_linear(xs[part], parameters),
                     recompute=recomputes,
                 )
             else:
@@ -370,6 +390,10 @@ class FusionLayer(nn.ModuleDict):
         elements = sum(x.shape[0] * x.shape[1] for x in xs) * weight.shape[0]
         dtype = autocast_dtype(weight)
         return bias_gelu.choose(xs[0].device, dtype, elements, GELU, self._layer_backend)
+
+    def _choose_linear(self, xs: Sequence[Tensor], linears: Sequence[Affine]) -> Implementation:
+        """Who runs Linears of the streams."""
+        return linear.choose(xs, [each.weight for each in linears], self._linear_backend)
 
     def _range(self, part: str = "") -> AbstractContextManager:
         """``named_range`` of the layer or of a part of it.

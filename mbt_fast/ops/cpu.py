@@ -248,6 +248,62 @@ def residual_add_bwd(
     module.residual_add_bwd(call, entries)
 
 
+def linear_fwd(
+    outs: Sequence[Tensor], xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Entries
+) -> None:
+    """Fill the products."""
+    xs, weights = contiguous(xs, weights)
+    (biases,), dtype = _float32(biases), xs[0].dtype
+    (module, isa), streams = extension.cpu_kernels(), []
+    pointers = _addresses(
+        xs=(xs, dtype), weights=(weights, dtype), biases=(biases, F32), outs=(outs, dtype)
+    )
+    for x, weight, bias, out, each in zip(
+        xs, weights, biases, outs, zip(*pointers, strict=True), strict=True
+    ):
+        if x.numel() and out.numel():
+            outputs, inputs = weight.shape
+            shape = (out.numel() // outputs, inputs, outputs)
+            streams.append(module.LinearForward(shape, *each))
+        else:
+            out.copy_(out.new_zeros(()) if bias is None else bias)
+    module.linear_fwd(module.LinearCall(isa, _NAMES[dtype], torch.get_num_threads()), streams)
+
+
+def linear_bwd(
+    dxs: Sequence[Tensor],
+    dweights: Sequence[Tensor],
+    dbiases: Sequence[Tensor],
+    douts: Sequence[Tensor],
+    xs: Entries,
+    weights: Entries,
+    biases: Sequence[bool],
+) -> None:
+    """Fill the gradients of rows, weights and biases that are not empty."""
+    douts, xs, weights = contiguous(douts, xs, weights)
+    (module, isa), dtype, streams = extension.cpu_kernels(), douts[0].dtype, []
+    wide = [d.new_zeros(d.shape, dtype=F32) for d in dbiases]
+    pointers = _addresses(
+        douts=(douts, dtype), xs=(xs, dtype), weights=(weights, dtype),
+        dxs=([d if d.numel() else None for d in dxs], dtype),
+        dweights=([d if d.numel() else None for d in dweights], dtype),
+        dbiases=([d if d.numel() else None for d in wide], F32),
+    )  # fmt: skip
+    for dout, x, weight, dx, dweight, each in zip(
+        douts, xs, weights, dxs, dweights, zip(*pointers, strict=True), strict=True
+    ):
+        inputs = next((t.shape[-1] for t in (x, weight) if t is not None), 1)
+        if dout.numel():
+            shape = (dout.numel() // dout.shape[-1], inputs, dout.shape[-1])
+            streams.append(module.LinearBackward(shape, *each))
+        else:
+            dx.zero_()
+            dweight.zero_()
+    module.linear_bwd(module.LinearCall(isa, _NAMES[dtype], torch.get_num_threads()), streams)
+    for dbias, summed in zip(dbiases, wide, strict=True):
+        dbias.copy_(summed)
+
+
 def _addresses(**lists: tuple[Entries, torch.dtype]) -> list[list[int]]:
     """Addresses of lists of tensors that must have a dtype, by argument; 0 for none.
 

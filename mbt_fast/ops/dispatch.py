@@ -23,7 +23,8 @@ from mbt_fast.ops.min_sizes import CPU_MIN_SIZE
 
 ATTENTION = frozenset({"bottleneck_attention"})
 LAYER = frozenset({"bias_gelu", "add_layer_norm", "residual_add"})
-EVERY = ATTENTION | LAYER | {"dense_attention"}
+LINEAR = frozenset({"linear"})
+EVERY = ATTENTION | LAYER | LINEAR | {"dense_attention"}
 HALF = frozenset({torch.float16, torch.bfloat16})
 KERNEL_DTYPES = HALF | {torch.float32}
 # Under TRITON_INTERPRET=1 the Triton kernels run on CPU tensors. The interpreter computes wrong
@@ -39,8 +40,8 @@ class Call(NamedTuple):
         device: Of the tensors.
         dtype: In which the op runs, after autocast.
         size: What ``auto`` compares with ``min_size``: rows of the longest stream in attention,
-            elements in the ops of ``LAYER``; ``None`` where nothing should depend on it, as in a
-            traced graph, which should hold for every length.
+            elements in the ops of ``LAYER``, multiply-adds in a Linear; ``None`` where nothing
+            should depend on it, as in a traced graph, which should hold for every length.
         width: Head dimension in attention, channels in the ops of ``LAYER``.
         form: Of the op, if it has several: ``approximate`` of GELU.
     """
@@ -72,6 +73,7 @@ class Backend:
         forms: By op, the forms that it has.
         min_size: By op and dtype, the size from which on it is measured to win; ``auto`` takes
             kernels for no other. Of the C++ kernels by instruction set first.
+        measured_on: By op, the one vendor, as cpuid names it, on whose CPUs it is measured to win.
         unmeasured: ``auto`` does not take it at all.
     """
 
@@ -87,6 +89,7 @@ class Backend:
     max_width: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, Collection[str]] = field(default_factory=dict)
     min_size: Mapping[str, Any] = field(default_factory=dict)
+    measured_on: Mapping[str, str] = field(default_factory=dict)
     unmeasured: bool = False
 
     def unavailable(self) -> list[str]:
@@ -131,6 +134,9 @@ class Backend:
             untried = _untried_in_bfloat16()
             if untried:
                 return untried
+        vendor = self.measured_on.get(call.op)
+        if vendor is not None and _cpu_vendor() != vendor:
+            return f"{call.op} is measured on CPUs by {vendor} alone, and this is {_cpu_vendor()}"
         return _too_small(call, sizes.get(call.dtype))
 
     def reasons(self, call: Call | None) -> list[str]:
@@ -160,6 +166,9 @@ class Backend:
         return []
 
 
+# Torch multiplies float32 by MKL, which has its AVX-512 for CPUs of another vendor.
+CPU_MEASURED_ON = {"linear": "AuthenticAMD"}
+CPU = ATTENTION | LAYER | LINEAR
 TRITON_ON = "cpu" if INTERPRET else "cuda"
 TRITON_DTYPES = frozenset({torch.float16, torch.float32}) if INTERPRET else KERNEL_DTYPES
 TRITON_MAX = dict.fromkeys(("add_layer_norm", "residual_add"), 8192)  # a program holds whole rows
@@ -174,8 +183,8 @@ BACKENDS = (
     Backend("triton",    ATTENTION | LAYER, triton,    TRITON_ON, TRITON_DTYPES, SM_80,
             requires="triton", max_width=TRITON_MAX, forms={"bias_gelu": {"tanh"}},
             unmeasured=True),
-    Backend("cpu",       ATTENTION | LAYER, cpu,       "cpu",     KERNEL_DTYPES,
-            requires=extension.MODULE, min_size=CPU_MIN_SIZE),
+    Backend("cpu",       CPU,               cpu,       "cpu",     KERNEL_DTYPES,
+            requires=extension.MODULE, min_size=CPU_MIN_SIZE, measured_on=CPU_MEASURED_ON),
     Backend("sdpa",      EVERY),
     Backend("reference", EVERY),
 )
@@ -279,6 +288,8 @@ def _too_small(call: Call, least: int | None) -> str | None:
         return f"{call.op} in {call.dtype} is not always faster than torch's own"
     if call.size is None or call.size >= least:
         return None
+    if call.op in LINEAR:
+        return f"it has {call.size} multiply-adds, and the kernel wins from {least} on"
     if call.op in ATTENTION:
         return f"streams have at most {call.size} rows, and it wins from {least} on"
     return f"{call.size} elements gain from a kernel, and it wins from {least} on"
@@ -286,6 +297,7 @@ def _too_small(call: Call, least: int | None) -> str | None:
 
 # Not functools.cache: Dynamo looks through it and warns.
 _MISSING: dict[str, list[str]] = {}
+_VENDOR: list[str] = []
 _CANDIDATES: dict[tuple[Any, ...], list[tuple[Backend, int]]] = {}
 
 
@@ -328,6 +340,13 @@ def _untried_in_bfloat16() -> str | None:
     return None if _missing(extension.MODULE) else extension.why_not_in_bfloat16()
 
 
+def _cpu_vendor() -> str:
+    """Who made this CPU; known where our kernels are."""
+    if not _VENDOR:
+        _VENDOR.append(extension.module().cpu_vendor())
+    return _VENDOR[0]
+
+
 def _slow_cuda_build() -> str | None:
     """``extension.why_slow_cuda_kernels``, of an installation that has our kernels."""
     return None if _missing(extension.CUDA_MODULE) else extension.why_slow_cuda_kernels()
@@ -337,6 +356,7 @@ def _slow_cuda_build() -> str | None:
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 extension.instruction_set._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _untried_in_bfloat16._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_cpu_vendor._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _slow_cuda_build._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

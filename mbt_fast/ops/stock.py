@@ -165,3 +165,16 @@ def add_layer_norm_bwd(
         dweights.append(dweight)
         dbiases.append(dbias)
     return [*dxs, *dbranches, *dweights, *dbiases]
+
+
+def linear_bwd(
+    douts: Sequence[Tensor], xs: Entries, weights: Entries, biases: Sequence[bool]
+) -> list[Tensor]:
+    """Gradients of rows, weights and biases; empty where what they need, or a bias, is missing."""
+    dxs, dweights, dbiases = [], [], []
+    for dout, x, weight, has_bias in zip(douts, xs, weights, biases, strict=True):
+        flat, nothing = dout.flatten(0, -2), dout.new_empty(0)
+        dxs.append(nothing if weight is None else dout @ weight)
+        dweights.append(nothing if x is None else flat.T @ x.flatten(0, -2))
+        dbiases.append(flat.sum(dim=0) if has_bias else nothing)
+    return [*dxs, *dweights, *dbiases]

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from mbt_fast import dispatch
-from mbt_fast.functional import add_layer_norm, bias_gelu, bottleneck_attention, residual_add
+from mbt_fast.functional import (
+    add_layer_norm,
+    bias_gelu,
+    bottleneck_attention,
+    linear,
+    residual_add,
+)
 from mbt_fast.models import MBTConfig
 from mbt_fast.profiling.comparison import verdicts_in
 from mbt_fast.profiling.runs import Setting
@@ -30,7 +36,7 @@ class Op(NamedTuple):
 
 
 def ops_of(config: MBTConfig, setting: Setting) -> Iterator[tuple[str, Op]]:
-    """The ops with random tensors, of all streams; GELU of the longest."""
+    """The ops with random tensors, of all streams; the MLP's Linear and GELU of the longest."""
     slots = config.n_slots
     rows = [config.n_tokens(m) + slots for m in config.modalities]
 
@@ -41,6 +47,8 @@ def ops_of(config: MBTConfig, setting: Setting) -> Iterator[tuple[str, Op]]:
     batch, width = setting.batch_size, config.hidden_size
     qkv = [random(batch, row, 3, config.num_heads, max(config.head_dim, 16)) for row in rows]
     yield "bottleneck_attention", Op(qkv, lambda b: bottleneck_attention(qkv, slots, backend=b))
+    layer = [random(batch, max(rows), width), random(config.mlp_dim, width), random(config.mlp_dim)]
+    yield "linear", Op(layer, lambda b: [linear(*layer, backend=b)])
     hidden = random(batch, max(rows), config.mlp_dim)
     yield "bias_gelu", Op([hidden], lambda b: [bias_gelu(hidden, backend=b)])
     x, branches = ([random(batch, row, width) for row in rows] for _ in range(2))

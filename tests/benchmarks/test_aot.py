@@ -5,14 +5,18 @@ import pytest
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from benchmarks.aot import tables  # noqa: E402
-from benchmarks.aot.model import (  # noqa: E402  # noqa: E402
+from benchmarks.aot.model import (  # noqa: E402
     APART,
     BESIDE,
+    MULTIPROCESSORS,
     Problem,
     Walk,
+    cycles_of_item,
     cycles_of_turn,
     fit_of,
     limit_of,
+    longest_block,
+    shift_of,
     tflops,
 )
 from benchmarks.aot.sass import inner_loops, instructions, shortest_turn  # noqa: E402
@@ -93,6 +97,27 @@ def test_padding_of_tiles_costs_time_and_is_of_no_use():
     assert more < whole
     slower = tflops([walk], 2, Problem(1024, 4, 64), bytes_per_channel=100)
     assert slower < whole
+
+
+def test_a_group_without_rows_saves_its_share_of_the_turns_but_not_of_the_start():
+    walk = Walk(TURN, block_m=128, block_n=64, groups=2, start=64)
+    whole = cycles_of_turn(TURN, 2, APART.unhidden)
+    assert cycles_of_item(walk, rows=640, own=64) == pytest.approx(11 * whole)
+    skipping = walk._replace(skips=True)
+    assert cycles_of_item(skipping, rows=640, own=65) == pytest.approx(11 * whole)
+    alone = cycles_of_turn(TURN, 1, APART.unhidden) / 2
+    assert cycles_of_item(skipping, rows=640, own=64) == pytest.approx(whole + 10 * alone)
+
+
+def test_blocks_that_stay_take_as_long_as_the_one_that_takes_longest():
+    assert longest_block([1.0] * (2 * MULTIPROCESSORS + 1), shift=0) == 3
+    items = [3.0, 1.0] * MULTIPROCESSORS
+    assert longest_block(items, shift=0) == 6
+    assert longest_block(items, shift_of(2)) == 4
+
+
+def test_shift_lets_a_block_take_every_tile_of_a_head():
+    assert [shift_of(tiles) for tiles in (1, 2, 4, 13, 14)] == [0, 1, 1, 0, 3]
 
 
 def test_the_limit_is_what_takes_most_cycles():

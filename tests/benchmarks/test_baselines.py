@@ -6,6 +6,7 @@ import torch
 from benchmarks import baselines, bench_layer, bench_sweeps, models
 from mbt_fast import bottleneck_attention, dispatch
 from mbt_fast.flops import forward_flops
+from mbt_fast.ops import dispatch as ops_dispatch
 from mbt_fast.ops import extension, min_sizes
 from mbt_fast.profiling.runs import random_inputs
 
@@ -82,7 +83,14 @@ def test_points_of_a_sweep_have_the_flops_of_all_variants():
 
 
 ROWS = {"rgb": (8, 64, 64), "spectrogram": (128, 128)}  # so that the kernels are taken
-OPERATORS = {torch.float32: 23, torch.bfloat16: 27}  # ours averages the slots in float32
+OPERATORS = {torch.float32: 19, torch.bfloat16: 27}  # ours averages the slots in float32
+
+
+@pytest.fixture
+def amd(monkeypatch):
+    """As if the CPU were one on whose like Linears are measured."""
+    monkeypatch.undo()  # poisoning fresh memory takes operators
+    monkeypatch.setattr(ops_dispatch, "_VENDOR", list(ops_dispatch.CPU_MEASURED_ON.values()))
 
 
 def operators(dtype):
@@ -102,20 +110,20 @@ needs_kernels = pytest.mark.skipif(
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", OPERATORS, ids=str)
-def test_operators_of_a_layer(dtype, monkeypatch):
+@pytest.mark.usefixtures("amd")
+def test_operators_of_a_layer(dtype):
     """One attention and no joined streams, but more operators to share slots than eager takes."""
-    monkeypatch.undo()  # poisoning fresh memory takes operators
     assert operators(dtype) == [OPERATORS[dtype], 24]
 
 
 @needs_kernels
+@pytest.mark.usefixtures("amd")
 def test_operators_of_a_layer_whose_streams_are_normed_and_summed_at_once(monkeypatch):
-    """Attention, two norms, GELU, a sum with the slots; eight Linears."""
-    monkeypatch.undo()
+    """Attention, two norms, GELU, a sum with the slots; four times the Linears of both streams."""
     sizes = min_sizes.CPU_MIN_SIZE[extension.instruction_set()]
     for op in ("add_layer_norm", "residual_add"):
         monkeypatch.setitem(sizes, op, {torch.float32: 0})
-    assert operators(torch.float32) == [13, 24]
+    assert operators(torch.float32) == [9, 24]
 
 
 def test_calls_in_python_are_those_of_the_library():

@@ -142,7 +142,9 @@ def taken(row, instruction_set):
     """The backend that ``auto`` takes for the call of a record."""
     dtype, shape = getattr(torch, row["dtype"]), row["shape"]
     size = max(shape["rows"])
-    if row["op"] != "bottleneck_attention":
+    if row["op"] == "linear":  # a call for each stream
+        size = min(shape["rows"]) * shape["channels"] * shape["outputs"]
+    elif row["op"] != "bottleneck_attention":
         gains = row["approximate"] != "none" and row["case"] != "add"
         size = gains * shape["batch"] * sum(shape["rows"]) * shape["channels"]
     least = CPU_MIN_SIZE[instruction_set][row["op"]].get(dtype)
@@ -152,7 +154,7 @@ def taken(row, instruction_set):
 @pytest.mark.skipif(not RECORDS, reason="no machine has been measured with these benchmarks yet")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "op", ["bottleneck_attention", "bias_gelu", "add_layer_norm", "residual_add"]
+    "op", ["bottleneck_attention", "bias_gelu", "add_layer_norm", "residual_add", "linear"]
 )
 def test_auto_takes_only_what_wins_in_every_record(op, dtype):
     name = str(dtype).removeprefix("torch.")

@@ -70,6 +70,11 @@ def build():
         for own in macros if source.stem.endswith(("_fwd", "_bwd")) else [[]]:
             units.append((str(source.relative_to(ROOT)), own))
     library = shared_library("_cuda.so", units, [*FLAGS, *(f"-I{folder}" for folder in folders)])
+    return import_module(library)
+
+
+def import_module(library):
+    """The Python module that a library is."""
     spec = importlib.util.spec_from_file_location("_cuda", library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -29,21 +29,33 @@ def shared_library(name, units, flags):
         units: Sources relative to the root, each with flags of its own.
         flags: Flags of all of them.
     """
+    version = subprocess.run([*COMPILER, "--version"], capture_output=True, check=True).stdout
+    parts = (units, flags, COMPILER, COMMON, version)
+    return built_once(name, parts, lambda library: _build(library, units, flags))
+
+
+def built_once(name, parts, build):
+    """Path of the file that ``build(path)`` makes, in a folder of its own.
+
+    Args:
+        name: Its file name.
+        parts: Everything that it depends on, beside the sources here.
+        build: Called where no process has built it yet.
+    """
     CACHE.mkdir(mode=0o700, exist_ok=True)
-    key = _hash(name, units, flags)
-    library = CACHE / key / name
+    key = _hash((name, parts))
+    path = CACHE / key / name
     with open(CACHE / f"{key}.lock", "w") as lock:  # other processes of pytest-xdist wait here
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            library.parent.mkdir(exist_ok=True)
-            _build(library, units, flags)
-    return library
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            build(path)
+    return path
 
 
-def _hash(name, units, flags):
-    """Of everything that may become part of the library."""
-    version = subprocess.run([*COMPILER, "--version"], capture_output=True, check=True).stdout
-    digest = hashlib.sha256(repr((name, units, flags, COMPILER, COMMON)).encode() + version)
+def _hash(parts):
+    """Of these and of all sources."""
+    digest = hashlib.sha256(repr(parts).encode())
     for folder in (ROOT / "csrc", ROOT / "tests/kernels/native"):
         for path in sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES):
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")

@@ -67,7 +67,7 @@ def test_head_dimension_of_every_remainder(instruction_set, head_dim):
     "rows", [1, 2, 7, 8, 15, 16, 17, 24, 25, 47, 48, 49, 64, 65, 95, 96, 97, 193]
 )
 def test_rows_around_the_borders_of_blocks(instruction_set, dtype, rows):
-    """Queries come in blocks of 24, 48 or 64, keys of 96, bfloat16 keys in pairs or by 32."""
+    """Queries come in blocks of 48 or 64, keys of 48 or 96, bfloat16 keys in pairs or by 32."""
     call = random_call(0, CPU)._replace(
         qkv=[torch.randn(1, rows, 3, 2, 48)], n_bottlenecks=1, options={"update": None}
     )

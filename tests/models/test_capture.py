@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from copy import deepcopy
 
+import hopper
 import pytest
 import torch
 from model_cases import fusions, int32, lengths, random_inputs, tiny
@@ -226,9 +227,11 @@ def test_a_graph_gives_the_models_numbers(fusion, lengths):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["auto", "triton", "sdpa"])
+@pytest.mark.parametrize(
+    "backend", ["auto", "triton", "sdpa", pytest.param("cuda", marks=hopper.skip_without)]
+)
 def test_a_graph_sees_trained_weights_and_refuses_moved_ones(backend):
-    model = tiny().cuda().half().set_backend(backend)
+    model = tiny(num_heads=1).cuda().half().set_backend(backend)  # of 64 channels, for cuda
     inputs = {m: x.cuda().half() for m, x in random_inputs().items()}
     captured = model.capture(inputs)
     before = captured(inputs)

@@ -16,6 +16,7 @@ from mbt_fast.functional import (
     bias_gelu,
     bottleneck_attention,
     dense_attention,
+    linear,
     residual_add,
 )
 from mbt_fast.ops import dispatch, extension
@@ -32,6 +33,7 @@ CALLS = {  # of [1, 1, 16] in some dtype; attention asks for heads that not ever
     "dense_attention": lambda x, on: dense_attention(x[None], x[None], x[None], backend=on),
     "add_layer_norm": lambda x, on: add_layer_norm([x], None, [x[0, 0]], [x[0, 0]], backend=on),
     "residual_add": lambda x, on: residual_add([x], [x], backend=on),
+    "linear": lambda x, on: linear(x, x[0], backend=on),
     "bias_gelu": lambda x, on: bias_gelu(x, backend=on),
     "bias_gelu_erf": lambda x, on: bias_gelu(x, approximate="none", backend=on),
 }

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from torch.utils.flop_counter import FlopCounterMode
 
 import mbt_fast
-from mbt_fast.functional import bias_gelu, bottleneck_attention, dense_attention
+from mbt_fast.functional import bias_gelu, bottleneck_attention, dense_attention, linear
 
 
 class Function(NamedTuple):
@@ -64,6 +64,15 @@ def gelu_alone(op, approximate):
     return Function(op, lambda d: [torch.randn(shape, device=DEVICE, dtype=d) for _ in "ab"], run)
 
 
+def linear_alone(with_bias):
+    def run(backend, *tensors):
+        return (linear(*tensors, backend=backend),) * 2
+
+    shapes = ((4, 5, 16), (24, 16), (24,))[: 3 if with_bias else 2]
+    make = lambda dtype: [torch.randn(s, device=DEVICE, dtype=dtype) for s in shapes]  # noqa: E731
+    return Function("linear", make, run, len(shapes) - 1)
+
+
 def dense(backend, query, key, value):
     return (dense_attention(query, key, value, backend=backend),)
 
@@ -71,6 +80,7 @@ def dense(backend, query, key, value):
 FUNCTIONS = {
     "attention": attention("two-streams"),
     "attention with padding": attention("padding"),
+    "linear": linear_alone(True),
     "dense attention": Function(
         "dense_attention",
         lambda d: [torch.randn(2, 3, s, 16, device=DEVICE, dtype=d) for s in (5, 9, 9)],
@@ -190,6 +200,8 @@ OPCHECKED = {
     "residual_add of three": (layer(RESIDUAL, "absent-of-three"), contiguous),
     "bias_gelu": (layer(GELU, "two-streams"), permuted),
     "bias_gelu_erf": (layer(GELU_ERF, "two-streams"), permuted),
+    "linear": (linear_alone(True), permuted),
+    "linear without bias": (linear_alone(False), contiguous),
     "bias_gelu without bias": (gelu_alone("bias_gelu", "tanh"), permuted),
     "bias_gelu_erf without bias": (gelu_alone("bias_gelu_erf", "none"), permuted),
 }

@@ -78,7 +78,7 @@ def test_every_backend_and_option_is_timed_or_says_why_not(tmp_path, capsys, mod
         assert row["rounds"] == (0 if refused else 3)
         assert row["note"]
         assert refused or row["baseline"] == "sdpa"
-    ops = {"bottleneck_attention", "bias_gelu", "add_layer_norm", "residual_add"}
+    ops = {"bottleneck_attention", "bias_gelu", "add_layer_norm", "residual_add", "linear"}
     assert set(document["dispatch"]) == ops
     for op in ops:
         ran = [row for row in rows_of(document, "op", op).values() if row["rounds"]]

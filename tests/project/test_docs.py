@@ -25,7 +25,8 @@ COMMAND = re.compile(r"^(mbt-fast|make|python -m) ([a-z_.]+)(.*)", re.M)
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(mbt_fast.__path__, "mbt_fast.")
-    if not module.name.endswith(("__main__", "_C", "_cuda")) and "kernels" not in module.name
+    if not module.name.endswith(("__main__", "_C", "_cuda", ".triton_driver"))
+    and "kernels" not in module.name
 )
 
 

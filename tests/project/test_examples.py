@@ -167,6 +167,15 @@ def test_check_triton_kernel_tells_right_from_wrong():
     assert "without the maximum: softmax" in printed
 
 
+def test_run_triton_without_gpu_finds_what_no_result_shows():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    pytest.importorskip("numpy", reason="the executor needs numpy")
+    printed = run("run_triton_without_gpu", TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES="")
+    assert printed.count("launches, within the error of eager PyTorch") == 2
+    assert "without the mask: PTX line" in printed
+    assert "run_triton_without_gpu.py:" in printed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.pt2", "model.onnx", "model.compiled.pt2"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("mbt_fast/ops", "kernels", "csrc")
 MANY_OPS = ("csrc/cpu/simd", "csrc/cuda/hopper", "csrc/cuda/emulated")  # instructions, not ops
-OPS = ("bottleneck_attention", "add_layer_norm", "residual_add", "bias_gelu")
+OPS = ("bottleneck_attention", "add_layer_norm", "residual_add", "bias_gelu", "linear")
 
 
 def files_of(op):

@@ -1,12 +1,17 @@
-"""Train in a process that kills itself at a named moment: ``killed_run.py RECIPE OUT MOMENT ...``.
+"""Train in a process that kills itself at a named moment.
 
 A moment is ``name:count``: the process dies when that point is reached for the ``count``-th time.
+The process comes from the fork server of ``ranks.py``, which has imported torch once for all.
 """
 
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+
+import torch
+from ranks import PRELOADED
 
 from mbt_fast.train import TrainConfig, checkpoints, report, run, state, train
 from mbt_fast.train.log import Log
@@ -71,8 +76,22 @@ MOMENTS = {
     "never": lambda count: None,
 }
 
-if __name__ == "__main__":
-    recipe, out, moment, *overrides = sys.argv[1:]
+
+def start(recipe, out, moment, errors, *overrides):
+    """Start such a process; what it writes to standard error is added to the file ``errors``."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_run, args=(recipe, out, moment, errors, overrides))
+    process.start()
+    return process
+
+
+def _run(recipe, out, moment, errors, overrides):
+    """What the process does."""
+    with open(errors, "a") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    torch.set_num_threads(1)
     name, _, count = moment.partition(":")
     report.write = lambda *_: None
     MOMENTS[name](int(count or 0))

@@ -34,18 +34,16 @@ MBT_FAST_INLINE Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 MBT_FAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 MBT_FAST_INLINE Floats fms(Floats a, Floats b, Floats c) { return _mm256_fmsub_ps(a, b, c); }
 MBT_FAST_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
-// Parts of exp2. Below -160 even denormals end; without the bound an infinity would meet itself.
+// Parts of exp2, for x below 128. Powers below the normal numbers become 0, and so does that of
+// -infinity.
 MBT_FAST_INLINE Floats finite_exponent(Floats x) {
-  return max(splat(-160.0f), x);  // the second operand wins if it is NaN
+  return max(splat(-127.0f), x);  // the second operand wins if it is NaN
 }
 MBT_FAST_INLINE Floats fraction(Floats x) { return sub(x, _mm256_floor_ps(x)); }
-// p * 2^floor(x), as two products whose factors are normal numbers
+// p * 2^floor(x). Added to 2^23, the biased exponent lies in the lowest bits.
 MBT_FAST_INLINE Floats times_power_of_floor(Floats p, Floats x) {
-  const Words whole = _mm256_cvtps_epi32(_mm256_floor_ps(x)), half = _mm256_srai_epi32(whole, 1);
-  const auto power = [](Words e) {
-    return as_floats(_mm256_slli_epi32(_mm256_add_epi32(e, splat_word(127)), 23));
-  };
-  return mul(mul(p, power(half)), power(_mm256_sub_epi32(whole, half)));
+  const Words exponent = as_words(add(_mm256_floor_ps(x), splat(8388608.0f + 127.0f)));
+  return mul(p, as_floats(_mm256_slli_epi32(exponent, 23)));
 }
 MBT_FAST_INLINE Floats minus_abs(Floats x) { return _mm256_or_ps(x, splat(-0.0f)); }
 MBT_FAST_INLINE Floats where_negative(Floats x, Floats a, Floats b) {  // a where x has a sign, else b

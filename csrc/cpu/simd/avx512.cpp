@@ -4,6 +4,7 @@
 // The vectors and their product come before what is written on them.
 #include "multiply.hpp"
 
+#include "../linear_kernel.hpp"
 #include "kernel_tables.hpp"
 
 namespace mbt_fast::cpu {
@@ -18,6 +19,12 @@ const LayerKernels kAvx512Layer[kDtypes] = {
     avx512::layer_kernels<float>(),
     avx512::layer_kernels<Bfloat16>(),
     avx512::layer_kernels<Float16>(),
+};
+
+const LinearKernels kAvx512Linear[kDtypes] = {
+    avx512::linear_kernels<avx512::Fp32, float>(),
+    avx512::linear_kernels<avx512::Fp32, Bfloat16>(),
+    avx512::linear_kernels<avx512::Fp32, Float16>(),
 };
 
 }  // namespace mbt_fast::cpu

@@ -102,6 +102,38 @@ struct LayerKernels {
   void (*layer_norm_bwd)(const NormRowGradient&);
 };
 
+// The matrix products of a Linear, block by block.
+
+// Rows of elements side by side.
+struct Matrix {
+  const void* data = nullptr;
+  int64_t stride = 0;  // elements from row to row
+};
+
+// A block of a product: out [rows][columns], a sum over `depth`.
+struct LinearBlock {
+  Matrix left, right;
+  int64_t rows = 0, columns = 0, depth = 0;
+  const float* bias = nullptr;  // [columns], or none
+  void* out = nullptr;
+  int64_t out_stride = 0;
+};
+
+// One of the three products.
+struct LinearProduct {
+  void (*block)(const LinearBlock&, void* scratch);
+  int64_t (*scratch)(int64_t rows, int64_t columns, int64_t depth);  // bytes
+  int64_t columns;                                                   // of a block, at most
+};
+
+struct LinearKernels {
+  LinearProduct forward;          // left [rows][depth], right [columns][depth]
+  LinearProduct input_gradient;   // left [rows][depth], right [depth][columns]
+  LinearProduct weight_gradient;  // left [depth][rows], right [depth][columns]
+  int64_t panel;                  // blocks are cut at multiples of so many columns
+  void (*sum_of_rows)(const Matrix& x, int64_t count, int64_t columns, float* sums);
+};
+
 extern const HeadKernels kAvx2[kDtypes];
 extern const HeadKernels kAvx512[kDtypes];
 extern const HeadKernels kAvx512Bfloat16;
@@ -111,5 +143,9 @@ extern const HeadKernels kAmxEmulated[kDtypes];
 extern const LayerKernels kAvx2Layer[kDtypes];
 extern const LayerKernels kAvx512Layer[kDtypes];
 extern const LayerKernels kAvx512Bfloat16Layer;
+
+extern const LinearKernels kAvx2Linear[kDtypes];
+extern const LinearKernels kAvx512Linear[kDtypes];
+extern const LinearKernels kAvx512Bfloat16Linear;
 
 }  // namespace mbt_fast::cpu

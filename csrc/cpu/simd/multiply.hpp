@@ -16,15 +16,18 @@
 
 namespace mbt_fast::cpu::MBT_FAST_ISA {
 
-// Blocks of the attention kernels.
-constexpr int64_t kKeys = 96;
-constexpr int64_t kQueryVectors = 3;
+constexpr bool kIsWide = kRegisters == 32;  // AVX-512; else AVX2
+
+// Blocks of the attention kernels: 48 queries; keys as many as leave their scores in the first cache,
+// of 32 KB where vectors are narrow.
+constexpr int64_t kKeys = kIsWide ? 96 : 48;
+constexpr int64_t kQueryVectors = kIsWide ? 3 : 6;
 constexpr int64_t kStepsAtOnce = 1;
 
-constexpr int kWidest = kRegisters == 32 ? 4 : 3;  // vectors of a tile
+constexpr int kWidest = kIsWide ? 4 : 3;  // vectors of a tile
 
 constexpr int rows_of_tile(int vectors) {
-  if (kRegisters == 32) return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 14;
+  if (kIsWide) return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 14;
   return vectors == 3 ? 4 : vectors == 2 ? 5 : 8;
 }
 

@@ -41,6 +41,7 @@ struct Fp32 {
   static constexpr int kParts = 1;
   static constexpr int kExpDegree = 6;
   static constexpr bool kRefinesDelta = true;
+  static constexpr bool kScalesQueries = true;
   using Packed = Words;
 
   static MBT_FAST_INLINE Floats multiply_add(Words a, Words b, Floats c) {
@@ -65,6 +66,7 @@ struct Bf16Pairs {
   static constexpr int kParts = 1;
   static constexpr int kExpDegree = 5;
   static constexpr bool kRefinesDelta = false;
+  static constexpr bool kScalesQueries = false;
   using Packed = Words;
 
   static MBT_FAST_INLINE Floats multiply_add(Words a, Words b, Floats c) {

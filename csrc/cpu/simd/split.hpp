@@ -37,6 +37,7 @@ struct Bf16Split {
   static constexpr int kParts = kCount;
   static constexpr int kExpDegree = 6;
   static constexpr bool kRefinesDelta = true;
+  static constexpr bool kScalesQueries = false;
   using Packed = PartsOf<kParts>;
 
   template <class T>

@@ -20,6 +20,9 @@ inline float float_of(uint32_t bits) {
 
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
+inline float max_or_nan(float x, float y) {
+  return std::isnan(x) || std::isnan(y) ? NAN : std::fmax(x, y);
+}
 
 template <class Element>
 float to_float(uint16_t bits);

@@ -116,6 +116,9 @@ inline TensorMap make_tensor_map(const std::string& name, const TensorMapArgumen
 }
 
 inline SharedAddress shared_memory() { return emulated::Block::kFirstAddress; }
+inline void require_aligned(SharedAddress memory) {
+  emulated::Block::current().require(memory % kSwizzleBytes == 0, "shared memory is not aligned");
+}
 
 template <class T>
 void store_shared(SharedAddress to, const T& value) {

@@ -58,6 +58,7 @@ struct KeysMemory {
   MBT_DEVICE SharedAddress dq(int group) const { return base + kDq + group * kDqBytes; }
 
   MBT_DEVICE void init_barriers() const {
+    require_aligned(base);
     for (const SharedAddress full : {keys_full(), values_full()}) {
       barrier_init(full, 1);
       barrier_init(full + 8, kConsumerWarps);
@@ -170,8 +171,8 @@ struct KeysConsumer {
   MBT_DEVICE void start_transposed(float (&d)[kQueryRows / 2], SharedAddress keys,
                                    SharedAddress queries) {
     const SharedAddress own = keys + computed_here(group) * kGroupBytes;
-    wgmma_fence();
     keep_in_place(d);
+    wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kDim / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kK, Major::kK>(d, operand<Major::kK>(own, kBackwardTile, step),
@@ -181,9 +182,9 @@ struct KeysConsumer {
   // d += p' dout, or ds' queries, asynchronously.
   MBT_DEVICE void start_sum(float (&d)[kDim / 2], uint32_t (&weights)[kQueryRows / 4],
                             SharedAddress rows) {
-    wgmma_fence();
     keep_in_place(d);
     keep_in_place(weights);
+    wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kQueryRows / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kMN>(d, weights + 4 * step, operand<Major::kMN>(rows, kQueryRows, step),
@@ -195,8 +196,8 @@ struct KeysConsumer {
     const uint32_t half = computed_here(group) * kPanelBytes;
     const SharedAddress queries = ds + (kDim > 64 ? 0 : half);
     const SharedAddress channels = memory.keys() + (kDim > 64 ? half : 0);
-    wgmma_fence();
     keep_in_place(dq);
+    wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kBackwardTile / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kMN, Major::kMN>(dq, operand<Major::kMN>(queries, kBackwardTile, step),

@@ -100,8 +100,8 @@ struct QueriesConsumer {
 
   // d = queries keys^T, or dout values^T, asynchronously.
   MBT_DEVICE void start_product(float (&d)[kKeys / 2], SharedAddress queries, SharedAddress keys) {
-    wgmma_fence();
     keep_in_place(d);
+    wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kDim / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kK, Major::kK>(
@@ -117,9 +117,9 @@ struct QueriesConsumer {
   }
   // dq += ds keys, asynchronously.
   MBT_DEVICE void start_dq(int stage) {
-    wgmma_fence();
     keep_in_place(dq);
     keep_in_place(ds_pairs);
+    wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kKeys / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kMN>(dq, ds_pairs + 4 * step,

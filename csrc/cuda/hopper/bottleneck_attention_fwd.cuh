@@ -9,6 +9,7 @@
 #include <math.h>
 
 #include "../bottleneck_attention.hpp"
+#include "items.cuh"
 #include "launch.cuh"
 #include "pipeline.cuh"
 #include "softmax.cuh"
@@ -29,6 +30,7 @@ struct ForwardStream {
 struct ForwardParameters {
   ForwardStream streams[kMaxStreams];
   int stream_count, items;  // an item is a query tile of a head
+  int shift;                // of blocks, between their items
   int batch, heads, slots;
   float scale;  // times log2(e), and positive
   bool negate;  // scores
@@ -133,7 +135,7 @@ MBT_DEVICE void store_nothing(const ForwardParameters& parameters, const Forward
 template <class Element, int kDim>
 MBT_DEVICE void store_out(const ForwardParameters& parameters, SharedAddress rows,
                           const ForwardItem& item, int group, float (&out)[kDim / 2],
-                          Softmax& softmax) {
+                          Softmax<kDim>& softmax) {
   const int thread = computed_here(thread_index());
   const int lane = thread % kWarp, warp = thread % kWarpGroup / kWarp;
   const int first = item.first_row + group * kGroupRows + 16 * warp;
@@ -217,8 +219,8 @@ struct Consumer {
   // scores = queries keys^T, asynchronously.
   MBT_DEVICE void start_scores(float (&scores)[kTile / 2]) {
     barrier_wait(memory.keys_full(rings.keys.stage), rings.keys.phase);
-    wgmma_fence();
     keep_in_place(scores);
+    wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kDim / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kK, Major::kK>(
@@ -249,9 +251,9 @@ struct Consumer {
 
   // out += probabilities values, asynchronously.
   MBT_DEVICE void start_out(float (&out)[kDim / 2], uint32_t (&probabilities)[kTile / 4]) {
-    wgmma_fence();
     keep_in_place(out);
     keep_in_place(probabilities);
+    wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kTile / static_cast<int>(kStep); ++step)
       wgmma<Element, Major::kMN>(
@@ -264,23 +266,35 @@ struct Consumer {
     rings.values.advance();
   }
 
-  // -inf for keys that do not count.
+  // -inf for keys that do not count. Most streams have some behind their last row only: then only the
+  // chunks of eight keys there are looked at, from the last one on.
   MBT_DEVICE void mask(float (&scores)[kTile / 2], int number) {
-    const int first = tiles.first_row(number) + thread_index() % 4 * 2;
     if (parameters.negate) {
 #pragma unroll
       for (int i = 0; i < kTile / 2; ++i) scores[i] = -scores[i];
     }
-    if (!tiles.needs_mask(tiles.first_row(number))) return;
+    const int first = tiles.first_row(number), own = first + thread_index() % 4 * 2;
+    const int end = item.rows.count - first, own_end = item.rows.count - own;
 #pragma unroll
-    for (int i = 0; i < kTile / 2; ++i)
-      if (!item.rows.is_valid(first + i / 4 * 8 + i % 2)) scores[i] = -INFINITY;
+    for (int chunk = kTile / 8 - 1; chunk >= 0; --chunk) {
+      if (8 * chunk + 8 <= end) break;
+#pragma unroll
+      for (int i = 4 * chunk; i < 4 * chunk + 4; ++i)
+        if (8 * chunk + i % 2 >= own_end) scores[i] = -INFINITY;
+    }
+    if (!tiles.has_holes(first)) return;
+    const int hole = item.rows.length - own, end_of_hole = item.rows.first_slot - own;
+#pragma unroll
+    for (int i = 0; i < kTile / 2; ++i) {
+      const int key = i / 4 * 8 + i % 2;
+      if (key >= hole && key < end_of_hole) scores[i] = -INFINITY;
+    }
   }
 
   // The whole walk. While the tensor cores are at `out += p v` of a tile, the scores of the next one
   // become probabilities. ptxas moves a wgmma_wait in front of arithmetic, and would move the second
   // one in front of softmax; but not across the branches of wait_for_values, which stand between.
-  MBT_DEVICE void attend(float (&out)[kDim / 2], Softmax& softmax) {
+  MBT_DEVICE void attend(float (&out)[kDim / 2], Softmax<kDim>& softmax) {
     float scores[kTile / 2];
     uint32_t probabilities[kTile / 4];
     start_scores(scores);
@@ -338,7 +352,7 @@ MBT_DEVICE void consume_item(const ForwardParameters& parameters, const ForwardM
     barrier_wait(memory.rows_full(rings.queries.stage), rings.queries.phase);
   if (is_needed) {
     float out[kDim / 2] = {};  // or else ptxas 12.8 serialises all products (C7515)
-    Softmax softmax;
+    Softmax<kDim> softmax;
     consumer.attend(out, softmax);
     store_out<Element, kDim>(parameters, consumer.queries(), item, group, out, softmax);
   } else {
@@ -358,24 +372,24 @@ MBT_DEVICE void produce(const ForwardParameters& parameters, const ForwardMemory
     prefetch_tensor_map(parameters.streams[m].keys);
   }
   ForwardRings<kDim> rings;
-  for (int number = block_index(); number < parameters.items; number += grid_size()) {
+  for_each_item(parameters.items, parameters.shift, [&](int number) {
     const ForwardItem item = forward_item(parameters, number);
     with_key_tile<kDim>(item.stream.key_tile, [&](auto tile) {
       produce_item<kDim, decltype(tile)::value>(memory, item, rings);
     });
-  }
+  });
 }
 
 template <class Element, int kDim>
 MBT_DEVICE void consume(const ForwardParameters& parameters, const ForwardMemory<kDim>& memory,
                         int group) {
   ForwardRings<kDim> rings;
-  for (int number = block_index(); number < parameters.items; number += grid_size()) {
+  for_each_item(parameters.items, parameters.shift, [&](int number) {
     const ForwardItem item = forward_item(parameters, number);
     with_key_tile<kDim>(item.stream.key_tile, [&](auto tile) {
       consume_item<Element, kDim, decltype(tile)::value>(parameters, memory, item, rings, group);
     });
-  }
+  });
 }
 
 template <class Element, int kDim>

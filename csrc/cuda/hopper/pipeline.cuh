@@ -49,6 +49,7 @@ struct WalkBarriers {
   MBT_DEVICE SharedAddress values_empty(int stage) const { return base + 80 + 8 * stage; }
 
   MBT_DEVICE void init_barriers() const {
+    require_aligned(base);
     for (int stage = 0; stage < kRowStages; ++stage) {
       barrier_init(rows_full(stage), 1);
       barrier_init(rows_empty(stage), kConsumerWarps);

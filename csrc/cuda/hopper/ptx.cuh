@@ -13,6 +13,12 @@ MBT_DEVICE SharedAddress shared_memory() {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(mbt_shared_memory));
 }
 
+// The pattern of the swizzle repeats from there on. The compiler takes the alignment for granted.
+MBT_DEVICE void require_aligned(SharedAddress memory) {
+  asm volatile("" : "+r"(memory));
+  if (memory % kSwizzleBytes != 0) __trap();
+}
+
 MBT_DEVICE void store_shared(SharedAddress to, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
@@ -172,6 +178,14 @@ MBT_DEVICE float exp2_approx(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// The larger one; NaN if one is.
+MBT_DEVICE float max_or_nan(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+MBT_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
+MBT_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 MBT_DEVICE float log2_approx(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

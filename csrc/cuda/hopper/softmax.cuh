@@ -3,15 +3,22 @@
 // The four threads of a quad share a row. exp2 of fma(score, scale, -shift), with shift the rounded
 // product of maximum and scale: its error is a factor that all terms of a row have in common, and
 // the statistics that are kept for the backward hold the same shift.
+//
+// One exponential in kOneIn is computed by multiply-adds: with that number schedulers and special
+// function units need about as many cycles.
 #pragma once
 
 #include <math.h>
 
+#include "exp2.cuh"
 #include "instructions.cuh"
 
 namespace mbt_fast::cuda {
 
+template <int kDim>
 struct Softmax {
+  static constexpr int kOneIn = kDim > 64 ? 20 : 10;
+
   float maximum[2], shift[2], sum[2];  // of scores; of scores in units of log2; this thread's part
 
   // The first tile; there is a valid key in it.
@@ -59,7 +66,8 @@ struct Softmax {
 #pragma unroll
     for (int i = 0; i < kCount / 2; ++i) {
       float& score = scores[i / 2 * 4 + kHalf * 2 + i % 2];
-      score = exp2_approx(fmaf(score, scale, -shift[kHalf]));
+      const float power = fmaf(score, scale, -shift[kHalf]);
+      score = i % kOneIn == kOneIn - 1 ? exp2_polynomial(power) : exp2_approx(power);
       sum[kHalf] += score;
     }
   }

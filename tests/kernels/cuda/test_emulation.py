@@ -146,6 +146,7 @@ MISUSES = {
     "copy outlives block": "a copy outlives its block",
     "store outlives block": "a copy outlives its block",
     "box not aligned": "a box is not aligned",
+    "memory not aligned": "shared memory is not aligned",
     "outside shared memory": "shared memory is left",
     "named barrier counts": "threads disagree on how many",
     "named barrier of some": "128 threads from 0 wait for named barrier 1",

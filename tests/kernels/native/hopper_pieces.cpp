@@ -131,6 +131,7 @@ void misuse(const std::string& name) {
       bulk_add(sums, panel, 256);
       bulk_commit();
     }
+    if (name == "memory not aligned") require_aligned(barrier + 512);
     if (name == "outside shared memory") store_shared(kSharedMemory + 1024, 1u);
     if (name == "named barrier counts") named_barrier_sync(1, is_first ? 128 : 256);
     if (name == "named barrier of some" && is_first_group) named_barrier_sync(1, 256);
