@@ -12,7 +12,7 @@ import torch
 from benchmarks.bench_bottleneck_attention import HEAD_DIM, SHORT, SLOTS, compare
 from benchmarks.calls import BACKEND, DEVICE, parametrized_by_dtype, parametrized_by_mode
 from mbt_fast import bottleneck_attention
-from mbt_fast.ops.dispatch import Call, select
+from mbt_fast.dispatch import Call, select
 
 
 @pytest.mark.parametrize("rows", SHORT)

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from tabulate import tabulate
 
+from benchmarks.machine import info
 from benchmarks.records import RESULTS, ROOT, Results, Row, all_results
-from mbt_fast.ops import extension
-from mbt_fast.ops.min_sizes import CPU_MIN_SIZE
+from mbt_fast.dispatch import BACKENDS
 from mbt_fast.profiling.machine import dtype_name
 
 HELD = {"avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}}
@@ -30,8 +30,10 @@ HELD = {"avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2
 MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 OP = "bottleneck_attention"
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+CPU_MIN_SIZE = next(row.min_size for row in BACKENDS if row.name == "cpu")
 OTHERS = ("bias_gelu", "add_layer_norm", "residual_add")
 FILE = "thresholds.json"
+PYTEST = (sys.executable, "-m", "pytest", "-q", "--seconds=0.6")  # four minutes in all
 
 
 class Threshold(NamedTuple):
@@ -106,7 +108,7 @@ def measure(env: str, instruction_set: str, best: str, options: Sequence[str]) -
     ops = ["auto", *(OTHERS if suffix else ())]  # of the best, make bench has the others
     files = [f"benchmarks/bench_{op}.py" for op in ops]
     subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *files, f"--benchmark-json={path}", *options],
+        [*PYTEST, *files, f"--benchmark-json={path}", *options],
         env={**os.environ, **MEMORY, **held, "MBT_FAST_CPU": instruction_set},
         cwd=ROOT,
         check=True,
@@ -118,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure if a name is given, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--env", metavar="NAME", help="measure, and write records of this machine")
-    best = extension.instruction_set()
+    best = info()["cpu kernels"]["in use"]
     parser.add_argument(
         "--instruction-sets", nargs="+", default=list(dict.fromkeys(("avx2", best))), metavar="ISA"
     )

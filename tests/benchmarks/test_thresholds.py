@@ -6,7 +6,6 @@ import torch
 pytest.importorskip("tabulate", reason="tabulate is not installed")
 
 from benchmarks import records, thresholds
-from mbt_fast.ops.min_sizes import CPU_MIN_SIZE
 
 RECORDS = thresholds.cpu_records()
 
@@ -33,7 +32,7 @@ def row(length, taken, *, sdpa, cpu, ours):
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     """Records of these rows, on a machine where kernels are taken from 64 rows on."""
-    monkeypatch.setitem(CPU_MIN_SIZE, "avx2", {thresholds.OP: {torch.float32: 64}})
+    monkeypatch.setitem(thresholds.CPU_MIN_SIZE, "avx2", {thresholds.OP: {torch.float32: 64}})
 
     def of(*rows):
         machine = {"instruction_set": "avx2"}
