@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
 
 from benchmarks import conftest, peers
-from mbt_fast import create_model
+from mbt_fast import MBT, create_model
 from mbt_fast.testing import assert_close_to_exact
 
 INPUTS = {"rgb": torch.linspace(-1, 1, 3 * 2 * 32 * 32).reshape(1, 3, 2, 32, 32)}
@@ -88,7 +88,7 @@ def test_engines_compute_the_model(model, name):
         pytest.skip(f"{' and '.join(missing)} not installed")
     with torch.no_grad():
         eager = model(INPUTS)
-        exact = create_model(model.config).eval().double()
+        exact = MBT(model.config).eval().double()
         exact.load_state_dict(model.state_dict())
         wide = exact({m: x.double() for m, x in INPUTS.items()})
     with peers.peers(model, INPUTS, {name: peers.ENGINES[name]}) as found:

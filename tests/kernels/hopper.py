@@ -74,8 +74,8 @@ def build():
 
 
 def import_module(library):
-    """The Python module that a library is."""
-    spec = importlib.util.spec_from_file_location("_cuda", library)
+    """The Python module that a library is; pybind11 keeps modules by their names."""
+    spec = importlib.util.spec_from_file_location(f"{library.parent.name}._cuda", library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

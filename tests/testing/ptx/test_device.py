@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_a_load_without_a_mask_is_an_error_of_the_launch():
         add(masked=False)
     assert raised.value.text.startswith("ld.global")
     assert raised.value.cta == (1, 0, 0)
-    assert f"from {__file__}:" in str(raised.value)
+    assert f"/{Path(__file__).name}:" in str(raised.value)  # checkouts share Triton's cache
 
 
 def test_a_tensor_that_is_a_part_of_another_does_not_open_the_rest():
