@@ -70,7 +70,7 @@ def _taken_by_auto(row: dispatch.Backend, hardware: Hardware) -> str:
     for op, found in (row.min_size if isa is None else row.min_size[isa]).items():
         dtypes = "" if found.keys() == row.dtypes else f" in {', '.join(map(dtype_name, found))}"
         vendor = f" on {row.measured_on[op]}" if op in row.measured_on else ""
-        layer += [op + dtypes + vendor] if op != "bottleneck_attention" else []
+        layer += [op + dtypes + vendor] if found and op != "bottleneck_attention" else []
     return f"{', '.join(['attention', *layer])} (`{row.name}`)"
 
 
