@@ -10,25 +10,22 @@ LayerNorm in float32 waits for memory, whoever computes it.
 
 from torch import bfloat16, float16, float32
 
-_AVX512_BF16 = {
+_AVX512 = {
     "bottleneck_attention": {bfloat16: 32, float32: 48, float16: 16},
     "bias_gelu": {bfloat16: 2**16, float32: 2**16, float16: 2**16},
     "add_layer_norm": {bfloat16: 2**20},
     "residual_add": {bfloat16: 2**20},
     "linear": {float32: 2**23},  # in bfloat16 as fast as torch's, and not always
 }
-# Without instructions for bfloat16, which torch then multiplies slowly.
-_AVX512 = _AVX512_BF16 | {"linear": {float32: 2**23, bfloat16: 2**22}}
 # A sum of bfloat16, with or without its norm, is slower forward than torch's.
 _AVX2 = {
     "bottleneck_attention": {bfloat16: 48, float32: 48, float16: 16},
     "bias_gelu": _AVX512["bias_gelu"],
     "add_layer_norm": {},
     "residual_add": {},
-    "linear": _AVX512["linear"],
+    "linear": {float32: 2**26},
 }
 CPU_MIN_SIZE = {
-    **dict.fromkeys(("amx", "amx_emulated", "avx512_bf16"), _AVX512_BF16),
-    "avx512": _AVX512,
+    **dict.fromkeys(("amx", "amx_emulated", "avx512_bf16", "avx512"), _AVX512),
     "avx2": _AVX2,
 }
