@@ -44,10 +44,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rehearse", action="store_true")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Before tests are collected, because they ask which backends are there."""
-    if config.getoption("rehearse"):
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Before any conftest or test asks which backends are there."""
+    if early_config.known_args_namespace.rehearse:
         _rehearse()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count from now on."""
     if config.getoption("compiled"):
         _count()
 

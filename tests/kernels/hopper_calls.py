@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from attention_cases import DEVICE, make_lengths, make_qkv, present
+from attention_cases import DEVICE, Case, make_lengths, make_qkv, present
 from hopper import poison_padding
 
 from mbt_fast import bottleneck_attention
@@ -87,3 +87,13 @@ def assert_gradients_within_tolerance(case, dtype, poison=False, size=1.0, **opt
             assert_close_to_exact(*parts, name=f"{name} of stream {stream}")
         for example in range(case.batch):
             assert results[0][example, unused_rows(case, stream, example)].eq(0).all()
+
+
+def assert_propagates(which, value):
+    """One element of a query, key or value spoils what it spoils in the reference."""
+    (stream,) = make_qkv(Case(1, (101,), 0, 2, 64), torch.bfloat16)
+    stream[0, 70, which, 1, 3] = value
+    (actual,) = bottleneck_attention([stream], 0, backend="cuda")
+    (expected,) = bottleneck_attention([stream], 0, backend="reference")
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(actual), kind(expected))

@@ -6,18 +6,9 @@ of the cases runs by default, and all of them by ``-m exhaustive``.
 
 import ctypes
 
+import attention_cases
 import pytest
 import torch
-
-from mbt_fast.ops import dispatch
-
-pytest.importorskip("triton", reason="triton is not installed")
-if dispatch.INTERPRET:
-    pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
-if torch.cuda.is_available():
-    pytest.skip("this process has a true driver", allow_module_level=True)
-
-import attention_cases
 from attention_cases import Case, compare, make_lengths, make_qkv
 from layer_cases import GELU, NORM, RESIDUAL, assert_within_tolerance
 from triton_device import triton_device

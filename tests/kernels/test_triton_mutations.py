@@ -8,15 +8,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-
-from mbt_fast.ops import dispatch
-
-pytest.importorskip("triton", reason="triton is not installed")
-if dispatch.INTERPRET:
-    pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
-if torch.cuda.is_available():
-    pytest.skip("this process has a true driver", allow_module_level=True)
-
 from attention_cases import Case, compare, make_qkv
 from triton_device import triton_device
 
