@@ -22,6 +22,13 @@ def test_limits_of_a_part_add_up_to_five_and_a_half_minutes(part, tmp_path):
     assert [step.part for step in steps] == sorted(step.part for step in steps)
 
 
+def test_rehearsed_compilations_leave_half_of_the_time_of_the_tests(tmp_path):
+    """By the record of a rehearsal, if a core of the GPU's machine compiles as fast as ours."""
+    rehearsed = json.loads((gpu_suite.ROOT / "benchmarks/results/aot/gpu_suite.json").read_text())
+    (tests,) = (s for s in gpu_suite.steps(tmp_path, gpu=True) if s.name == "correctness")
+    assert 0 < rehearsed["core_seconds_of_the_longest_shard"] < tests.seconds / 2
+
+
 def test_files_and_folders_of_the_steps_exist(tmp_path):
     for step in gpu_suite.steps(tmp_path, gpu=True):
         for word in chain.from_iterable(step.commands):
